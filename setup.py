@@ -1,0 +1,24 @@
+"""Package metadata; the requirements are those of requirements.txt, so that the two cannot drift apart."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+LINES = (line.split("#")[0].strip() for line in (HERE / "requirements.txt").read_text().splitlines())
+
+setup(
+    name="vlmo",
+    version="1.0.0",
+    description="Vision-language pre-training with a mixture of modality experts (VLMo), on today's stack",
+    long_description=(HERE / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="MIT",
+    python_requires=">=3.10",
+    packages=find_packages(include=["vlmo", "vlmo.*"]),
+    install_requires=[line for line in LINES if line],
+    extras_require={
+        "test": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.6", "mypy>=1.10"],
+        "sharded": ["deepspeed>=0.16"],
+    },
+)

@@ -1,0 +1,211 @@
+"""The loaders of whole runs, on tiny tables."""
+
+import logging
+
+import pytest
+import torch
+
+from tests import tables
+from vlmo.config import resolve
+from vlmo.datamodules import multitask_datamodule
+from vlmo.datamodules.multitask_datamodule import MTDataModule
+from vlmo.errors import VLMoError
+
+
+@pytest.fixture
+def make(tmp_path):
+    """A data module for a named config; all tables lie in one folder."""
+    for write in (tables.write_coco, tables.write_f30k, tables.write_wikibk, tables.write_vqa, tables.write_nlvr2):
+        write(tmp_path)
+    tables.write_captions(tmp_path, "vg", rows=2, texts=3, first=50)
+    tokenizer = str(tables.write_vocabulary(tmp_path))
+
+    def made(*named: str, **updates) -> MTDataModule:
+        small = {"image_size": 32, "per_gpu_batchsize": 4, "batch_size": 4, "num_workers": 0, "num_gpus": 0}
+        paths = {"data_root": str(tmp_path), "tokenizer": tokenizer}
+        return MTDataModule(resolve(*named, **small | paths | updates))
+
+    return made
+
+
+def sizes(batches):
+    return [len(batch["raw_index"]) for batch in batches]
+
+
+def assert_same(one, other):
+    assert len(one) == len(other)
+    for first, second in zip(one, other, strict=True):
+        assert first.keys() == second.keys()
+        for name, value in first.items():
+            same = torch.equal(value, second[name]) if isinstance(value, torch.Tensor) else value == second[name]
+            assert same, name
+
+
+def test_pretraining_over_several_sets(make):
+    module = make("task_mlm_itm_itc_base", datasets=["coco", "vg"])
+    module.setup("fit")
+    loader = module.train_dataloader()
+    batches = list(loader)
+    assert sizes(batches) == [4] * 5  # 22 samples: 16 of coco, 6 of vg; the rest of 2 is left out
+    batch = batches[0]
+    assert batch["image"].shape == (4, 3, 32, 32)
+    assert batch["image"].dtype == torch.float32
+    assert -1 <= batch["image"].min() <= batch["image"].max() <= 1
+    assert batch["text_ids"].shape == batch["text_labels_mlm"].shape == (4, 8)
+    assert batch["skipped"] == []
+    everything = [batch for epoch in range(4) for batch in _epoch(loader, epoch)]
+    rows, images = (torch.cat([batch[name] for batch in everything]).tolist() for name in ("raw_index", "img_index"))
+    assert dict(zip(rows, images, strict=True)) == {row: row // 2 for row in range(16)} | {
+        row: 8 + (row - 16) // 3 for row in range(16, 22)
+    }
+    val = list(module.val_dataloader())
+    assert [index for batch in val for index in batch["raw_index"].tolist()] == list(range(8))
+    assert_same(val, list(module.val_dataloader()))
+
+
+def _epoch(loader, epoch):
+    loader.sampler.set_epoch(epoch)
+    return list(loader)
+
+
+def test_batches_do_not_depend_on_the_number_of_workers(make):
+    runs = []
+    for workers in (0, 1, 2):
+        module = make("task_mlm_itm_itc_base", datasets=["coco", "vg"], num_workers=workers)
+        module.setup("fit")
+        loader = module.train_dataloader()
+        torch.rand(workers)
+        runs.append(_epoch(loader, 0) + _epoch(loader, 1) + list(module.val_dataloader()))
+    assert_same(runs[0], runs[1])
+    assert_same(runs[0], runs[2])
+
+
+def test_workers_can_be_spawned(make):
+    module = make("task_finetune_vqa_base_image480", num_workers=1)
+    module.setup("fit")
+    loader = module.train_dataloader()
+    loader.multiprocessing_context = "spawn"
+    spawned = list(loader)
+    here = make("task_finetune_vqa_base_image480")
+    here.setup("fit")
+    assert_same(spawned, list(here.train_dataloader()))
+
+
+def test_processes_share_the_samples(make, monkeypatch):
+    monkeypatch.setattr(multitask_datamodule, "world_size", lambda: 2)
+    train, val = [], []
+    for rank in (0, 1):
+        monkeypatch.setattr(multitask_datamodule, "rank", lambda rank=rank: rank)
+        module = make("task_finetune_irtr_coco_base_image384", per_gpu_batchsize=3, batch_size=3)
+        module.setup("fit")
+        train.append([index for batch in module.train_dataloader() for index in batch["raw_index"].tolist()])
+        val.append([index for batch in module.val_dataloader() for index in batch["raw_index"].tolist()])
+    assert [len(share) for share in train] == [6, 6]  # of 8 a process: two full batches
+    assert not set(train[0]) & set(train[1])
+    assert val == [[0, 2, 4, 6], [1, 3, 5, 7]]
+
+
+def test_fewer_samples_than_a_batch(make, caplog):
+    module = make("task_finetune_nlvr2_base", per_gpu_batchsize=64, batch_size=64)
+    module.setup("fit")
+    with caplog.at_level(logging.WARNING):
+        assert sizes(module.train_dataloader()) == [6]
+    assert "only 6 training samples" in caplog.text
+
+
+def test_text_only(make):
+    module = make("task_textmlm_base", max_text_len=20)
+    module.setup("fit")
+    batches = list(module.train_dataloader())
+    assert sizes(batches) == [4, 4]
+    assert "image" not in batches[0]
+    assert sizes(module.val_dataloader()) == [4, 1]
+
+
+def test_vqa(make):
+    module = make("task_finetune_vqa_base_image480")
+    module.setup("fit")
+    batch = next(iter(module.train_dataloader()))
+    assert batch["vqa_labels"].shape == batch["vqa_scores"].shape == (4, 2)
+    assert module.vqa_answers() == ["answer 0", "answer 1", "answer 2"]
+    (module.root / "vqav2_answers.json").unlink()
+    assert module.vqa_answers() == ["answer 0", "answer 1", "answer 2"]
+    module = make("task_finetune_vqa_base_image480", test_only=True, load_path="x.ckpt")
+    for path in module.root.glob("vqav2_*rain*.arrow"):
+        path.unlink()
+    module.setup("test")
+    assert [batch["vqa_labels"].shape for batch in module.test_dataloader()] == [(4, 0), (4, 0)]
+    (module.root / "vqav2_rest_val.arrow").unlink()
+    assert module.vqa_answers() is None
+    assert make("task_finetune_nlvr2_base").vqa_answers() is None
+
+
+def test_nlvr2(make):
+    module = make("task_finetune_nlvr2_base")
+    module.setup("fit")
+    names = [name for batch in module.val_dataloader() for name in batch["table_name"]]
+    assert names == ["nlvr2_dev"] * 6 + ["nlvr2_test1"] * 6
+
+
+def test_retrieval(make):
+    module = make("task_finetune_irtr_coco_base_image384", datasets=["coco", "f30k", "vg"])
+    module.setup("fit")
+    images, texts = (list(loader) for loader in module.retrieval_loaders("test"))
+    assert images[0].keys() == {"image", "img_index", "skipped"}
+    assert texts[0].keys() == {"text_ids", "text_masks", "img_index", "skipped"}
+    assert torch.cat([batch["img_index"] for batch in images]).tolist() == list(range(7))  # 4 of coco, 3 of f30k
+    wanted = [image for image in range(4) for _ in range(2)] + [4 + image for image in range(3) for _ in range(5)]
+    assert torch.cat([batch["img_index"] for batch in texts]).tolist() == wanted
+
+
+def test_sets_without_validation(make):
+    module = make("task_mlm_itm_itc_base", datasets=["vg"])
+    module.setup("fit")
+    assert module.val_dataloader() == []
+    with pytest.raises(VLMoError, match="none has files for test"):
+        module.check("test")
+
+
+def test_undecodable_images_are_left_out_of_the_batch(make):
+    module = make("task_mlm_itm_itc_base", datasets=["vg"], per_gpu_batchsize=3, batch_size=3)
+    columns = {"image": [tables.png(0), b"damaged"], "caption": [["a", "b"], ["c"]]}
+    tables.write_table(module.root / "vg.arrow", columns)
+    module.setup("fit")
+    (batch,) = module.train_dataloader()
+    assert sorted(batch["text"]) == ["a", "b"]
+    assert batch["image"].shape[0] == 2
+    assert batch["skipped"][0].startswith("vg: image row 1")
+
+
+def test_all_problems_at_once(make):
+    module = make(
+        "task_finetune_irtr_coco_base_image384",
+        datasets=["coco", "vg"],
+        tokenizer="absent/vocab.txt",
+        train_transform_keys=["square_transform", "square_transform_randaug"],
+    )
+    (module.root / "vg.arrow").unlink()
+    with pytest.raises(VLMoError) as error:
+        module.setup("fit")
+    lines = str(error.value).splitlines()
+    assert len(lines) == 4
+    assert "vg.arrow is missing" in lines[0]
+    assert "vlmo.utils.write_vg" in lines[1]
+    assert "give one transform" in lines[2]
+    assert "tokenizer='absent/vocab.txt'" in lines[3]
+
+
+def test_vocabulary_must_fit(make):
+    with pytest.raises(VLMoError, match=r"the tokenizer has (\d+) words: pass vocab_size=\1"):
+        make("task_textmlm_base", vocab_size=20).check("fit")
+
+
+def test_recall_needs_a_retrieval_set(make):
+    module = make("task_mlm_itm_itc_base", datasets=["vg"], get_recall_metric=True)
+    with pytest.raises(VLMoError, match="recall is measured on coco, f30k"):
+        module.check("fit")
+
+
+def test_unknown_names():
+    with pytest.raises(VLMoError, match="did you mean coco"):
+        MTDataModule(resolve(datasets=["cocoa"]))

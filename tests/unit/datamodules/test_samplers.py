@@ -1,0 +1,44 @@
+"""Which process sees which samples."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vlmo.datamodules.samplers import ShuffleSampler, eval_sampler
+
+
+def drawn(length, world, seed=1, epoch=0):
+    samplers = [ShuffleSampler(length, seed, rank, world) for rank in range(world)]
+    for sampler in samplers:
+        sampler.set_epoch(epoch)
+    return [list(sampler) for sampler in samplers]
+
+
+@given(st.integers(0, 40), st.integers(1, 5))
+def test_processes_share_the_samples_equally(length, world):
+    shares = drawn(length, world)
+    assert [len(share) for share in shares] == [length // world] * world
+    numbers = [number for share in shares for number, _ in share]
+    assert len(set(numbers)) == len(numbers)
+    assert set(numbers) <= set(range(length))
+    assert len({seed for share in shares for _, seed in share}) <= 1
+
+
+def test_order_and_seed_change_with_epoch_and_run():
+    runs = [drawn(20, 1, seed, epoch)[0] for seed, epoch in ((1, 0), (1, 1), (2, 0))]
+    assert drawn(20, 1)[0] == runs[0]
+    assert len({tuple(number for number, _ in run) for run in runs}) == 3
+    assert len({run[0][1] for run in runs}) == 3
+
+
+def test_the_global_batches_do_not_depend_on_the_number_of_processes():
+    alone = drawn(24, 1)[0]
+    shares = drawn(24, 2)
+    for step in range(3):
+        together = shares[0][4 * step : 4 * step + 4] + shares[1][4 * step : 4 * step + 4]
+        assert sorted(together) == sorted(alone[8 * step : 8 * step + 8])
+
+
+@given(st.integers(0, 40), st.integers(1, 5))
+def test_evaluation_takes_every_sample_once(length, world):
+    shares = [eval_sampler(length, rank, world) for rank in range(world)]
+    assert sorted(number for share in shares for number in share) == list(range(length))

@@ -1,0 +1,89 @@
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from vlmo.errors import VLMoError
+from vlmo.transforms import TRANSFORMS, keys_to_transforms
+
+
+@pytest.fixture
+def picture():
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 50, 3), dtype=np.uint8))
+
+
+@pytest.mark.parametrize("key", TRANSFORMS)
+@pytest.mark.parametrize("autocontrast", ["correct", "original"])
+def test_shape_type_and_range(key, autocontrast, picture):
+    [transform] = keys_to_transforms([key], 48, autocontrast)
+    for _ in range(20):
+        image = transform(picture)
+        assert type(image) is torch.Tensor  # no subclass that would spread through the model
+        assert image.shape == (3, 48, 48) and image.dtype == torch.float32 and image.is_contiguous()
+        assert -1 <= image.min() < image.max() <= 1
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "I;16", "I", "F"])
+def test_any_mode(mode):
+    for transform in keys_to_transforms(TRANSFORMS, 16):
+        assert transform(Image.new(mode, (20, 10))).shape == (3, 16, 16)
+
+
+def test_white_and_black_are_plus_and_minus_one():
+    [transform] = keys_to_transforms(["square_transform"], 8)
+    assert (transform(Image.new("RGB", (9, 5), "white")) == 1).all()
+    assert (transform(Image.new("RGB", (9, 5), "black")) == -1).all()
+
+
+def test_training_transform_is_fixed_by_torchs_generator(picture):
+    [transform] = keys_to_transforms(["square_transform_randaug"], 32)
+
+    def draw(seed):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return [transform(picture) for _ in range(5)]
+
+    np.random.seed(1)
+    first = draw(7)
+    np.random.seed(2)
+    assert all(torch.equal(a, b) for a, b in zip(first, draw(7), strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(first, draw(8), strict=True))
+
+
+def test_evaluation_transform_draws_nothing(picture):
+    [transform] = keys_to_transforms(["square_transform"], 32)
+    before = torch.get_rng_state()
+    assert torch.equal(transform(picture), transform(picture))
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_crop_keeps_at_least_half():
+    """Red tells the column and green the row, so a crop shows where it was taken."""
+    pixels = np.zeros((100, 100, 3), np.uint8)
+    pixels[..., 0], pixels[..., 1] = np.arange(100), np.arange(100)[:, None]
+    crop = keys_to_transforms(["square_transform_randaug"], 32)[0].transforms[1]
+    areas = []
+    for _ in range(300):
+        cropped = np.asarray(crop(Image.fromarray(pixels))).astype(int)
+        areas.append(np.ptp(cropped[..., 0]) * np.ptp(cropped[..., 1]) / 100**2)
+    assert 0.44 < min(areas) < 0.55 and max(areas) > 0.85  # a span ends at pixel centres, so it falls short
+
+
+def test_transforms_travel_to_worker_processes(picture):
+    for transform in keys_to_transforms(TRANSFORMS, 16):
+        pickle.loads(pickle.dumps(transform))(picture)
+
+
+def test_unknown_keys_are_all_named():
+    with pytest.raises(VLMoError) as error:
+        keys_to_transforms(["square_transfrom", "pixelbert_randaug", "square_transform"], 32)
+    unknown, dropped = str(error.value).splitlines()
+    assert "square_transfrom" in unknown and all(key in unknown for key in TRANSFORMS)
+    assert "dropped" in dropped and "square" in dropped
+
+
+def test_unknown_autocontrast():
+    with pytest.raises(VLMoError, match="correct, original"):
+        keys_to_transforms(["square_transform_randaug"], 32, "pillow")

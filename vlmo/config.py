@@ -1,0 +1,195 @@
+"""Every option with its meaning, and every named config, as sacred resolves them.
+
+    python run.py with <named config> [<named config> ...] option=value ...
+
+A named config is a set of values laid over the defaults; what is typed on the command line wins over both. The recipes
+have the published values (VLMo, arXiv 2111.02358); `vlmo/settings.py` checks the result.
+"""
+
+import copy
+import logging
+import warnings
+from typing import Any
+
+warnings.filterwarnings("ignore", "pkg_resources is deprecated")  # sacred 0.8 still imports it
+
+import sacred  # noqa: E402
+from sacred.initialize import create_run  # noqa: E402
+
+# `interactive`: sacred refuses an experiment whose source file it cannot find (notebooks, standard input).
+# `save_git_info` off: a run needs no git checkout.
+ex = sacred.Experiment("VLMo", interactive=True, save_git_info=False)
+
+# sacred warns of types that change (a list for num_gpus); the settings check those, so its logger stays silent
+ex.logger = logging.getLogger("sacred")  # type: ignore[assignment]
+logging.getLogger("sacred").setLevel(logging.CRITICAL)
+
+
+def losses(**weights: float) -> dict[str, float]:
+    """All loss weights: 0 is off, anything above multiplies the loss (1 = as published)."""
+    off = {"itm": 0, "itc": 0, "mlm": 0, "textmlm": 0, "vqa": 0, "nlvr2": 0, "irtr": 0}
+    return off | weights
+
+
+ex.add_config(
+    # --- the run -------------------------------------------------------------------------------------------------
+    exp_name="vlmo",  # first part of the run's folder: {exp_name}_seed{seed}_from_{name of load_path}
+    seed=1,  # weights, order, augmentation, masking and negatives follow from it
+    loss_names=losses(itm=1, itc=1, mlm=1),
+    batch_size=1024,  # pairs an optimizer step, over all devices and accumulation steps
+    # --- data ----------------------------------------------------------------------------------------------------
+    datasets=["coco", "vg", "sbu", "gcc"],  # trained on together
+    data_root="",  # folder of the Arrow files (DATA.md says how to make them)
+    train_transform_keys=["square_transform_randaug"],
+    val_transform_keys=["square_transform"],
+    autocontrast="correct",  # "original": AutoContrast as published, which whitens channels whose minimum is above 0
+    image_size=224,  # pixels a side, a multiple of the patch (16)
+    draw_false_image=0,  # refused above 0: no objective reads false images (ITM draws its negatives from the batch)
+    draw_false_text=0,  # refused above 0, likewise
+    image_only=False,  # refused: no objective trains on images alone
+    text_only=False,  # refused: text alone is loss_names.textmlm with the set wikibk
+    num_workers=8,  # loader processes a device
+    # --- text ----------------------------------------------------------------------------------------------------
+    tokenizer="bert-base-uncased",  # hub name, local folder, or a vocab.txt
+    vocab_size=30522,  # rows of the word embedding
+    max_text_len=40,  # tokens, [CLS] and [SEP] included
+    max_text_len_of_initckpt=196,  # text length that the relative position table has room for
+    whole_word_masking=False,
+    mlm_prob=0.15,  # share of tokens that are masked
+    vqav2_label_size=3129,  # number of VQA answers
+    # --- model ---------------------------------------------------------------------------------------------------
+    model_arch="vlmo_base_patch16",
+    drop_path_rate=0.1,  # stochastic depth of the last block (rises linearly from 0), and dropout of the text embedding
+    load_path="",  # checkpoint to start from: VLMo or BEiT file
+    # --- optimizer -----------------------------------------------------------------------------------------------
+    optim_type="adamw",  # adamw, adam or sgd
+    learning_rate=1e-4,
+    weight_decay=0.01,
+    decay_power=1,  # power of the polynomial decay, or "cosine"
+    max_epoch=100,
+    max_steps=200000,  # optimizer steps; None: max_epoch decides
+    warmup_steps=0.1,  # a fraction of all steps below 1, else a number of steps
+    end_lr=0,
+    lr_mult=1,  # learning rate of the VQA and NLVR2 classifiers, as a multiple
+    # --- evaluation ----------------------------------------------------------------------------------------------
+    test_only=False,  # evaluate load_path, train nothing
+    get_recall_metric=False,  # retrieval recall on val and test at each validation
+    get_recall_rerank_metric=False,  # refused for now: re-ranking with ITM
+    k_test=32,  # candidates that re-ranking looks at
+    val_check_interval=1.0,  # validate every so many batches (int), or this share of an epoch (float)
+    fast_dev_run=False,  # True or n: n batches of everything, nothing saved
+    # --- continuing ----------------------------------------------------------------------------------------------
+    resume_from=None,  # a checkpoint of this project's: weights, optimizer and step continue
+    resume_during_training=False,  # continue this run's newest last.ckpt if there is one
+    # --- machine -------------------------------------------------------------------------------------------------
+    log_dir="result",
+    log_every_n_steps=50,
+    per_gpu_batchsize=4,  # pairs a device a forward pass; batch_size / (this x devices) passes are accumulated
+    num_gpus=1,  # devices a node: 0 is the CPU; a list picks devices
+    num_nodes=1,
+    accelerator="auto",  # auto, cpu, gpu
+    strategy="auto",  # Lightning's name: auto, ddp, fsdp, deepspeed_stage_1, ...
+    use_sharded_training=False,  # DeepSpeed ZeRO stage 1
+    precision=16,  # 16, 32, "bf16", or "auto": bf16 where the GPU has it, else 16; a CPU runs 16 and auto in 32
+)
+
+# --- presets: what a named config is composed from --------------------------------------------------------------------
+BASE = {"model_arch": "vlmo_base_patch16"}
+BASE_PLUS = {"model_arch": "vlmo_base_plus_patch16"}
+LARGE = {"model_arch": "vlmo_large_patch16"}
+
+STAGE2 = {
+    "datasets": ["wikibk"],
+    "loss_names": losses(textmlm=1),
+    "batch_size": 1024,
+    "max_text_len": 196,
+    "whole_word_masking": True,
+}
+STAGE3 = {
+    "datasets": ["coco", "vg", "sbu", "gcc"],
+    "loss_names": losses(itm=1, itc=1, mlm=1),
+    "batch_size": 1024,
+    "whole_word_masking": True,
+}
+FINETUNE = {"max_epoch": 10, "max_steps": None, "warmup_steps": 0.1, "batch_size": 128}
+NLVR2 = FINETUNE | {"datasets": ["nlvr2"], "loss_names": losses(nlvr2=1)}
+VQA = FINETUNE | {"datasets": ["vqa"], "loss_names": losses(vqa=1), "image_size": 480, "lr_mult": 20}
+RETRIEVAL = {"loss_names": losses(irtr=1.0), "batch_size": 3072, "max_epoch": 50, "get_recall_metric": True}
+F30K = RETRIEVAL | {"datasets": ["f30k"], "max_steps": 1500, "warmup_steps": 150}
+COCO = RETRIEVAL | {"datasets": ["coco"], "max_steps": 3000, "warmup_steps": 300}
+
+
+def named(name: str, *presets: dict[str, Any], **values: Any) -> None:
+    """Registers the named config `name`: the presets in order, then `values`."""
+    merged: dict[str, Any] = {"exp_name": name.removeprefix("task_")}
+    for preset in presets:
+        merged |= preset
+    # deep copy: presets share lists and dicts, and sacred changes what it is given
+    ex.add_named_config(name, copy.deepcopy(merged | values))
+
+
+# --- stage 2: masked language modelling on text, attention frozen -----------------------------------------------------
+named("task_textmlm_base", STAGE2, BASE, learning_rate=2e-4)
+named("task_textmlm_base_plus", STAGE2, BASE_PLUS, learning_rate=2e-4)
+named("task_textmlm_large", STAGE2, LARGE, learning_rate=5e-5)
+
+# --- stage 3: contrast, matching and masked language modelling on image-text pairs ------------------------------------
+named("task_mlm_itm_itc_base", STAGE3, BASE, learning_rate=2e-4)
+named("task_mlm_itm_itc_base_plus", STAGE3, BASE_PLUS, learning_rate=1e-4)
+named("task_mlm_itm_itc_large", STAGE3, LARGE, learning_rate=5e-5)
+
+# --- NLVR2: is the sentence true of the two pictures? -----------------------------------------------------------------
+named("task_finetune_nlvr2_base", NLVR2, BASE, learning_rate=5e-5)
+named("task_finetune_nlvr2_base_plus", NLVR2, BASE_PLUS, learning_rate=3e-5, drop_path_rate=0.2)
+named("task_finetune_nlvr2_base_image384", NLVR2, BASE, learning_rate=5e-5, image_size=384)
+named(
+    "task_finetune_nlvr2_base_plus_image384", NLVR2, BASE_PLUS, learning_rate=3e-5, drop_path_rate=0.2, image_size=384
+)
+named("task_finetune_nlvr2_large", NLVR2, LARGE, learning_rate=3e-5, drop_path_rate=0.15)
+named("task_finetune_nlvr2_large_image384", NLVR2, LARGE, learning_rate=3e-5, drop_path_rate=0.15, image_size=384)
+
+# --- VQA v2 -----------------------------------------------------------------------------------------------------------
+named("task_finetune_vqa_base_image480", VQA, BASE, learning_rate=3e-5, drop_path_rate=0.15)
+named("task_finetune_vqa_base_plus_image480", VQA, BASE_PLUS, learning_rate=3e-5, drop_path_rate=0.15)
+named("task_finetune_vqa_large_image480", VQA, LARGE, learning_rate=1.5e-5, drop_path_rate=0.15)
+
+# --- retrieval, Flickr30K (base and large start from the COCO-fine-tuned file) ----------------------------------------
+named("task_finetune_irtr_f30k_base", F30K, BASE, learning_rate=3e-5, drop_path_rate=0.15)
+named("task_finetune_irtr_f30k_base_image384", F30K, BASE, learning_rate=3e-5, drop_path_rate=0.15, image_size=384)
+named(
+    "task_finetune_irtr_f30k_base_plus_image384",
+    F30K,
+    BASE_PLUS,
+    learning_rate=3e-5,
+    drop_path_rate=0.2,
+    image_size=384,
+)
+named("task_finetune_irtr_f30k_large_image384", F30K, LARGE, learning_rate=2e-5, drop_path_rate=0.2, image_size=384)
+
+# --- retrieval, COCO --------------------------------------------------------------------------------------------------
+named("task_finetune_irtr_coco_base_image384", COCO, BASE, learning_rate=3e-5, drop_path_rate=0.2, image_size=384)
+named(
+    "task_finetune_irtr_coco_base_plus_image384",
+    COCO,
+    BASE_PLUS,
+    learning_rate=3e-5,
+    drop_path_rate=0.2,
+    image_size=384,
+)
+named("task_finetune_irtr_coco_large_image384", COCO, LARGE, learning_rate=2e-5, drop_path_rate=0.2, image_size=384)
+
+# --- schedules, to be named after a task: `with task_... step200k` ----------------------------------------------------
+ex.add_named_config("step1_5k", {"max_epoch": 100, "warmup_steps": 150, "max_steps": 1500})
+ex.add_named_config("step3k", {"max_epoch": 100, "warmup_steps": 300, "max_steps": 3000})
+ex.add_named_config("step200k", {"max_epoch": 200, "warmup_steps": 2500, "max_steps": 200000})
+ex.add_named_config("step500k", {"max_epoch": 500, "warmup_steps": 2500, "max_steps": 500000})
+
+
+def resolve(*named_configs: str, **updates: Any) -> dict[str, Any]:
+    """The config that `python run.py with <named_configs> <updates>` would run with.
+
+    `updates` are option values; a dict value (`loss_names={"itm": 0}`) changes the given keys only. Raises sacred's
+    errors for a named config or an option that does not exist.
+    """
+    run = create_run(ex, "print_config", copy.deepcopy(updates), named_configs)
+    return copy.deepcopy(dict(run.config))

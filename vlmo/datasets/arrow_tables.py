@@ -1,0 +1,150 @@
+"""Arrow tables as one sequence of samples, memory mapped: nothing of the length of the data is held in memory.
+
+A row holds one image (or pair of images) and a list of texts; a sample is one text with its row. Where a sample lies is
+found by two binary searches: over the starts of the record batches (small arrays, kept), then over the offsets that the
+Arrow list column itself stores (in the mapped file). Values are sliced out of the map without copying.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from vlmo.errors import VLMoError
+
+
+def open_table(path: str | Path) -> pa.RecordBatchFileReader:
+    """Maps an Arrow file (IPC file format).
+
+    Raises:
+        VLMoError: if it is missing, truncated or no Arrow file.
+    """
+    try:
+        # no threads: worker processes are forked, and one record batch is all that is read at a time
+        return pa.ipc.open_file(pa.memory_map(str(path)), options=pa.ipc.IpcReadOptions(use_threads=False))
+    except FileNotFoundError:
+        raise VLMoError(f"{path}: is missing") from None
+    except (pa.ArrowInvalid, OSError) as error:
+        raise VLMoError(f"{path}: is not a complete Arrow file ({error}); make it again") from error
+
+
+class Place(NamedTuple):
+    """Where a sample lies."""
+
+    record: pa.RecordBatch
+    row: int  # in `record`
+    item: int  # in the row's list
+    table: int  # number of the file
+    image: int  # row over all files
+
+    def scalar(self, column: str) -> pa.Scalar:
+        """The row's value."""
+        return self.record.column(column)[self.row]
+
+    def list_item(self, column: str) -> Any:
+        """The sample's own entry of a list column; None if the column is absent or the row's list is shorter."""
+        if self.record.schema.get_field_index(column) < 0:
+            return None
+        values = self.scalar(column)
+        return values[self.item].as_py() if values.is_valid and self.item < len(values) else None
+
+
+class ArrowTables:
+    """Rows and texts of several Arrow files, numbered through.
+
+    Safe to send to worker processes: only paths and the starts of the record batches travel, files are mapped again
+    when first read.
+    """
+
+    def __init__(self, paths: Sequence[str | Path], text_column: str):
+        """
+        Args:
+            paths: files, in this order.
+            text_column: list column whose entries are counted as samples.
+
+        Raises:
+            VLMoError: if a file cannot be read or lacks the column.
+        """
+        self.paths = [Path(path) for path in paths]
+        self.text_column = text_column
+        counts = [entry for table in range(len(paths)) for entry in self._count(table)]
+        table, number, rows, texts = np.array(counts, np.int64).reshape(-1, 4).T
+        self._table, self._number = table.copy(), number.copy()  # of each record batch: its file, its place in there
+        self._row_starts = np.concatenate([[0], np.cumsum(rows)])
+        self._text_starts = np.concatenate([[0], np.cumsum(texts)])
+        self._readers: dict[int, pa.RecordBatchFileReader] = {}
+
+    def _count(self, table: int) -> list[tuple[int, int, int, int]]:
+        """(file, number in it, rows, texts) of each record batch that has rows; the map is given back afterwards."""
+        path = self.paths[table]
+        reader = open_table(path)
+        if self.text_column not in reader.schema.names:
+            raise VLMoError(f"{path}: has no column {self.text_column!r}")
+        counts = []
+        try:
+            for number in range(reader.num_record_batches):
+                record = reader.get_batch(number)
+                record.validate()  # (cheap: sizes and ends of the offsets)
+                if record.num_rows:  # (an empty table written by pandas has columns of type null)
+                    offsets = _offsets(record, self.text_column)
+                    counts.append((table, number, record.num_rows, int(offsets[-1]) - int(offsets[0])))
+        except (pa.ArrowInvalid, OSError) as error:
+            raise VLMoError(f"{path}: is damaged ({error}); make it again") from error
+        return counts
+
+    @property
+    def num_rows(self) -> int:
+        return int(self._row_starts[-1])
+
+    @property
+    def num_texts(self) -> int:
+        return int(self._text_starts[-1])
+
+    def text(self, index: int) -> Place:
+        """The place of text number `index`.
+
+        Raises:
+            IndexError: outside [0, num_texts).
+        """
+        batch, local = _find(self._text_starts, index)
+        record = self._record(batch)
+        offsets = _offsets(record, self.text_column)
+        # a key of the offsets' own type: another would make numpy convert (copy) all of them
+        position = offsets.dtype.type(local + int(offsets[0]))
+        row = int(np.searchsorted(offsets, position, side="right")) - 1  # rows without texts are passed over
+        item = int(position - offsets[row])
+        return Place(record, row, item, int(self._table[batch]), int(self._row_starts[batch]) + row)
+
+    def row(self, index: int) -> Place:
+        """The place of row number `index`, at its first text.
+
+        Raises:
+            IndexError: outside [0, num_rows).
+        """
+        batch, row = _find(self._row_starts, index)
+        return Place(self._record(batch), row, 0, int(self._table[batch]), index)
+
+    def _record(self, batch: int) -> pa.RecordBatch:
+        # nothing is cached: a record batch is a view into the map that takes some microseconds to make
+        table = int(self._table[batch])
+        if table not in self._readers:
+            self._readers[table] = open_table(self.paths[table])
+        return self._readers[table].get_batch(int(self._number[batch]))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_readers": {}}
+
+
+def _offsets(record: pa.RecordBatch, column: str) -> np.ndarray:
+    """(rows + 1,) where each row's list begins among the values: a view into the mapped file."""
+    return record.column(column).offsets.to_numpy()
+
+
+def _find(starts: np.ndarray, index: int) -> tuple[int, int]:
+    """The part that `index` falls in, and the index within it."""
+    if not 0 <= index < starts[-1]:
+        raise IndexError(f"{index} is outside the {starts[-1]} entries")
+    part = int(np.searchsorted(starts, index, side="right")) - 1
+    return part, int(index - starts[part])

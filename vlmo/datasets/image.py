@@ -1,0 +1,73 @@
+"""From the bytes of an encoded image to RGB, by one set of rules."""
+
+import io
+import warnings
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+
+ORIENTATION = 0x0112  # EXIF tag
+
+
+class UndecodableImage(Exception):
+    """The bytes are no image that can be read; the message says why."""
+
+
+def decode_image(data: Any) -> Image.Image:
+    """Decodes an image to mode RGB.
+
+    - RGB, grey, black-and-white, CMYK, YCbCr and palette images: Pillow's plain conversion, as published.
+    - Transparency (alpha channel or transparent colour) is laid over white.
+    - More than 8 bits of grey: the high byte of 16 bits; values that never exceed 255 are taken as they are; floats
+      within [0, 1] are scaled to 255.
+    - An EXIF orientation is applied, so that the picture is upright as people see it; damaged EXIF is ignored.
+    - Of several frames the first is taken.
+    - Truncated images, unknown formats and images beyond Pillow's limit (twice `PIL.Image.MAX_IMAGE_PIXELS`, 179
+      million pixels) are refused.
+
+    Args:
+        data: encoded image: bytes, memoryview or `pyarrow.Buffer`; None is refused.
+
+    Raises:
+        UndecodableImage: with the reason.
+    """
+    if data is None:
+        raise UndecodableImage("there is no image")
+    try:
+        with warnings.catch_warnings():
+            # large but within the limit, odd EXIF, palette with transparency: the rules above cover them
+            warnings.simplefilter("ignore")
+            image = Image.open(io.BytesIO(data))
+            image.load()
+            return _to_rgb(_upright(image))
+    except Exception as error:  # Pillow's plugins raise almost anything on damaged bytes (struct.error, KeyError, ...)
+        text = "unknown or damaged format" if isinstance(error, Image.UnidentifiedImageError) else str(error)
+        raise UndecodableImage(f"{type(error).__name__}: {text}") from error
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        turned = image.getexif().get(ORIENTATION, 1) != 1
+        return ImageOps.exif_transpose(image) if turned else image
+    except Exception:  # as above; without its EXIF data the picture is still a picture
+        return image
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I") or image.mode == "F":
+        image = _to_grey(np.asarray(image))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _to_grey(values: np.ndarray) -> Image.Image:
+    """(H, W) integers of more than 8 bits, or floats, to 8 bits."""
+    if np.issubdtype(values.dtype, np.floating):
+        values = np.nan_to_num(values)
+        values = values * 255 if values.max() <= 1 else values
+    elif values.max() > 255:
+        values = values >> 8
+    return Image.fromarray(values.clip(0, 255).astype(np.uint8))

@@ -1,0 +1,124 @@
+"""Paints a scene: stickers (white rim, soft shadow, a little shine) on a ground that is lit from the top left."""
+
+import math
+import random
+from functools import cache
+
+from PIL import Image, ImageChops, ImageDraw, ImageFilter
+
+from vlmo.demo.world import PICTURE_SIZE, QUARTER, Scene, Thing
+
+ZOOM = 4  # everything is drawn this much larger and reduced, which smooths the edges
+RADIUS = {"small": 7.5, "big": 12.5}  # pixels from the middle of a thing to its rim
+COLOR = {
+    "red": (214, 40, 40),
+    "orange": (247, 127, 0),
+    "yellow": (255, 214, 10),
+    "green": (20, 120, 50),
+    "blue": (29, 78, 216),
+    "purple": (123, 44, 191),
+    "pink": (255, 121, 180),
+    "black": (30, 30, 36),
+}
+# ground: lit corner, far corner, colour of the marks
+GROUND = {
+    "sand": ((250, 233, 200), (214, 178, 122), (200, 164, 110)),
+    "grass": ((190, 226, 140), (104, 160, 74), (80, 138, 60)),
+    "snow": ((252, 253, 255), (202, 212, 228), (196, 206, 222)),
+    "water": ((176, 228, 240), (84, 158, 196), (214, 242, 250)),
+}
+
+
+def picture(scene: Scene) -> Image.Image:
+    """The scene as an RGB image of PICTURE_SIZE x PICTURE_SIZE pixels."""
+    image = _ground(scene.ground, scene.painting).copy()
+    for thing in scene.things:
+        sticker = _sticker(thing.shape, thing.color, thing.size, thing.tilt)
+        image.paste(sticker, (thing.column * QUARTER + thing.dx, thing.row * QUARTER + thing.dy), sticker)
+    return image
+
+
+def box(thing: Thing) -> tuple[int, int, int, int]:
+    """x, y, width, height of a thing in pixels, its rim included."""
+    radius = math.ceil(RADIUS[thing.size]) + 1
+    middle_x, middle_y = (thing.column * QUARTER + QUARTER // 2, thing.row * QUARTER + QUARTER // 2)
+    left, top = max(0, middle_x + thing.dx - radius), max(0, middle_y + thing.dy - radius)
+    right = min(PICTURE_SIZE, middle_x + thing.dx + radius)
+    bottom = min(PICTURE_SIZE, middle_y + thing.dy + radius)
+    return left, top, right - left, bottom - top
+
+
+def _outline(shape: str, radius: float) -> list[tuple[float, float]]:
+    """Corner points around (0, 0), y downwards; shapes are scaled to look equally large."""
+    if shape == "heart":
+        points = []
+        for step in range(60):
+            t = 2 * math.pi * step / 60
+            y = 13 * math.cos(t) - 5 * math.cos(2 * t) - 2 * math.cos(3 * t) - math.cos(4 * t)
+            points.append((math.sin(t) ** 3 * radius * 1.1, (-y - 2.5) * radius * 1.1 / 15))
+        return points
+    if shape == "star":
+        radii = [radius * (1.15 if corner % 2 == 0 else 0.5) for corner in range(10)]
+        return _spokes(radii, start=-90)
+    corners, scale, start = {
+        "circle": (72, 0.95, 0),
+        "square": (4, 1.2, 45),
+        "triangle": (3, 1.2, -90),
+        "diamond": (4, 1.12, 0),
+    }[shape]
+    points = _spokes([radius * scale] * corners, start)
+    squeeze, drop = {"diamond": (0.72, 0.0), "triangle": (1.0, 0.2)}.get(shape, (1.0, 0.0))
+    return [(x * squeeze, y + radius * drop) for x, y in points]
+
+
+def _spokes(radii: list[float], start: float) -> list[tuple[float, float]]:
+    angles = [math.radians(start + 360 * index / len(radii)) for index in range(len(radii))]
+    return [(radius * math.cos(angle), radius * math.sin(angle)) for radius, angle in zip(radii, angles, strict=True)]
+
+
+@cache
+def _sticker(shape: str, color: str, size: str, tilt: int) -> Image.Image:
+    """A quarter-sized RGBA image with the thing in its middle."""
+    side = QUARTER * ZOOM
+    outline = [(x + side / 2, y + side / 2) for x, y in _outline(shape, RADIUS[size] * ZOOM)]
+    body = Image.new("L", (side, side), 0)
+    ImageDraw.Draw(body).polygon(outline, fill=255)
+    body = body.rotate(tilt, Image.Resampling.BICUBIC)
+    rim = body.filter(ImageFilter.MaxFilter(2 * ZOOM + 1))
+    shadow = ImageChops.offset(rim, ZOOM, ZOOM).filter(ImageFilter.GaussianBlur(1.2 * ZOOM)).point(lambda a: a * 0.45)
+
+    dark = tuple(int(channel * 0.82) for channel in COLOR[color])
+    light = tuple(int(channel + (255 - channel) * 0.16) for channel in COLOR[color])
+    sticker = Image.new("RGBA", (side, side), (20, 20, 40, 0))
+    sticker.putalpha(shadow)
+    white = Image.new("RGBA", (side, side), (255, 255, 255, 255))
+    white.putalpha(rim)
+    fill = _gradient(light, dark, side).convert("RGBA")
+    fill.putalpha(body)
+    sticker = Image.alpha_composite(Image.alpha_composite(sticker, white), fill)
+    return sticker.resize((QUARTER, QUARTER), Image.Resampling.LANCZOS)
+
+
+def _gradient(light: tuple[int, ...], dark: tuple[int, ...], side: int) -> Image.Image:
+    """RGB square that goes from `light` (top left) to `dark` (bottom right)."""
+    down = Image.linear_gradient("L").resize((side, side))
+    share = Image.blend(down, down.transpose(Image.Transpose.TRANSPOSE), 0.4)
+    return Image.composite(Image.new("RGB", (side, side), dark), Image.new("RGB", (side, side), light), share)
+
+
+@cache
+def _ground(ground: str, painting: int) -> Image.Image:
+    side = PICTURE_SIZE * ZOOM
+    light, dark, mark = GROUND[ground]
+    image = _gradient(light, dark, side)
+    draw = ImageDraw.Draw(image)
+    rng = random.Random(f"{ground} {painting}")
+    for _ in range(60 if ground == "grass" else 40):
+        x, y = rng.uniform(0, side), rng.uniform(0, side)
+        if ground == "grass":  # tufts
+            draw.line([(x - 5, y - 10), (x, y), (x + 5, y - 10)], fill=mark, width=3)
+        elif ground == "water":  # ripples
+            draw.arc([x - 12, y - 5, x + 12, y + 5], 20, 160, fill=mark, width=3)
+        else:  # grains and flakes
+            draw.ellipse([x - 3, y - 3, x + 3, y + 3], fill=mark)
+    return image.resize((PICTURE_SIZE, PICTURE_SIZE), Image.Resampling.LANCZOS)

@@ -1,0 +1,59 @@
+"""What is measured; states are summed over processes, so that values are weighted by counts."""
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+IGNORE = -100  # label of a position that does not count
+
+
+class Mean(Metric):
+    """Mean of values, each standing for `count` samples."""
+
+    full_state_update = False
+    total: Tensor
+    count: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        # float64: sums over millions of samples stay exact to the digits that are printed
+        self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("count", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, value: Tensor, count: Tensor | int = 1) -> None:
+        """value: scalar mean over `count` samples; nothing is added where `count` is 0, whatever the value."""
+        count = torch.as_tensor(count, device=value.device)
+        self.total += torch.where(count > 0, value.detach().double() * count, 0.0)
+        self.count += count
+
+    def compute(self) -> Tensor:
+        """Scalar float32; NaN if nothing was added."""
+        return (self.total / self.count).float()
+
+
+class Accuracy(Mean):
+    """Share of predictions that hit the label; labels of -100 do not count."""
+
+    def update(self, logits: Tensor, labels: Tensor) -> None:  # type: ignore[override]
+        """logits: (N, classes); labels: (N,)"""
+        hits = (logits.argmax(-1) == labels) & (labels != IGNORE)
+        count = (labels != IGNORE).sum()
+        super().update(hits.sum() / count.clamp(min=1), count)
+
+
+class VQAScore(Mean):
+    """VQA's soft accuracy: the score that the annotators' answers give to the predicted answer."""
+
+    def update(self, logits: Tensor, targets: Tensor) -> None:  # type: ignore[override]
+        """logits, targets: (N, answers); targets are the scores, 0 where an answer was not given."""
+        scores = targets.gather(1, logits.argmax(-1, keepdim=True))
+        super().update(scores.sum() / max(len(scores), 1), len(scores))
+
+
+def recall_at_k(ranks: Tensor, k: int) -> Tensor:
+    """Share of queries whose best relevant item is among the first `k`.
+
+    Args:
+        ranks: (queries,) number of items that stand before the best relevant one.
+    """
+    return (ranks < k).float().mean()

@@ -1,0 +1,5 @@
+"""The model: `from vlmo.modules import VLMo`."""
+
+from vlmo.modules.vlmo_module import VLMo
+
+__all__ = ["VLMo"]

@@ -1,0 +1,135 @@
+"""Checkpoint files: what tensors a file holds, and whose they are.
+
+A file may come from `torch.save`, Lightning, DeepSpeed or safetensors. Only tensors are taken out of it: unpickling
+never runs code that the file names.
+"""
+
+import re
+import zipfile
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor
+from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
+
+from vlmo.errors import VLMoError
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The tensors of a file.
+
+    Attributes:
+        kind: "vlmo", "beit", or "foreign" for any other model.
+        container: where in the file they were: "plain", "state_dict", "module", "model" or "safetensors".
+        tensors: by name, without DeepSpeed's leading "module.". They may be mapped from the file: copy, do not write.
+    """
+
+    path: Path
+    kind: str
+    container: str
+    tensors: dict[str, Tensor]
+
+
+def read(path: str | Path) -> Checkpoint:
+    """The tensors of a checkpoint file, mapped from the disk where the format allows it.
+
+    Raises:
+        VLMoError: if there is no such file, or it is no checkpoint, is damaged, or holds no named tensors.
+    """
+    path = Path(path)
+    if path.is_dir():
+        files = [p for level in ("*", "*/*") for p in sorted(path.glob(level)) if p.suffix in (".pt", ".pth", ".ckpt")]
+        inside = f"the file in it, such as {files[0]}" if files else "a checkpoint file"
+        raise VLMoError(f"{path}: is a folder; give {inside} with load_path=FILE")
+    if not path.is_file():
+        raise VLMoError(f"{path}: no such file; check load_path")
+    content, container = _read_content(path)
+    if isinstance(content, Mapping):
+        for key in ("state_dict", "module", "model"):
+            if isinstance(content.get(key), Mapping):
+                content, container = content[key], key
+                break
+    else:
+        content = {}
+    tensors = {
+        name.removeprefix("module."): value
+        for name, value in content.items()
+        if isinstance(name, str) and isinstance(value, Tensor) and value.layout is torch.strided and not value.is_meta
+    }
+    if not tensors:
+        raise VLMoError(f"{path}: holds no named tensors, so it is no checkpoint; give another load_path")
+    return Checkpoint(path, recognise(tensors), container, tensors)
+
+
+def _read_content(path: Path) -> tuple[Any, str]:
+    """What the file holds, and "safetensors" or "plain"."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(10)
+        if start[8:9] == b"{":  # after the 8 bytes of the header's length
+            return safetensors.torch.load_file(path), "safetensors"
+        if start.startswith(b"PK\x03\x04"):
+            return _load_zip(path), "plain"
+        if start.startswith(b"\x80\x02\x8a\x0a"):  # before torch 1.6
+            return torch.load(path, map_location="cpu", weights_only=True), "plain"
+    except Exception as error:  # a damaged file can raise anything
+        raise VLMoError(
+            f"{path}: cannot be read, it is truncated, damaged or no checkpoint ({path.stat().st_size:,} bytes: "
+            f"{_reason(error)}); copy or download it again, or give another load_path"
+        ) from error
+    raise VLMoError(f"{path}: is no file of torch or safetensors, it starts with {start!r}; give another load_path")
+
+
+def _reason(error: Exception) -> str:
+    """The first line of the cause, without torch's advice to run the file's code."""
+    lines = [line.strip() for line in str(error).splitlines() if not re.search("weights_only|torch.load", line)]
+    return next(filter(None, lines), type(error).__name__)
+
+
+def _load_zip(path: Path) -> Any:
+    with zipfile.ZipFile(path) as archive:
+        # torch itself does not look at the checksums; a writer may leave them all 0
+        bad = archive.testzip() if any(entry.CRC for entry in archive.infolist()) else None
+    if bad is not None:
+        raise ValueError(f"wrong checksum of {bad}")
+    stand_ins: list[Any] = [
+        (_IgnoredDict if name.lower().endswith("dict") else _Ignored, name)
+        for name in get_unsafe_globals_in_checkpoint(path)
+    ]
+    with safe_globals(stand_ins):
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+
+
+class _Ignored(list):
+    """Stands in for every class and function of a file that is not about tensors: is filled, does nothing."""
+
+    __hash__ = object.__hash__  # type: ignore[assignment]
+
+    def __init__(self, *_: Any) -> None:
+        super().__init__()
+
+    def __setstate__(self, _: Any) -> None:
+        pass
+
+
+class _IgnoredDict:
+    """The same for subclasses of dict (told by their name): the unpickler fills nothing but an OrderedDict."""
+
+    def __new__(cls, *_: Any) -> Any:
+        return OrderedDict()
+
+
+def recognise(names: Iterable[str]) -> str:
+    """By the names alone, so that stage 2 can start from a BEiT file and from a stage-2 file."""
+    names = list(names)
+    if any(re.match(r"transformer\.blocks\.\d+\.mlp_(text|imag|vl)\.", name) for name in names):
+        return "vlmo"
+    if any(re.match(r"blocks\.\d+\.attn\.q_bias$", name) for name in names):
+        return "beit"
+    return "foreign"

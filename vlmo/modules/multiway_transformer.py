@@ -1,0 +1,263 @@
+"""The multiway transformer: shared self-attention, one feed-forward expert a modality (paper: section 3.1, figure 2).
+
+A sequence is text [CLS] w1 .. wT, or an image [CLS] p1 .. pN, or a pair: the text followed by the image. Every block
+attends over the whole sequence with the same weights. Its feed-forward part is an expert of the modality: text tokens
+go through the language expert, image tokens through the vision expert; in the top blocks a pair goes whole through the
+vision-language expert.
+
+Shapes in comments: B batch, T text tokens, I image tokens (1 + patches), S sequence, D width, H heads.
+The relative position bias is computed outside (`vlmo_module.py`), because its table is one for all blocks.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from timm.layers import DropPath, trunc_normal_
+from timm.models import register_model
+from torch import Tensor, nn
+
+from vlmo.errors import VLMoError
+
+Modality = Literal["text", "image", "vl"]
+NORM_EPS = 1e-6
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention; q and v have a bias of their own, k has none (as in BEiT)."""
+
+    def __init__(self, dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(dim, 3 * dim, bias=False)
+        self.q_bias = nn.Parameter(torch.zeros(dim))
+        self.v_bias = nn.Parameter(torch.zeros(dim))
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """x: (B, S, D); mask: added to the scores, broadcast to (B, H, S, S)."""
+        bias = torch.cat([self.q_bias, torch.zeros_like(self.v_bias), self.v_bias])
+        qkv = F.linear(x, self.qkv.weight, bias)
+        q, k, v = rearrange(qkv, "b s (three h d) -> three b h s d", three=3, h=self.num_heads)
+        if mask is not None:
+            mask = mask.to(q.dtype)
+        x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return self.proj(rearrange(x, "b h s d -> b s (h d)"))
+
+
+class FeedForward(nn.Module):
+    """Two linear layers with a GELU between: one expert."""
+
+    def __init__(self, dim: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden_dim)
+        self.fc2 = nn.Linear(hidden_dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class Block(nn.Module):
+    """`x + gamma_1 * attention(norm1(x))`, then `x + gamma_2 * expert(norm2(x))`, both under stochastic depth."""
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        mlp_ratio: float,
+        drop_path: float,
+        layer_scale: float | None,
+        with_vl_expert: bool,
+    ) -> None:
+        super().__init__()
+
+        def norm() -> nn.Module:
+            return nn.LayerNorm(dim, eps=NORM_EPS)
+
+        def expert() -> nn.Module:
+            return FeedForward(dim, int(dim * mlp_ratio))
+
+        self.norm1 = norm()
+        self.attn = Attention(dim, num_heads)
+        self.drop_path = DropPath(drop_path)
+        self.norm2_text, self.mlp_text = norm(), expert()
+        self.norm2_imag, self.mlp_imag = norm(), expert()
+        self.has_vl_expert = with_vl_expert
+        if with_vl_expert:
+            self.norm2_vl, self.mlp_vl = norm(), expert()
+        self.gamma_1: nn.Parameter | float = 1.0
+        self.gamma_2: nn.Parameter | float = 1.0
+        if layer_scale is not None:
+            self.gamma_1 = nn.Parameter(torch.full((dim,), layer_scale))
+            self.gamma_2 = nn.Parameter(torch.full((dim,), layer_scale))
+
+    def forward(self, x: Tensor, mask: Tensor | None, modality: Modality, text_len: int = 0) -> Tensor:
+        """x: (B, S, D); mask: see `Attention`; text_len: tokens of the text, at the front of a pair."""
+        x = x + self.drop_path(self.gamma_1 * self.attn(self.norm1(x), mask))
+        if modality == "vl" and not self.has_vl_expert:
+            # .contiguous(): the slices of a pair are strided, which makes the feed-forward's matrix products copy twice
+            text = self._expert(x[:, :text_len].contiguous(), self.norm2_text, self.mlp_text)
+            image = self._expert(x[:, text_len:].contiguous(), self.norm2_imag, self.mlp_imag)
+            return torch.cat([text, image], dim=1)
+        if modality == "vl":
+            return self._expert(x, self.norm2_vl, self.mlp_vl)
+        if modality == "text":
+            return self._expert(x, self.norm2_text, self.mlp_text)
+        return self._expert(x, self.norm2_imag, self.mlp_imag)
+
+    def _expert(self, x: Tensor, norm: nn.Module, mlp: nn.Module) -> Tensor:
+        return x + self.drop_path(self.gamma_2 * mlp(norm(x)))
+
+
+class PatchEmbed(nn.Module):
+    """Square patches of an image, each projected to the width."""
+
+    def __init__(self, patch_size: int, dim: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(3, dim, kernel_size=patch_size, stride=patch_size)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """(B, 3, size, size) -> (B, patches, D)"""
+        return rearrange(self.proj(image), "b d h w -> b (h w) d")
+
+
+class MultiWayTransformer(nn.Module):
+    """The blocks, the image embedding and the last norm.
+
+    Args:
+        img_size: pixels a side.
+        patch_size: pixels a side of a patch.
+        embed_dim: width D.
+        depth: number of blocks.
+        num_heads: attention heads of every block.
+        vl_start: number of the first block with a vision-language expert (`depth`: none has one).
+        mlp_ratio: hidden width of an expert over D.
+        layer_scale: initial value of LayerScale's gammas; None: no LayerScale.
+        relative_positions: positions come from the relative position bias; else `pos_embed` is added to the image.
+        drop_path_rate: stochastic depth of the last block; it rises linearly from 0.
+    """
+
+    def __init__(
+        self,
+        img_size: int = 224,
+        patch_size: int = 16,
+        embed_dim: int = 768,
+        depth: int = 12,
+        num_heads: int = 12,
+        vl_start: int = 10,
+        mlp_ratio: float = 4.0,
+        layer_scale: float | None = 0.1,
+        relative_positions: bool = True,
+        drop_path_rate: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.embed_dim, self.depth, self.num_heads, self.vl_start = embed_dim, depth, num_heads, vl_start
+        self.window = img_size // patch_size  # patches a side
+        self.relative_positions = relative_positions
+        self.patch_embed = PatchEmbed(patch_size, embed_dim)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
+        self.pos_embed = None if relative_positions else nn.Parameter(torch.zeros(1, 1 + self.window**2, embed_dim))
+        rates = [drop_path_rate * i / max(depth - 1, 1) for i in range(depth)]
+        self.blocks = nn.ModuleList(
+            Block(embed_dim, num_heads, mlp_ratio, rate, layer_scale, with_vl_expert=i >= vl_start)
+            for i, rate in enumerate(rates)
+        )
+        self.norm = nn.LayerNorm(embed_dim, eps=NORM_EPS)
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        """Truncated normal of deviation 0.02; biases 0, norms 1."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Conv2d):
+                trunc_normal_(module.weight, std=0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        trunc_normal_(self.cls_token, std=0.02)
+        if self.pos_embed is not None:
+            trunc_normal_(self.pos_embed, std=0.02)
+
+    def embed_image(self, image: Tensor) -> Tensor:
+        """(B, 3, size, size) -> (B, I, D): [CLS] and the patches, before any block."""
+        patches = self.patch_embed(image)
+        x = torch.cat([self.cls_token.expand(len(image), -1, -1).to(patches.dtype), patches], dim=1)
+        return x if self.pos_embed is None else x + self.pos_embed
+
+    def encode(
+        self, x: Tensor, masks: Sequence[Tensor | None], modality: Modality, text_len: int = 0, vl_branch: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """All blocks and the last norm over one sequence; with `vl_branch` also its vision-language view.
+
+        The vision-language view of a single modality leaves the hidden state before the first VL block and passes the
+        remaining blocks again, with the VL expert (paper: section 3.2, the features of the VL-FFN branch).
+
+        Args:
+            x: (B, S, D) embeddings.
+            masks: per block, what is added to the attention scores, broadcast to (B, H, S, S).
+            modality: of the experts to use.
+            text_len: tokens of the text at the front of a pair.
+
+        Returns:
+            hidden states (B, S, D), and those of the VL branch or None.
+        """
+        branch = None
+        for i, (block, mask) in enumerate(zip(self.blocks, masks, strict=True)):
+            if vl_branch and i == self.vl_start:
+                branch = x
+            if branch is not None:
+                branch = block(branch, mask, "vl")
+            x = block(x, mask, modality, text_len)
+        return self.norm(x), None if branch is None else self.norm(branch)
+
+
+# --- the sizes; to add one, write its entry and its function ----------------------------------------------------------
+
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "vlmo_tiny_patch16": dict(embed_dim=192, depth=6, num_heads=6, vl_start=4),
+    "vlmo_base_patch16": dict(embed_dim=768, depth=12, num_heads=12, vl_start=10),
+    "vlmo_base_plus_patch16": dict(
+        embed_dim=544, depth=24, num_heads=16, vl_start=21, layer_scale=None, relative_positions=False
+    ),
+    "vlmo_large_patch16": dict(embed_dim=1024, depth=24, num_heads=16, vl_start=21),
+}
+
+
+def build_transformer(name: str, with_vl_experts: bool = True, **kwargs: Any) -> MultiWayTransformer:
+    """The transformer called `name`; text-only pre-training builds it without vision-language experts."""
+    size = ARCHITECTURES[name]
+    if not with_vl_experts:
+        size = size | {"vl_start": size["depth"]}
+    return MultiWayTransformer(**(size | kwargs))
+
+
+def _from_timm(name: str, pretrained: bool, **kwargs: Any) -> MultiWayTransformer:
+    if pretrained:
+        raise VLMoError(f"{name}: timm has no weights for it; load a file with VLMo and load_path")
+    for unused in ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"):  # timm hands these to every entry point
+        kwargs.pop(unused, None)
+    return build_transformer(name, **kwargs)
+
+
+@register_model
+def vlmo_tiny_patch16(pretrained: bool = False, **kwargs: Any) -> MultiWayTransformer:
+    """For the demo and the tests; not a size of the paper."""
+    return _from_timm("vlmo_tiny_patch16", pretrained, **kwargs)
+
+
+@register_model
+def vlmo_base_patch16(pretrained: bool = False, **kwargs: Any) -> MultiWayTransformer:
+    """Base of the paper."""
+    return _from_timm("vlmo_base_patch16", pretrained, **kwargs)
+
+
+@register_model
+def vlmo_base_plus_patch16(pretrained: bool = False, **kwargs: Any) -> MultiWayTransformer:
+    """Base plus: deeper and narrower, absolute positions, no LayerScale."""
+    return _from_timm("vlmo_base_plus_patch16", pretrained, **kwargs)
+
+
+@register_model
+def vlmo_large_patch16(pretrained: bool = False, **kwargs: Any) -> MultiWayTransformer:
+    """Large of the paper."""
+    return _from_timm("vlmo_large_patch16", pretrained, **kwargs)

@@ -1,0 +1,38 @@
+"""Contrast for retrieval fine-tuning: on the L/V-FFN features alone, by which the dual encoder ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from vlmo.modules.heads import ITCHead
+from vlmo.modules.objectives.base import Batch, Objective, ObjectiveOutput
+from vlmo.modules.objectives.itc import INITIAL_LOG_SCALE, ITC, contrast, contrast_output
+from vlmo.settings import Settings
+
+if TYPE_CHECKING:
+    from vlmo.modules.vlmo_module import VLMo
+
+
+class IRTR(Objective):
+    """Shares its heads with ITC, so that retrieval fine-tuning starts from the pre-trained ones."""
+
+    name = "irtr"
+    metrics = ITC.metrics
+    headline = ITC.headline
+    evaluation_heads = ("itc_text_proj", "itc_image_proj")
+
+    def heads(self, embed_dim: int, settings: Settings) -> dict[str, nn.Module | nn.Parameter]:
+        return {
+            "itc_text_proj": ITCHead(embed_dim),
+            "itc_image_proj": ITCHead(embed_dim),
+            "logit_scale": nn.Parameter(torch.tensor(INITIAL_LOG_SCALE)),
+        }
+
+    def compute(self, model: VLMo, batch: Batch, done: Mapping[str, ObjectiveOutput]) -> ObjectiveOutput:
+        image = model.infer_image(batch, vl_branch=False)["cls_feats"]
+        text = model.infer_text(batch, vl_branch=False)["cls_feats"]
+        return contrast_output(*contrast(image, text, model.logit_scale), {"logit_scale": model.logit_scale})

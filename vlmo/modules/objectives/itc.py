@@ -1,0 +1,80 @@
+"""Image-text contrast (stage 3): which text belongs to which image?"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vlmo.distributed import gather_own_first
+from vlmo.metrics import Accuracy, Mean
+from vlmo.modules.heads import ITCHead
+from vlmo.modules.objectives.base import Batch, Objective, ObjectiveOutput
+from vlmo.settings import Settings
+
+if TYPE_CHECKING:
+    from vlmo.modules.vlmo_module import VLMo
+
+INITIAL_LOG_SCALE = math.log(1 / 0.07)
+
+
+def contrast(image: Tensor, text: Tensor, log_scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """InfoNCE over the pairs of all processes, both ways.
+
+    Args:
+        image, text: (B, D), unit length, of this process.
+        log_scale: scalar, log of the inverse temperature.
+
+    Returns:
+        loss, image-to-text logits (N, N) and labels (N,) for N pairs, this process's first.
+    """
+    # fp32: the exponentials of up to 100 * cosine lose the small differences in half precision
+    image, text = gather_own_first(image.float()), gather_own_first(text.float())
+    logits = log_scale.float().exp() * image @ text.t()
+    labels = torch.arange(len(logits), device=logits.device)
+    return (F.cross_entropy(logits, labels) + F.cross_entropy(logits.t(), labels)) / 2, logits, labels
+
+
+def contrast_output(loss: Tensor, logits: Tensor, labels: Tensor, scales: Mapping[str, Tensor]) -> ObjectiveOutput:
+    """What is reported of a contrast: both directions' logits and accuracies, and the inverse temperatures."""
+    return ObjectiveOutput(
+        loss=loss,
+        outputs={"i2t_logits": logits, "t2i_logits": logits.t(), "labels": labels},
+        updates={
+            "loss": (loss, len(labels)),
+            "i2t_accuracy": (logits, labels),
+            "t2i_accuracy": (logits.t(), labels),
+        },
+        scalars={name: scale.detach().exp() for name, scale in scales.items()},
+    )
+
+
+class ITC(Objective):
+    """Mean of the contrast on the L/V-FFN features and of that on the VL-FFN features."""
+
+    name = "itc"
+    metrics = {"loss": Mean, "i2t_accuracy": Accuracy, "t2i_accuracy": Accuracy}
+    headline = ("i2t_accuracy", "t2i_accuracy")
+
+    def heads(self, embed_dim: int, settings: Settings) -> dict[str, nn.Module | nn.Parameter]:
+        return {
+            "itc_text_proj": ITCHead(embed_dim),
+            "itc_image_proj": ITCHead(embed_dim),
+            "itc_vl_text_proj": ITCHead(embed_dim),
+            "itc_vl_image_proj": ITCHead(embed_dim),
+            "logit_scale": nn.Parameter(torch.tensor(INITIAL_LOG_SCALE)),
+            "logit_vl_scale": nn.Parameter(torch.tensor(INITIAL_LOG_SCALE)),
+        }
+
+    def compute(self, model: VLMo, batch: Batch, done: Mapping[str, ObjectiveOutput]) -> ObjectiveOutput:
+        image, text = model.infer_image(batch), model.infer_text(batch)
+        loss, logits, labels = contrast(image["cls_feats"], text["cls_feats"], model.logit_scale)
+        vl_loss, vl_logits, _ = contrast(image["cls_vlffn_feats"], text["cls_vlffn_feats"], model.logit_vl_scale)
+        scales = {"logit_scale": model.logit_scale, "logit_vl_scale": model.logit_vl_scale}
+        output = contrast_output((loss + vl_loss) / 2, logits, labels, scales)
+        output.outputs |= {"vl_i2t_logits": vl_logits, "vl_t2i_logits": vl_logits.t()}
+        return output

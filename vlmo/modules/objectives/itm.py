@@ -1,0 +1,77 @@
+"""Image-text matching with hard negatives: one true pair against two that the contrast finds hard to tell from true."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vlmo.distributed import gather_own_first, world_size
+from vlmo.metrics import Accuracy, Mean
+from vlmo.modules.heads import ITMHead
+from vlmo.modules.objectives.base import Batch, Objective, ObjectiveOutput
+from vlmo.settings import Settings
+
+if TYPE_CHECKING:
+    from vlmo.modules.vlmo_module import VLMo
+
+
+def draw_negatives(logits: Tensor) -> Tensor:
+    """One hard negative a row, drawn by the softmax of its similarities with the own pair (the diagonal) left out.
+
+    Args:
+        logits: (B, N), the B own rows of the similarities to all N pairs, own pairs first.
+
+    Returns:
+        (B,) column numbers.
+    """
+    # -inf before the softmax, not 0 after it: a dominant own pair would leave no weight to draw by
+    weights = logits.detach().float().clone().fill_diagonal_(-torch.inf).softmax(dim=1)
+    return torch.multinomial(weights, 1).squeeze(1)
+
+
+class ITM(Objective):
+    """Each pair three times: as it is, its text with another image, its image with another text."""
+
+    name = "itm"
+    requires = ("itc",)
+    metrics = {"loss": Mean, "accuracy": Accuracy}
+    headline = ("accuracy",)
+
+    def heads(self, embed_dim: int, settings: Settings) -> dict[str, nn.Module | nn.Parameter]:
+        return {"itm_score": ITMHead(embed_dim)}
+
+    def compute(self, model: VLMo, batch: Batch, done: Mapping[str, ObjectiveOutput]) -> ObjectiveOutput | None:
+        size = len(batch["image"])
+        similarities = done["itc"].outputs
+        if similarities["labels"].numel() < 2:
+            return None  # a single pair in a single process has no negative
+        images, ids, masks = _candidates(batch, model.settings.max_text_len)
+        other_image = draw_negatives(similarities["t2i_logits"][:size])
+        other_text = draw_negatives(similarities["i2t_logits"][:size])
+        pairs = (
+            batch,
+            {"image": images[other_image], "text_ids": batch["text_ids"], "text_masks": batch["text_masks"]},
+            {"image": batch["image"], "text_ids": ids[other_text], "text_masks": masks[other_text]},
+        )
+        logits = model.itm_score(torch.cat([model.infer(pair)["cls_feats"] for pair in pairs]))
+        labels = torch.zeros(3 * size, dtype=torch.long, device=logits.device)
+        labels[:size] = 1
+        loss = F.cross_entropy(logits.float(), labels)
+        return ObjectiveOutput(
+            loss=loss,
+            outputs={"logits": logits, "labels": labels},
+            updates={"loss": (loss, len(labels)), "accuracy": (logits, labels)},
+        )
+
+
+def _candidates(batch: Batch, max_text_len: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Images, text ids and text masks of all processes, own rows first."""
+    images, ids, masks = batch["image"], batch["text_ids"], batch["text_masks"]
+    if world_size() == 1:
+        return images, ids, masks
+    room = (0, max_text_len - ids.shape[1])  # processes trim their texts to different lengths
+    return gather_own_first(images), gather_own_first(F.pad(ids, room)), gather_own_first(F.pad(masks, room))

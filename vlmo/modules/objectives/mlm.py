@@ -1,0 +1,52 @@
+"""Masked language modelling on pairs (stage 3): the words of the text from the rest of it and the image."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vlmo.metrics import IGNORE, Accuracy, Mean
+from vlmo.modules.heads import MLMHead
+from vlmo.modules.objectives.base import Batch, Objective, ObjectiveOutput
+from vlmo.settings import Settings
+
+if TYPE_CHECKING:
+    from vlmo.modules.vlmo_module import VLMo
+
+STAGE3_WEIGHT = 0.25
+
+
+def masked_word_loss(head: nn.Module, hidden: Tensor, labels: Tensor, weight: float) -> ObjectiveOutput:
+    """Cross-entropy over the masked positions; the head runs on those alone, its vocabulary being most of its cost.
+
+    Args:
+        hidden: (B, T, D).
+        labels: (B, T), -100 where a token was not masked.
+    """
+    masked = labels != IGNORE
+    logits, labels = head(hidden[masked]), labels[masked]  # (M, vocabulary), (M,)
+    # sum / max(M, 1): a batch without a masked token (possible without whole-word masking) has loss 0, not NaN
+    loss = F.cross_entropy(logits.float(), labels, reduction="sum") / max(len(labels), 1)
+    return ObjectiveOutput(
+        loss=weight * loss,
+        outputs={"logits": logits, "labels": labels},
+        updates={"loss": (weight * loss, len(labels)), "accuracy": (logits, labels)},
+    )
+
+
+class MLM(Objective):
+    """Weighted by 0.25, as published."""
+
+    name = "mlm"
+    metrics = {"loss": Mean, "accuracy": Accuracy}
+    headline = ("accuracy",)
+
+    def heads(self, embed_dim: int, settings: Settings) -> dict[str, nn.Module | nn.Parameter]:
+        return {"mlm_score": MLMHead(embed_dim, settings.vocab_size)}
+
+    def compute(self, model: VLMo, batch: Batch, done: Mapping[str, ObjectiveOutput]) -> ObjectiveOutput:
+        hidden = model.infer(batch, mask_text=True)["text_feats"]
+        return masked_word_loss(model.mlm_score, hidden, batch["text_labels_mlm"], STAGE3_WEIGHT)

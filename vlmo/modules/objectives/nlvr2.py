@@ -1,0 +1,57 @@
+"""NLVR2: is the sentence true of the two pictures?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vlmo.metrics import Accuracy, Mean
+from vlmo.modules.heads import classifier
+from vlmo.modules.objectives.base import Batch, Objective, ObjectiveOutput
+from vlmo.settings import Settings
+
+if TYPE_CHECKING:
+    from vlmo.modules.vlmo_module import VLMo
+
+
+class NLVR2(Objective):
+    """The sentence with each picture in a joint pass of its own (image types 1 and 2); both pooled outputs together."""
+
+    name = "nlvr2"
+    metrics = {
+        "loss": Mean,
+        "accuracy": Accuracy,
+        "dev/loss": Mean,
+        "dev/accuracy": Accuracy,
+        "test/loss": Mean,
+        "test/accuracy": Accuracy,
+    }
+    headline = ("dev/accuracy",)
+    evaluation_heads = ("nlvr2_classifier",)
+
+    def heads(self, embed_dim: int, settings: Settings) -> dict[str, nn.Module | nn.Parameter]:
+        return {"nlvr2_classifier": classifier(2 * embed_dim, 2 * embed_dim, 2)}
+
+    def compute(self, model: VLMo, batch: Batch, done: Mapping[str, ObjectiveOutput]) -> ObjectiveOutput:
+        pooled = [model.infer(batch, image_token_type_idx=i)["cls_feats"] for i in (1, 2)]
+        logits = model.nlvr2_classifier(torch.cat(pooled, dim=1))
+        labels = torch.as_tensor(batch["answers"], device=logits.device).long()
+        losses = F.cross_entropy(logits.float(), labels, reduction="none")
+        output = ObjectiveOutput(loss=losses.mean(), outputs={"logits": logits, "labels": labels})
+        if model.training:
+            output.updates = _measure("", losses, logits, labels)
+        else:  # validation and test tables come in one loader
+            dev = torch.tensor(["dev" in name for name in batch["table_name"]], device=logits.device)
+            for split, rows in (("dev/", dev), ("test/", ~dev)):
+                output.updates |= _measure(split, losses[rows], logits[rows], labels[rows])
+        return output
+
+
+def _measure(prefix: str, losses: Tensor, logits: Tensor, labels: Tensor) -> dict[str, tuple[Tensor | int, ...]]:
+    if not len(losses):
+        return {}
+    return {f"{prefix}loss": (losses.mean(), len(losses)), f"{prefix}accuracy": (logits, labels)}

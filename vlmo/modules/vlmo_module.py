@@ -1,0 +1,303 @@
+"""VLMo: owns the weights, encodes text, images and pairs, and runs the objectives that are on.
+
+The step, for a reader: batch -> `training_step` -> `forward` -> each objective's `compute` (which calls the encoders
+below, then its head and loss) -> metrics and logs.
+"""
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+from torchmetrics import Metric
+
+from vlmo.errors import VLMoError
+from vlmo.modules import checkpoint, optim
+from vlmo.modules.attention_masks import AttentionMasks
+from vlmo.modules.heads import ITCHead, ITMHead, MLMHead, Pooler, init_head
+from vlmo.modules.multiway_transformer import ARCHITECTURES, build_transformer
+from vlmo.modules.objectives import ObjectiveOutput, get_objectives
+from vlmo.modules.relative_position import num_table_rows
+from vlmo.modules.text_embeddings import TextEmbeddings
+from vlmo.settings import Settings
+
+PHASES = ("train", "val", "test")
+# What stage 2 trains, by substring of the name; the shared attention and the vision experts keep what stage 1 learnt
+# (paper: section 3.3).
+STAGE2_TRAINS = (
+    "text_embeddings",
+    "token_type_embeddings",
+    "mlp_text",
+    "norm2_text",
+    "mlm_score",
+    "relative_position_bias_table",
+    "transformer.norm",
+)
+
+Batch = Mapping[str, Any]
+Features = dict[str, Any]
+
+
+class VLMo(pl.LightningModule):
+    """The model of a config, with `load_path` loaded and the stage's freezing applied.
+
+    Args:
+        config: a resolved config (`vlmo.config.resolve`).
+
+    Raises:
+        VLMoError: for a config that cannot work, and for a file that does not fit.
+    """
+
+    # heads, present as the objectives that are on declare them
+    mlm_score: MLMHead
+    itm_score: ITMHead
+    itc_text_proj: ITCHead
+    itc_image_proj: ITCHead
+    itc_vl_text_proj: ITCHead
+    itc_vl_image_proj: ITCHead
+    logit_scale: nn.Parameter
+    logit_vl_scale: nn.Parameter
+    vqa_classifier: nn.Sequential
+    nlvr2_classifier: nn.Sequential
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        super().__init__()
+        settings = Settings.from_config(config, {"architectures": ARCHITECTURES})
+        self.settings = settings
+        self.save_hyperparameters({"config": settings.model_dump(mode="json")})
+        self.objectives = get_objectives(settings.active)
+        self.load_report: checkpoint.Report | None = None
+        self.retrieval_recall: float | None = None  # mean recall of the last retrieval evaluation, if one runs
+        self.validated_at = -1  # step of the last validation
+
+        self.transformer = build_transformer(
+            settings.model_arch,
+            with_vl_experts="textmlm" not in settings.active,  # text alone never reaches them
+            img_size=settings.image_size,
+            drop_path_rate=settings.drop_path_rate,
+        )
+        dim = self.transformer.embed_dim
+        self.text_embeddings = TextEmbeddings(
+            settings.vocab_size,
+            dim,
+            settings.max_text_len,
+            absolute_positions=not self.transformer.relative_positions,
+            dropout=settings.drop_path_rate,
+        )
+        # 0 text, 1 image, 2 second image of NLVR2
+        self.token_type_embeddings = nn.Embedding(3 if "nlvr2" in settings.active else 2, dim)
+        self.pooler = Pooler(dim)
+        for part in (self.text_embeddings, self.token_type_embeddings, self.pooler):
+            init_head(part)
+        relative = self.transformer.relative_positions
+        rows = num_table_rows(self.transformer.window, settings.max_text_len_of_initckpt)
+        columns = self.transformer.depth * self.transformer.num_heads  # block by block
+        self.relative_position_bias_table = nn.Parameter(torch.zeros(rows, columns)) if relative else None
+        self.attention_masks = AttentionMasks(
+            self.transformer.window,
+            settings.max_text_len,
+            settings.max_text_len_of_initckpt,
+            self.transformer.depth,
+            relative,
+        )
+        self._add_heads(settings, dim)
+
+        if settings.load_path:
+            required = [head for o in self.objectives for head in o.evaluation_heads] if settings.test_only else []
+            self.load_report = checkpoint.load(self, settings.load_path, required=required)
+        if "textmlm" in settings.active:
+            for name, parameter in self.named_parameters():
+                parameter.requires_grad_(any(part in name for part in STAGE2_TRAINS))
+
+        self.metrics = nn.ModuleDict(
+            {
+                f"{phase}/{objective.name}/{key}": metric()
+                for phase in PHASES
+                for objective in self.objectives
+                for key, metric in objective.metrics.items()
+            }
+        )
+
+    def _add_heads(self, settings: Settings, dim: int) -> None:
+        for objective in self.objectives:
+            for name, head in objective.heads(dim, settings).items():
+                if not hasattr(self, name):  # objectives share heads by name
+                    if isinstance(head, nn.Module):
+                        init_head(head)
+                    setattr(self, name, head)
+
+    # --- encoders ----------------------------------------------------------------------------------------------------
+
+    def _embed_text(self, batch: Batch, mask_text: bool) -> Tensor:
+        ids = batch["text_ids_mlm" if mask_text else "text_ids"]
+        if ids.shape[1] > self.settings.max_text_len:
+            raise VLMoError(f"texts of {ids.shape[1]} tokens, but max_text_len={self.settings.max_text_len}")
+        return self.text_embeddings(ids) + self.token_type_embeddings.weight[0]
+
+    def _embed_image(self, batch: Batch, token_type: int) -> Tensor:
+        key = f"image_{token_type - 1}"
+        image = batch[key] if key in batch else batch["image"]
+        return self.transformer.embed_image(image) + self.token_type_embeddings.weight[token_type]
+
+    def infer(self, batch: Batch, mask_text: bool = False, image_token_type_idx: int = 1) -> Features:
+        """Encodes pairs jointly.
+
+        Args:
+            batch: `text_ids` (or `text_ids_mlm`), `text_masks` (B, T) and `image` (B, 3, size, size); with NLVR2's two
+                images `image_0` and `image_1`, picked by the token type.
+            mask_text: take the text with masked words.
+            image_token_type_idx: 1 image, 2 second image of NLVR2.
+
+        Returns:
+            text_feats (B, T, D) and image_feats (B, I, D) after the last norm, cls_feats (B, D) pooled, raw_cls_feats
+            (B, D) before the pooler, image_masks (B, I), text_masks, text_ids, text_labels.
+        """
+        text = self._embed_text(batch, mask_text)
+        image = self._embed_image(batch, image_token_type_idx)
+        text_len = text.shape[1]
+        masks = self.attention_masks(self.relative_position_bias_table, "vl", batch["text_masks"])
+        hidden, _ = self.transformer.encode(torch.cat([text, image], dim=1), masks, "vl", text_len)
+        return {
+            "text_feats": hidden[:, :text_len],
+            "image_feats": hidden[:, text_len:],
+            "cls_feats": self.pooler(hidden),
+            "raw_cls_feats": hidden[:, 0],
+            "image_masks": torch.ones(image.shape[:2], dtype=torch.long, device=image.device),
+            **_text_fields(batch, mask_text),
+        }
+
+    def infer_text(self, batch: Batch, mask_text: bool = False, vl_branch: bool = True) -> Features:
+        """Encodes texts alone, through the language experts.
+
+        Returns:
+            text_feats (B, T, D) after the last norm; cls_feats (B, D) and cls_vlffn_feats (B, D), the contrastive
+            features of the L-FFN and of the VL-FFN branch, unit length, None where the model lacks the head or
+            `vl_branch` is off; raw_cls_feats (B, D), text_masks, text_ids, text_labels.
+        """
+        text = self._embed_text(batch, mask_text)
+        masks = self.attention_masks(self.relative_position_bias_table, "text", batch["text_masks"])
+        hidden, vl_hidden = self.transformer.encode(text, masks, "text", vl_branch=vl_branch)
+        return {
+            "text_feats": hidden,
+            "image_feats": None,
+            "cls_feats": self._project("itc_text_proj", hidden),
+            "cls_vlffn_feats": self._project("itc_vl_text_proj", vl_hidden),
+            "raw_cls_feats": hidden[:, 0],
+            **_text_fields(batch, mask_text),
+        }
+
+    def infer_image(self, batch: Batch, image_token_type_idx: int = 1, vl_branch: bool = True) -> Features:
+        """Encodes images alone, through the vision experts.
+
+        Returns:
+            image_feats (B, I, D) after the last norm; cls_feats and cls_vlffn_feats as `infer_text`; raw_cls_feats.
+        """
+        image = self._embed_image(batch, image_token_type_idx)
+        masks = self.attention_masks(self.relative_position_bias_table, "image")
+        hidden, vl_hidden = self.transformer.encode(image, masks, "image", vl_branch=vl_branch)
+        return {
+            "image_feats": hidden,
+            "text_feats": None,
+            "cls_feats": self._project("itc_image_proj", hidden),
+            "cls_vlffn_feats": self._project("itc_vl_image_proj", vl_hidden),
+            "raw_cls_feats": hidden[:, 0],
+            "image_masks": torch.ones(image.shape[:2], dtype=torch.long, device=image.device),
+        }
+
+    def _project(self, head: str, hidden: Tensor | None) -> Tensor | None:
+        return getattr(self, head)(hidden[:, 0]) if hidden is not None and hasattr(self, head) else None
+
+    # --- steps -------------------------------------------------------------------------------------------------------
+
+    def forward(self, batch: Batch) -> dict[str, ObjectiveOutput]:
+        """All objectives that are on, by name; their losses are weighted by `loss_names`."""
+        done: dict[str, ObjectiveOutput] = {}
+        with self.attention_masks.one_step():
+            for objective in self.objectives:
+                output = objective.compute(self, batch, done)
+                if output is not None:
+                    output.loss = output.loss * self.settings.loss_names[objective.name]
+                    done[objective.name] = output
+        return done
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
+        """The weighted sum of the losses."""
+        outputs = self._step(batch, "train")
+        return (
+            sum((output.loss for output in outputs.values()), torch.zeros((), device=self.device)) if outputs else None
+        )
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Measures; the numbers are logged at the end of the epoch."""
+        self._step(batch, "val")
+
+    def test_step(self, batch: Batch, batch_idx: int) -> dict[str, ObjectiveOutput]:
+        """Measures, and hands the outputs to the callbacks that write predictions."""
+        return self._step(batch, "test")
+
+    def _step(self, batch: Batch, phase: str) -> dict[str, ObjectiveOutput]:
+        if "text_ids" not in batch:  # every sample of the batch was skipped as unreadable
+            return {}
+        outputs = self(batch)
+        size = len(batch["text_ids"])
+        for name, output in outputs.items():
+            for key, arguments in output.updates.items():
+                metric = cast(Metric, self.metrics[f"{phase}/{name}/{key}"])
+                if phase != "train":
+                    metric.update(*arguments)
+                else:  # calling a metric updates it and gives the value of this batch
+                    self.log(f"{name}/train/{key}", metric(*arguments), batch_size=size)
+            for key, value in output.scalars.items() if phase == "train" else ():
+                self.log(f"{name}/train/{key}", value, batch_size=size)
+        return outputs
+
+    def on_train_epoch_end(self) -> None:
+        self._log_epoch("train")
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_epoch("val")
+        self.validated_at = self.global_step
+
+    def on_test_epoch_end(self) -> None:
+        self._log_epoch("test")
+
+    def _log_epoch(self, phase: str) -> None:
+        """Logs every metric that was updated as `{objective}/{phase}/{key}_epoch`, and `{phase}/the_metric`."""
+        values: dict[str, Tensor] = {}
+        for name, module in self.metrics.items():
+            metric = cast(Metric, module)
+            if name.startswith(f"{phase}/") and metric.update_called:
+                _, objective, key = name.split("/", 2)
+                values[f"{objective}/{key}"] = value = metric.compute()
+                tag = f"{objective}/{key}" if "/" in key else f"{objective}/{phase}/{key}"
+                self.log(f"{tag}_epoch", value)
+                if phase != "train":
+                    self.log(tag, value)
+                metric.reset()
+        heads = [
+            [values[f"{o.name}/{key}"] for key in o.headline if f"{o.name}/{key}" in values] for o in self.objectives
+        ]
+        score = sum(float(torch.stack(found).mean()) for found in heads if found)
+        if phase != "train" and self.retrieval_recall is not None:
+            score += self.retrieval_recall
+        self.log(f"{phase}/the_metric", score)
+
+    def configure_optimizers(self) -> Any:
+        s = self.settings
+        groups = optim.parameter_groups(self.named_parameters(), s.learning_rate, s.weight_decay, s.lr_mult)
+        optimizer = optim.build_optimizer(s.optim_type, groups, s.learning_rate)
+        total = s.max_steps or int(self.trainer.estimated_stepping_batches)
+        warmup = optim.warmup_length(s.warmup_steps, total)
+        schedule = optim.build_schedule(optimizer, total, warmup, s.decay_power, s.end_lr)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def _text_fields(batch: Batch, mask_text: bool) -> Features:
+    """The parts of the batch that the published dictionaries hand through."""
+    suffix = "_mlm" if mask_text else ""
+    return {
+        "text_masks": batch["text_masks"],
+        "text_ids": batch[f"text_ids{suffix}"],
+        "text_labels": batch.get(f"text_labels{suffix}"),
+    }

@@ -1,0 +1,308 @@
+"""The resolved config, typed, checked and frozen: what all code below the entry points sees.
+
+`Settings.from_config` reports all problems of a config at once, each with its remedy, before anything is built. Whether
+an architecture, data set, loss or transform exists is known where its table lives: the caller hands those names in.
+"""
+
+import difflib
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pydantic
+from pydantic import BeforeValidator, ConfigDict, Field
+
+from vlmo.errors import VLMoError
+
+OBJECTIVES = (
+    "mlm",
+    "textmlm",
+    "itm",
+    "itc",
+    "irtr",
+    "vqa",
+    "nlvr2",
+)  # in the order in which they are built and computed
+PATCH_SIZE = 16
+REFUSED = {
+    "draw_false_image": "no objective reads false images: ITM draws its negatives from the batch",
+    "draw_false_text": "no objective reads false texts: ITM draws its negatives from the batch",
+    "image_only": "no objective trains on images alone",
+    "text_only": "text alone is trained with the named config task_textmlm_base",
+    "get_recall_rerank_metric": "there is no re-ranking by ITM; get_recall_metric=True ranks by contrastive features",
+}
+
+
+def _strict_int(value: Any) -> Any:
+    """Whole floats are taken (1e3), booleans and text are not."""
+    if isinstance(value, bool | str):
+        raise ValueError("must be a whole number")
+    return value
+
+
+Int = Annotated[int, BeforeValidator(_strict_int)]
+PositiveInt = Annotated[Int, Field(gt=0)]
+Count = Annotated[Int, Field(ge=0)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
+
+
+class Settings(pydantic.BaseModel):
+    """All options (their meaning: `vlmo/config.py`); attributes are plain values."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    exp_name: Annotated[str, Field(min_length=1, pattern=r"^[^/\\]+$")]
+    seed: Count
+    loss_names: dict[str, NotNegative]
+    batch_size: PositiveInt
+    datasets: Annotated[tuple[str, ...], Field(min_length=1)]
+    data_root: str
+    train_transform_keys: Annotated[tuple[str, ...], Field(min_length=1)]
+    val_transform_keys: Annotated[tuple[str, ...], Field(min_length=1)]
+    autocontrast: Literal["correct", "original"] = "correct"  # (defaults: options that the published config lacks)
+    image_size: PositiveInt
+    draw_false_image: Count
+    draw_false_text: Count
+    image_only: bool
+    text_only: bool
+    num_workers: Count
+    tokenizer: Annotated[str, Field(min_length=1)]
+    vocab_size: PositiveInt
+    max_text_len: Annotated[Int, Field(ge=3)]
+    max_text_len_of_initckpt: Annotated[Int, Field(ge=3)]
+    whole_word_masking: bool
+    mlm_prob: Annotated[float, Field(gt=0, lt=1)]
+    vqav2_label_size: PositiveInt
+    model_arch: str
+    drop_path_rate: Share
+    load_path: str
+    optim_type: Literal["adamw", "adam", "sgd"]
+    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    weight_decay: NotNegative
+    decay_power: NotNegative | Literal["cosine"]
+    max_epoch: PositiveInt | None
+    max_steps: PositiveInt | None
+    warmup_steps: NotNegative
+    end_lr: NotNegative
+    lr_mult: NotNegative
+    test_only: bool
+    get_recall_metric: bool
+    get_recall_rerank_metric: bool
+    k_test: PositiveInt
+    val_check_interval: Annotated[int | float, Field(gt=0)]
+    fast_dev_run: bool | PositiveInt
+    resume_from: str | None
+    resume_during_training: bool
+    log_dir: Annotated[str, Field(min_length=1)]
+    log_every_n_steps: PositiveInt = 50
+    per_gpu_batchsize: PositiveInt
+    num_gpus: Count | Annotated[tuple[Count, ...], Field(min_length=1)]
+    num_nodes: PositiveInt
+    accelerator: Literal["auto", "cpu", "gpu", "cuda"] = "auto"
+    strategy: Annotated[str, Field(min_length=1)] = "auto"
+    use_sharded_training: bool
+    precision: Literal[16, 32, "16", "32", "bf16", "auto"]
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], known: Mapping[str, Iterable[str]] | None = None) -> "Settings":
+        """Checks `config` as a whole.
+
+        Args:
+            config: what sacred resolved.
+            known: names that exist, for any of "architectures", "datasets", "losses" and "transforms".
+
+        Raises:
+            VLMoError: with one line for each problem found.
+        """
+        problems: list[str] = []
+        bad: set[str] = set()
+        try:
+            settings = cls.model_validate(config)
+        except pydantic.ValidationError as error:
+            problems, bad = _describe(error, config)
+            # fields that are wrong take the default, so that the rules among the others are still checked
+            from vlmo.config import resolve  # noqa: PLC0415  (config is a leaf; only needed to describe an error)
+
+            settings = cls.model_validate({**resolve(), **{k: v for k, v in config.items() if k not in bad}})
+        for fields, rule in _RULES:
+            if not bad.intersection(fields):
+                problems += rule(settings)
+        problems += _unknown_names(settings, known or {}, bad)
+        if problems:
+            raise VLMoError("\n".join(problems))
+        return settings
+
+    @property
+    def active(self) -> tuple[str, ...]:
+        """Names of the losses that are on."""
+        return tuple(name for name, weight in self.loss_names.items() if weight > 0)
+
+    @property
+    def devices(self) -> int:
+        """Number of processes a node."""
+        return len(self.num_gpus) if isinstance(self.num_gpus, tuple) else max(self.num_gpus, 1)
+
+    @property
+    def pairs_per_pass(self) -> int:
+        """Samples that one forward pass takes over all devices."""
+        return self.per_gpu_batchsize * self.devices * self.num_nodes
+
+    @property
+    def accumulation(self) -> int:
+        """Forward passes an optimizer step."""
+        return max(self.batch_size // self.pairs_per_pass, 1)
+
+    @property
+    def run_name(self) -> str:
+        """Folder of the run within `log_dir`."""
+        return f"{self.exp_name}_seed{self.seed}_from_{Path(self.load_path).stem}"
+
+
+def _describe(error: pydantic.ValidationError, config: Mapping[str, Any]) -> tuple[list[str], set[str]]:
+    """One line a field that is wrong, and the names of those fields."""
+    lines: dict[str, str] = {}
+    for item in error.errors():
+        field = str(item["loc"][0])
+        if item["type"] == "extra_forbidden":
+            near = difflib.get_close_matches(field, Settings.model_fields, 1)
+            lines[field] = f"{field}: there is no such option" + (f"; did you mean {near[0]}?" if near else "")
+        elif item["type"] == "missing":
+            lines[field] = f"{field}: is missing; start from vlmo.config.resolve(...), which has every option"
+        else:
+            what = item["msg"].removeprefix("Value error, ")
+            text = f"{field}={config[field]!r}: {what[0].lower()}{what[1:]}"
+            lines[field] = text if field not in lines else f"{lines[field]}; or {what[0].lower()}{what[1:]}"
+    return list(lines.values()), set(lines)
+
+
+def _unknown_names(settings: Settings, known: Mapping[str, Iterable[str]], bad: set[str]) -> list[str]:
+    asked = {
+        "model_arch": ("architectures", (settings.model_arch,)),
+        "datasets": ("datasets", settings.datasets),
+        "loss_names": ("losses", tuple(settings.loss_names)),
+        "train_transform_keys": ("transforms", settings.train_transform_keys),
+        "val_transform_keys": ("transforms", settings.val_transform_keys),
+    }
+    problems = []
+    for field, (table, names) in asked.items():
+        if field in bad or table not in known:
+            continue
+        options = sorted(known[table])
+        for name in names:
+            if name not in options:
+                near = difflib.get_close_matches(name, options, 1)
+                hint = f"; did you mean {near[0]}?" if near else ""
+                problems.append(f"{field}: {name!r} is unknown{hint} Known: {', '.join(options)}")
+    return problems
+
+
+# --- rules among several options: each returns the problems it finds --------------------------------------------------
+
+
+def _losses(s: Settings) -> list[str]:
+    problems = []
+    if not s.active:
+        problems.append("loss_names: every loss is off; name a task, for example task_mlm_itm_itc_base")
+    if "itm" in s.active and "itc" not in s.active:
+        problems.append(
+            "loss_names.itm: hard negatives are drawn by the contrastive similarities; set loss_names.itc=1 too"
+        )
+    if "textmlm" in s.active and len(s.active) > 1:
+        problems.append("loss_names.textmlm: trains on text without images, so no other loss can be on beside it")
+    if {"itc", "irtr"} <= set(s.active):
+        problems.append("loss_names: itc and irtr share their heads; switch one of them off")
+    return problems
+
+
+def _data(s: Settings) -> list[str]:
+    fitting = {"textmlm": {"wikibk"}, "vqa": {"vqa"}, "nlvr2": {"nlvr2"}}
+    problems = []
+    for name in s.active:
+        wrong = [d for d in s.datasets if d not in fitting[name]] if name in fitting else []
+        if wrong:
+            problems.append(f"datasets={list(s.datasets)}: {name} trains on {sorted(fitting[name])} only")
+    if "textmlm" not in s.active and "wikibk" in s.datasets:
+        problems.append(f"datasets={list(s.datasets)}: wikibk has no images; it is for textmlm only")
+    return problems
+
+
+def _image_size(s: Settings) -> list[str]:
+    if s.image_size % PATCH_SIZE == 0:
+        return []
+    near = max(round(s.image_size / PATCH_SIZE), 1) * PATCH_SIZE
+    return [f"image_size={s.image_size}: must be a multiple of the patch size {PATCH_SIZE}; the nearest is {near}"]
+
+
+def _text_length(s: Settings) -> list[str]:
+    if s.max_text_len <= s.max_text_len_of_initckpt:
+        return []
+    return [
+        f"max_text_len={s.max_text_len}: the relative position table has room for max_text_len_of_initckpt="
+        f"{s.max_text_len_of_initckpt} tokens; shorten the one or raise the other"
+    ]
+
+
+def _batch(s: Settings) -> list[str]:
+    if s.test_only:
+        return []
+    arithmetic = f"per_gpu_batchsize x devices x nodes = {s.per_gpu_batchsize} x {s.devices} x {s.num_nodes}"
+    if s.batch_size % s.pairs_per_pass:
+        near = max(round(s.batch_size / s.pairs_per_pass), 1) * s.pairs_per_pass
+        return [
+            f"batch_size={s.batch_size}: is not a multiple of {arithmetic} = {s.pairs_per_pass}; "
+            f"the nearest that is: batch_size={near}"
+        ]
+    if "itm" in s.active and s.pairs_per_pass < 2:
+        return [
+            "per_gpu_batchsize=1: matching needs a second pair to draw a negative from; set per_gpu_batchsize=2 or more"
+        ]
+    return []
+
+
+def _length(s: Settings) -> list[str]:
+    if s.max_steps is None and s.max_epoch is None:
+        return ["max_steps and max_epoch: one of them must say when training ends"]
+    return []
+
+
+def _devices(s: Settings) -> list[str]:
+    problems = []
+    if s.num_gpus == 0 and s.accelerator in ("gpu", "cuda"):
+        problems.append(f"num_gpus=0 is the CPU, accelerator={s.accelerator} is not: change one of them")
+    if isinstance(s.num_gpus, tuple) and s.accelerator == "cpu":
+        problems.append("num_gpus as a list picks GPUs; with accelerator=cpu give a number of processes")
+    if s.use_sharded_training and s.strategy not in ("auto", "deepspeed_stage_1"):
+        problems.append(f"use_sharded_training=True is DeepSpeed ZeRO stage 1, strategy={s.strategy} is not: drop one")
+    return problems
+
+
+def _refused(s: Settings) -> list[str]:
+    return [f"{name}={getattr(s, name)}: refused, {why}" for name, why in REFUSED.items() if getattr(s, name)]
+
+
+def _evaluation(s: Settings) -> list[str]:
+    problems = []
+    if s.test_only and not s.load_path:
+        problems.append("test_only=True: evaluates a checkpoint; give it with load_path=FILE")
+    if s.get_recall_metric and not {"itc", "irtr"} & set(s.active):
+        problems.append("get_recall_metric=True: recall ranks by contrastive features; it needs loss_names.irtr or itc")
+    if isinstance(s.val_check_interval, float) and s.val_check_interval > 1:
+        problems.append(
+            f"val_check_interval={s.val_check_interval}: a share of an epoch is at most 1.0; "
+            f"{s.val_check_interval:.0f} without a decimal point counts batches"
+        )
+    return problems
+
+
+_RULES: tuple[tuple[tuple[str, ...], Callable[[Settings], list[str]]], ...] = (
+    (("loss_names",), _losses),
+    (("loss_names", "datasets"), _data),
+    (("image_size",), _image_size),
+    (("max_text_len", "max_text_len_of_initckpt"), _text_length),
+    (("batch_size", "per_gpu_batchsize", "num_gpus", "num_nodes", "loss_names", "test_only"), _batch),
+    (("max_steps", "max_epoch"), _length),
+    (("num_gpus", "accelerator", "use_sharded_training", "strategy"), _devices),
+    (tuple(REFUSED), _refused),
+    (("test_only", "load_path", "get_recall_metric", "loss_names", "val_check_interval"), _evaluation),
+)

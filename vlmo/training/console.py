@@ -1,0 +1,164 @@
+"""What the person sees: the summary at the start, a line of numbers while training, the results at the end."""
+
+import json
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import psutil
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.callbacks import ThroughputMonitor, TQDMProgressBar
+from tqdm import tqdm
+
+from vlmo.config import resolve
+from vlmo.modules import VLMo, optim
+from vlmo.settings import Settings
+from vlmo.training.environment import Environment
+
+# Published results (test-dev; test-P; TR@1 / IR@1), in percent, by objective or data set and architecture.
+PUBLISHED = {
+    "vqa": {"base": "VQA test-dev 76.6", "base_plus": "VQA test-dev 78.5", "large": "VQA test-dev 79.9"},
+    "nlvr2": {"base": "NLVR2 test-P 83.3", "base_plus": "NLVR2 test-P 85.1", "large": "NLVR2 test-P 86.9"},
+    "coco": {
+        "base": "COCO TR@1/IR@1 74.8/57.2",
+        "base_plus": "COCO TR@1/IR@1 76.3/58.6",
+        "large": "COCO TR@1/IR@1 78.2/60.6",
+    },
+    "f30k": {
+        "base": "Flickr30K TR@1/IR@1 92.3/79.3",
+        "base_plus": "Flickr30K TR@1/IR@1 93.2/81.8",
+        "large": "Flickr30K TR@1/IR@1 95.3/84.5",
+    },
+}
+
+
+def batch_size(batch: Mapping[str, Any]) -> int:
+    """Samples of a batch."""
+    return len(batch["text_ids"]) if "text_ids" in batch else 0
+
+
+def differences(settings: Settings) -> dict[str, Any]:
+    """The options whose value is not the default."""
+    defaults = Settings.from_config(resolve()).model_dump()
+    return {name: value for name, value in settings.model_dump().items() if value != defaults[name]}
+
+
+def summary(settings: Settings, environment: Environment, model: VLMo) -> str:
+    """The block printed before the first step."""
+    lines = [f"{settings.exp_name}: {settings.model_arch}, losses {' + '.join(settings.active)}"]
+    lines += ["", "options that differ from the defaults"]
+    for name, value in differences(settings).items():
+        if name == "loss_names":
+            value = {loss: weight for loss, weight in value.items() if weight}
+        lines.append(f"  {name:<22} {json.dumps(value)}")
+    device = torch.cuda.get_device_name() if environment.accelerator == "gpu" else f"{torch.get_num_threads()} threads"
+    lines += ["", f"runs on    {environment.accelerator} x {settings.devices * settings.num_nodes} ({device})"]
+    lines[-1] += f", precision {environment.precision}"
+    if not settings.test_only:
+        lines.append(
+            f"batch      {settings.batch_size} = {settings.per_gpu_batchsize} a device x {settings.devices} devices x "
+            f"{settings.num_nodes} nodes x {settings.accumulation} accumulated"
+        )
+    lines += [f"parameters {_count(model.parameters())}, of which trained {_count(_trainable(model))}"]
+    if not settings.test_only:
+        groups = optim.parameter_groups(
+            model.named_parameters(), settings.learning_rate, settings.weight_decay, settings.lr_mult
+        )
+        for group in groups:
+            if group["params"]:
+                lines.append(
+                    f"  {_count(group['params']):>8} in {len(group['params'])} tensors: learning rate {group['lr']:g}, "
+                    f"weight decay {group['weight_decay']:g}"
+                )
+    if model.load_report:
+        lines += ["", str(model.load_report)]
+    return "\n".join([*lines, ""])
+
+
+def _trainable(model: VLMo) -> list[torch.nn.Parameter]:
+    return [p for p in model.parameters() if p.requires_grad]
+
+
+def _count(parameters: Any) -> str:
+    return f"{sum(p.numel() for p in parameters) / 1e6:.2f} M"
+
+
+class ConsoleLine(Callback):
+    """One line every `every` steps: losses, learning rate, throughput, memory, share of time waiting for data."""
+
+    def __init__(self, every: int) -> None:
+        self.every = every
+        self.waited = 0.0  # seconds between the end of a batch and the start of the next, since the last line
+        self.line_time = self.batch_end = time.perf_counter()
+        self.printed_at = 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.line_time = self.batch_end = time.perf_counter()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.waited, self.line_time = 0.0, time.perf_counter()  # evaluation is neither training nor waiting
+        self.batch_end = self.line_time
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self.waited += time.perf_counter() - self.batch_end
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.batch_end = time.perf_counter()
+        step = trainer.global_step
+        if step % self.every or step == self.printed_at or not trainer.is_global_zero:
+            return
+        self.printed_at = step
+        tqdm.write(self._line(trainer, step), file=sys.stdout)
+        self.waited, self.line_time = 0.0, time.perf_counter()
+
+    def _line(self, trainer: Trainer, step: int) -> str:
+        logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        losses = {name.split("/")[0]: v for name, v in logged.items() if name.endswith("/train/loss")}
+        total = int(trainer.estimated_stepping_batches)
+        parts = [f"step {step:,}/{total:,}", f"loss {sum(losses.values()):.3f}"]
+        if len(losses) > 1:
+            parts[-1] += " = " + " + ".join(f"{name} {value:.3f}" for name, value in losses.items())
+        parts.append(f"lr {trainer.optimizers[0].param_groups[0]['lr']:.1e}")
+        speed = trainer.logged_metrics.get(
+            "train/samples_per_sec", trainer.logged_metrics.get("train/device/samples_per_sec")
+        )
+        if speed is not None:
+            parts.append(f"{float(speed):,.1f} samples/s")
+        parts.append(memory(trainer))
+        parts.append(f"data {self.waited / max(time.perf_counter() - self.line_time, 1e-9):.0%}")
+        return "  ".join(parts)
+
+
+def memory(trainer: Trainer) -> str:
+    """Memory in use: the peak of the GPU, or what this process holds of the machine's."""
+    if trainer.strategy.root_device.type == "cuda":
+        device = trainer.strategy.root_device
+        used, there = torch.cuda.max_memory_allocated(device), torch.cuda.get_device_properties(device).total_memory
+    else:
+        used, there = psutil.Process().memory_info().rss, psutil.virtual_memory().total
+    return f"mem {used / 2**30:.1f}/{there / 2**30:.0f} GiB"
+
+
+def console_callbacks(settings: Settings) -> list[Callback]:
+    """Progress bar (where a person is looking), console line, and Lightning's throughput counter that feeds it."""
+    bar = TQDMProgressBar(refresh_rate=1 if sys.stderr.isatty() else 0)
+    throughput = ThroughputMonitor(batch_size_fn=batch_size, window_size=20)
+    return [throughput, ConsoleLine(settings.log_every_n_steps), bar]
+
+
+def results(settings: Settings, metrics: Mapping[str, Any]) -> str:
+    """The table printed at the end: what was measured, and what the paper reports for this model and task."""
+    shown = {
+        name: float(value)
+        for name, value in sorted(metrics.items())
+        if "/" in name and "train/" not in name and not name.startswith("lr-") and not name.endswith("_epoch")
+    }
+    lines = ["", "results"] + [f"  {name:<28} {value:.4f}" for name, value in shown.items()]
+    size = settings.model_arch.removeprefix("vlmo_").removesuffix("_patch16")
+    keys = [*settings.active, *(settings.datasets if "irtr" in settings.active else ())]
+    expected = [PUBLISHED[key][size] for key in keys if size in PUBLISHED.get(key, {})]
+    if expected:
+        lines.append(f"  published for {settings.model_arch}: {'; '.join(expected)}")
+    return "\n".join(lines)

@@ -1,0 +1,171 @@
+"""From a resolved config to a finished run: check everything, build, train or evaluate, report.
+
+Order matters: whatever can be wrong is looked at before the model is built and before anything is written.
+"""
+
+import json
+import logging
+import warnings
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
+from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+
+from vlmo.datamodules.multitask_datamodule import MTDataModule
+from vlmo.datasets import DATASETS
+from vlmo.errors import VLMoError
+from vlmo.modules import VLMo, checkpoint
+from vlmo.modules.multiway_transformer import ARCHITECTURES
+from vlmo.modules.objectives import objective_names
+from vlmo.settings import Settings
+from vlmo.training.callbacks import LastCheckpoint, UnreadableImages, VQAPredictions
+from vlmo.training.console import console_callbacks, results, summary
+from vlmo.training.environment import Environment, choose_environment
+from vlmo.training.retrieval import RetrievalEvaluation
+from vlmo.transforms import TRANSFORMS
+
+log = logging.getLogger(__name__)
+
+KNOWN: dict[str, Iterable[str]] = {
+    "architectures": ARCHITECTURES,
+    "datasets": DATASETS,
+    "losses": objective_names(),
+    "transforms": TRANSFORMS,
+}
+
+
+def run(config: Mapping[str, Any]) -> dict[str, float]:
+    """Trains, or evaluates with `test_only`, as the config says.
+
+    Returns:
+        the numbers that were measured last, by log tag.
+
+    Raises:
+        VLMoError: for anything wrong with the config, the files or the machine, before the model is built.
+    """
+    settings = Settings.from_config(config, KNOWN)
+    environment = choose_environment(settings)
+    datamodule = MTDataModule(settings)
+    stage = "test" if settings.test_only else "fit"
+    datamodule.check(stage)
+    if settings.load_path:
+        checkpoint.read(settings.load_path)
+    resume = _resume_path(settings)
+
+    _quieten()
+    for notice in environment.notices:
+        log.warning(notice)
+    pl.seed_everything(settings.seed, workers=True, verbose=False)
+    model = VLMo(dict(config))
+    trainer = build_trainer(settings, environment, datamodule)
+    if trainer.is_global_zero:
+        print(summary(settings, environment, model), flush=True)
+
+    if settings.test_only:
+        trainer.test(model, datamodule=datamodule, verbose=False)
+    else:
+        _save_settings(settings, trainer)
+        trainer.fit(model, datamodule=datamodule, ckpt_path=resume)
+        if trainer.global_step != model.validated_at and datamodule.has_validation:
+            trainer.validate(model, datamodule=datamodule, verbose=False)  # training ended between two validations
+    measured = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    if trainer.is_global_zero:
+        print(results(settings, measured), flush=True)
+        if trainer.log_dir and not settings.test_only:
+            print(f"  logs and checkpoints: {trainer.log_dir}", flush=True)
+    return measured
+
+
+def build_trainer(settings: Settings, environment: Environment, datamodule: MTDataModule) -> pl.Trainer:
+    """Lightning's Trainer with this project's loggers and callbacks."""
+    loggers: Any = False
+    if not settings.fast_dev_run:
+        tensorboard = TensorBoardLogger(settings.log_dir, name=settings.run_name, default_hp_metric=False)
+        csv = CSVLogger(
+            settings.log_dir,
+            name=settings.run_name,
+            version=tensorboard.version,
+            flush_logs_every_n_steps=settings.log_every_n_steps,
+        )
+        loggers = [tensorboard, csv]
+    return pl.Trainer(
+        accelerator=environment.accelerator,
+        devices=environment.devices,
+        num_nodes=environment.num_nodes,
+        strategy=environment.strategy,
+        precision=environment.precision,
+        max_epochs=settings.max_epoch if settings.max_epoch else -1,
+        max_steps=settings.max_steps if settings.max_steps else -1,
+        accumulate_grad_batches=settings.accumulation,
+        val_check_interval=settings.val_check_interval,
+        # a number of batches counts on over the ends of epochs, as the published runs did
+        check_val_every_n_epoch=None if isinstance(settings.val_check_interval, int) else 1,
+        log_every_n_steps=settings.log_every_n_steps,
+        fast_dev_run=int(settings.fast_dev_run),
+        num_sanity_val_steps=0,  # the checks have been made, and recall over two batches means nothing
+        use_distributed_sampler=False,  # the data module shares out the samples itself
+        enable_model_summary=False,  # ours says more
+        logger=loggers,
+        callbacks=_callbacks(settings, datamodule),
+    )
+
+
+def _callbacks(settings: Settings, datamodule: MTDataModule) -> list[Callback]:
+    callbacks: list[Callback] = [UnreadableImages()]
+    if settings.get_recall_metric:
+        callbacks.append(RetrievalEvaluation())
+    answers = datamodule.vqa_answers() if settings.test_only and "vqa" in settings.active else None
+    if answers is not None:
+        path = Path(settings.log_dir) / f"vqa_submit_{Path(settings.load_path).stem}.json"
+        callbacks.append(VQAPredictions(path, answers))
+    callbacks += console_callbacks(settings)
+    if not settings.fast_dev_run:
+        callbacks.append(LearningRateMonitor(logging_interval="step"))
+        # after each validation; where there is none to be had, after each epoch
+        checkpoints = ModelCheckpoint(
+            save_top_k=-1, save_last=True, save_on_train_epoch_end=not datamodule.has_validation
+        )
+        callbacks += [checkpoints, LastCheckpoint()]
+    return callbacks
+
+
+def _resume_path(settings: Settings) -> str | None:
+    """The checkpoint that training continues from, if any."""
+    if settings.test_only:
+        return None
+    if settings.resume_from:
+        if not Path(settings.resume_from).is_file():
+            raise VLMoError(f"resume_from={settings.resume_from}: there is no such file")
+        return settings.resume_from
+    if settings.resume_during_training:
+        found = sorted(
+            Path(settings.log_dir, settings.run_name).glob("version_*/checkpoints/last*.ckpt"),
+            key=lambda path: path.stat().st_mtime,
+        )
+        return str(found[-1]) if found else None
+    return None
+
+
+def _save_settings(settings: Settings, trainer: pl.Trainer) -> None:
+    """The resolved settings as JSON beside the checkpoints."""
+    if trainer.is_global_zero and trainer.log_dir and not settings.fast_dev_run:
+        folder = Path(trainer.log_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "settings.json").write_text(json.dumps(settings.model_dump(mode="json"), indent=2) + "\n")
+
+
+def _quieten() -> None:
+    """Silences what the libraries say of choices made here on purpose, so that warnings that matter are seen."""
+    for pattern in (
+        ".*does not have many workers.*",  # num_workers is the person's choice, and free on small data
+        ".*Experiment logs directory .* exists and is not empty.*",  # TensorBoard's, the same one
+        ".*flops_per_batch.*",
+        ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
+        ".*pkg_resources is deprecated.*",
+        ".*number of training batches .* smaller than the logging interval.*",
+    ):
+        warnings.filterwarnings("ignore", pattern)
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)

@@ -1,0 +1,147 @@
+"""The ten augmentations of the published training, at magnitude 7 of 10, and the transform that draws two of them.
+
+Each function takes and returns an RGB image and gives the published pixels exactly. Pillow does most of them; the warps
+follow OpenCV's rounding, which neither Pillow nor torchvision offers.
+"""
+
+from collections.abc import Callable
+from math import cos, radians, sin
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image, ImageEnhance, ImageFilter, ImageOps
+
+from vlmo.errors import VLMoError
+
+FILL = 128  # grey for what a warp brings in from outside
+
+Row = tuple[float, float, float]
+
+
+def warp(image: Image.Image, x_from: Row, y_from: Row) -> Image.Image:
+    """Warp affinely as OpenCV's `warpAffine` does (bilinear, pixel centres at integers, constant border).
+
+    Output pixel (x, y) is read at (a x + b y + c, d x + e y + f) for `x_from` = (a, b, c) and `y_from` = (d, e, f).
+    """
+    width, height = image.size
+    # The three channels travel in one integer, 20 bits each: a weighted sum of four neighbours takes 18.
+    pack = np.array([1, 1 << 20, 1 << 40])
+    framed = np.full((height + 4, width + 4), FILL * pack.sum())
+    framed[2:-2, 2:-2] = np.asarray(image) @ pack
+    pixels, below = framed.ravel(), width + 4
+
+    warped = np.empty((height, width, 3), np.uint8)
+    for top in range(0, height, 32):  # in strips: temporaries that fit the cache make it three times faster
+        rows, columns = np.ogrid[top : min(top + 32, height), :width]
+        x, y = _in_32nds(x_from, columns, rows), _in_32nds(y_from, columns, rows)
+        at = ((y >> 5).clip(-2, height) + 2) * below + (x >> 5).clip(-2, width) + 2
+        right, down = x & 31, y & 31
+        upper = pixels.take(at) * (32 - right) + pixels.take(at + 1) * right
+        lower = pixels.take(at + below) * (32 - right) + pixels.take(at + below + 1) * right
+        blended = upper * (32 - down) + lower * down + 512 * pack.sum()
+        for channel in range(3):
+            warped[top : top + 32, :, channel] = blended >> (20 * channel + 10)  # uint8 drops the higher channels
+    return Image.fromarray(warped)
+
+
+def _in_32nds(row: Row, columns: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Where to read, in 1/32 pixel, rounded as OpenCV does: each half to 1/1024 pixel, then their sum."""
+    a, b, c = row
+    return ((np.rint(a * columns * 1024) + np.rint((b * rows + c) * 1024)).astype(np.int64) + 16) >> 5
+
+
+def shear_x(image: Image.Image, factor: float) -> Image.Image:
+    return warp(image, (1, -factor, 0), (0, 1, 0))
+
+
+def shear_y(image: Image.Image, factor: float) -> Image.Image:
+    return warp(image, (1, 0, 0), (-factor, 1, 0))
+
+
+def translate_x(image: Image.Image, pixels: float) -> Image.Image:
+    return warp(image, (1, 0, pixels), (0, 1, 0))
+
+
+def translate_y(image: Image.Image, pixels: float) -> Image.Image:
+    return warp(image, (1, 0, 0), (0, 1, pixels))
+
+
+def rotate(image: Image.Image, degrees: float) -> Image.Image:
+    """Rotate counter-clockwise about (width/2, height/2)."""
+    x, y = image.width / 2, image.height / 2
+    c, s = cos(radians(degrees)), sin(radians(degrees))
+    return warp(image, (c, -s, x - c * x + s * y), (s, c, y - s * x - c * y))
+
+
+def identity(image: Image.Image) -> Image.Image:
+    return image
+
+
+def autocontrast_original(image: Image.Image) -> Image.Image:
+    """Autocontrast with the published defect: a channel whose darkest value is above 0 comes out all white.
+
+    (Its offset was negated as an unsigned byte. A channel of one value stays as it is.)
+    """
+    pixels, stretched = np.asarray(image), np.array(ImageOps.autocontrast(image))
+    darkest, brightest = pixels.min((0, 1)), pixels.max((0, 1))
+    stretched[..., (darkest > 0) & (darkest < brightest)] = 255
+    return Image.fromarray(stretched)
+
+
+def brightness(image: Image.Image, factor: float) -> Image.Image:
+    return ImageEnhance.Brightness(image).enhance(factor)
+
+
+def sharpness(image: Image.Image, factor: float) -> Image.Image:
+    """Sharpen against a 3 x 3 smoothing; what leaves 0..255 wraps around, as published (Pillow would clip it)."""
+    smooth = np.asarray(image.filter(ImageFilter.SMOOTH), np.float32)
+    sharp = np.array(image, np.float32)
+    sharp -= smooth
+    sharp *= np.float32(factor)
+    sharp += smooth
+    return Image.fromarray(sharp.astype(np.int16).astype(np.uint8))
+
+
+class Augmentation(NamedTuple):
+    apply: Callable[..., Image.Image]
+    args: tuple[float, ...] = ()
+    signed: bool = False  # the argument's sign is drawn
+
+
+AUGMENTATIONS = {
+    "Identity": Augmentation(identity),
+    "AutoContrast": Augmentation(ImageOps.autocontrast),
+    "Equalize": Augmentation(ImageOps.equalize),
+    "Brightness": Augmentation(brightness, (1.36,)),
+    "Sharpness": Augmentation(sharpness, (1.36,)),
+    "ShearX": Augmentation(shear_x, (0.21,), signed=True),
+    "ShearY": Augmentation(shear_y, (0.21,), signed=True),
+    "TranslateX": Augmentation(translate_x, (7,), signed=True),
+    "TranslateY": Augmentation(translate_y, (7,), signed=True),
+    "Rotate": Augmentation(rotate, (21,), signed=True),
+}
+AUTOCONTRASTS = {"correct": ImageOps.autocontrast, "original": autocontrast_original}
+
+
+class RandAugment:
+    """Draw two augmentations with replacement and apply each with probability 0.5, from torch's global generator.
+
+    `autocontrast` is "correct" or "original" (see `autocontrast_original`). Raises VLMoError for another value.
+    """
+
+    def __init__(self, autocontrast: str = "correct") -> None:
+        if autocontrast not in AUTOCONTRASTS:
+            raise VLMoError(f"autocontrast={autocontrast!r}: use one of {', '.join(AUTOCONTRASTS)}")
+        self.augmentations = AUGMENTATIONS | {"AutoContrast": Augmentation(AUTOCONTRASTS[autocontrast])}
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        choices = list(self.augmentations.values())
+        for index in torch.randint(len(choices), (2,)).tolist():
+            apply, args, signed = choices[index]
+            skip, negative = (
+                torch.rand(2) < 0.5
+            ).tolist()  # always two draws: the stream does not depend on the choice
+            if not skip:
+                image = apply(image, *(-value if signed and negative else value for value in args))
+        return image

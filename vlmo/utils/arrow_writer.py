@@ -1,0 +1,280 @@
+"""The one writer behind all converters: rows stream in, complete Arrow files come out.
+
+A `Table` is a file to write; a row names its images and carries everything else. `Conversion` reads the images (in
+`num_workers` processes, always in the order of the rows), writes record batches of bounded size into a hidden folder
+beside the results, and moves the finished files to their names only when all of them are complete, so that a conversion
+that fails or is killed leaves nothing that a reader would take for data.
+"""
+
+import contextlib
+import glob
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import groupby
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TextIO
+
+import pyarrow as pa
+from tqdm import tqdm
+
+from vlmo.errors import VLMoError
+from vlmo.utils.record_batches import Row, Skipped, read_batches, write_chunk
+from vlmo.utils.workers import Workers
+
+CHUNK_ROWS = 512  # rows handed to a worker at once, and the most of a record batch
+SHARD_NUMBER = re.compile(r"\d+(?=\.arrow$)")
+
+
+TaggedRows = Iterable[tuple[str, Row | Skipped]]  # each with the key of its table
+
+
+@dataclass(frozen=True)
+class Table:
+    """A file to write, or with `shard_rows` several: then `name` contains "{shard}" and each holds that many rows."""
+
+    name: str
+    schema: pa.Schema
+    shard_rows: int | None = None
+
+
+@dataclass
+class Report:
+    """What a conversion made: rows by file name, how many images or rows were left out by reason, remarks."""
+
+    out: str
+    rows: dict[str, int] = field(default_factory=dict)
+    skipped: Counter[str] = field(default_factory=Counter)
+    skipped_file: str = ""
+    notes: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        lines = [f"in {self.out}:"]
+        for family, group in groupby(self.rows.items(), lambda item: SHARD_NUMBER.sub("*", item[0])):
+            files = list(group)
+            name = files[0][0] if len(files) == 1 else f"{family} ({len(files)} files)"
+            lines.append(f"  {name:<44} {sum(count for _, count in files):>12,} rows")
+        if self.skipped:
+            reasons = ", ".join(f"{count:,} {reason}" for reason, count in self.skipped.most_common())
+            lines.append(f"  left out {self.skipped.total():,} ({reasons}); listed in {self.skipped_file}")
+        return "\n".join(lines + [f"  note: {note}" for note in self.notes])
+
+
+class Conversion:
+    """Context manager of one conversion into the folder `out`; `name` tells its files from other conversions' there.
+
+    Leaving it without an error moves the files to their names and prints the report. Raises VLMoError when files
+    cannot be written.
+    """
+
+    def __init__(self, out: str, name: str, num_workers: int = 1) -> None:
+        if num_workers < 0:
+            raise VLMoError(f"num_workers={num_workers}: must be 1 (no extra process) or more")
+        self.out, self.name = out, name
+        self.workers = Workers(num_workers)
+        self.report = Report(out, skipped_file=f"{name}_skipped.txt")
+        self._shard_counts: dict[str, int] = {}
+        self._other_files: list[str] = []
+
+    def __enter__(self) -> "Conversion":
+        prefix = f".{self.name}.partial-"
+        try:
+            os.makedirs(self.out, exist_ok=True)
+            for leftover in glob.glob(os.path.join(glob.escape(self.out), prefix + "*")):  # of a killed conversion
+                shutil.rmtree(leftover, ignore_errors=True)
+            self.scratch = Path(tempfile.mkdtemp(prefix=prefix, dir=self.out))
+            self._skipped_list: TextIO = open(self.path(self.report.skipped_file), "w", encoding="utf-8")  # noqa: SIM115
+        except OSError as error:
+            raise VLMoError(f"cannot write into {self.out}: {error.strerror}") from error
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        try:
+            self.workers.close()
+            with contextlib.suppress(OSError):  # a full disk has been noticed before
+                self._skipped_list.close()
+            if error is None:
+                self._publish()
+        except OSError as problem:
+            error = problem
+        finally:
+            shutil.rmtree(self.scratch, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise VLMoError(f"{self.name}: {error}; nothing was written to {self.out}") from error
+        if error is None:
+            print(self.report)
+
+    def path(self, file_name: str) -> str:
+        """Where to write `file_name` until the conversion is complete."""
+        return str(self.scratch / file_name)
+
+    def skip(self, skipped: Skipped) -> None:
+        """Counts and lists something that is left out."""
+        self.report.skipped[skipped.reason] += 1
+        text = f"{skipped.name}\t{skipped.reason}\n"
+        self._skipped_list.write(text.encode("utf-8", "replace").decode())
+
+    def write(self, tables: Mapping[str, Table], rows: Callable[[], TaggedRows]) -> None:
+        """Writes `tables` from one stream of rows, each tagged with the key of its table.
+
+        `rows()` is gone through twice: once without reading images, which finds every mistake in the annotations
+        before hours of work and counts the rows, and once for writing. Raises VLMoError when there are no rows, or all
+        rows of a table have unreadable images.
+        """
+        totals = Counter(key for key, row in rows() if isinstance(row, Row))
+        if not totals:
+            raise VLMoError(f"{self.name}: the annotations have nothing to convert")
+        first_problem: dict[str, Skipped] = {}
+        with contextlib.ExitStack() as stack:
+            writers = {key: stack.enter_context(_TableWriter(self, table)) for key, table in tables.items()}
+            bar = stack.enter_context(tqdm(desc=self.name, total=totals.total(), unit="row", disable=None))
+            for key, batches, skipped, num_rows in self._chunks(tables, rows(), totals.total()):
+                for batch in batches:
+                    writers[key].write(batch)
+                for each in skipped:  # complete only now: without workers the images are read while batches are taken
+                    self.skip(each)
+                    first_problem.setdefault(key, each)
+                bar.update(num_rows)
+        for key, total in totals.items():
+            if not writers[key].total_rows:
+                name, reason = first_problem[key]
+                raise VLMoError(
+                    f"{tables[key].name}: none of {total:,} rows has readable images; the first: {name}: {reason}"
+                )
+
+    def copy_rows(self, source: str, target: str, start: int, stop: int) -> None:
+        """Writes rows `start` to `stop` of the table `source` of this conversion once more, as the table `target`."""
+        with pa.memory_map(self.path(f"{source}.arrow")) as file:
+            reader = pa.ipc.open_file(file)
+            with _TableWriter(self, Table(target, reader.schema)) as writer:
+                first = 0
+                for index in range(reader.num_record_batches):
+                    batch = reader.get_batch(index)
+                    low, high = max(start - first, 0), min(stop - first, batch.num_rows)
+                    if low < high:
+                        writer.write(batch.slice(low, high - low))
+                    first += batch.num_rows
+
+    def write_json(self, file_name: str, content: Any) -> None:
+        """Writes a JSON file beside the tables."""
+        with open(self.path(file_name), "w", encoding="utf-8") as file:
+            json.dump(content, file, ensure_ascii=False, indent=0)
+        self._other_files.append(file_name)
+
+    def add_file(self, file_name: str, rows: int) -> None:
+        """Counts in a finished Arrow file that was written to `path(file_name)`."""
+        self.report.rows[file_name] = rows
+
+    def set_shards(self, pattern: str, count: int) -> None:
+        """States that the family of files `pattern` has `count` shards now: older ones beyond will be removed."""
+        self._shard_counts[pattern] = count
+
+    def _chunks(
+        self, tables: Mapping[str, Table], rows: TaggedRows, total: int
+    ) -> Iterator[tuple[str, Iterable[pa.RecordBatch], list[Skipped], int]]:
+        """For every chunk of rows: its table, its record batches, what was left out, and the number of rows."""
+        chunks = self._chunked(tables, rows)
+        if not self.workers.parallel or total <= CHUNK_ROWS:
+            for key, chunk in chunks:
+                skipped: list[Skipped] = []
+                yield key, read_batches(chunk, tables[key].schema, skipped), skipped, len(chunk)
+            return
+        calls = (
+            (key, chunk, tables[key].schema, self.path(f"{number}.chunk")) for number, (key, chunk) in enumerate(chunks)
+        )
+        for key, path, skipped, num_rows in self.workers.map(write_chunk, calls):
+            with pa.memory_map(path) as file, pa.ipc.open_stream(file) as reader:
+                yield key, reader, skipped, num_rows
+            os.unlink(path)
+
+    def _chunked(self, tables: Mapping[str, Table], rows: TaggedRows) -> Iterator[tuple[str, list[Row]]]:
+        pending: dict[str, list[Row]] = {key: [] for key in tables}
+        for key, row in rows:
+            if isinstance(row, Skipped):
+                self.skip(row)
+                continue
+            pending[key].append(row)
+            if len(pending[key]) == CHUNK_ROWS:
+                yield key, pending[key]
+                pending[key] = []
+        yield from ((key, chunk) for key, chunk in pending.items() if chunk)
+
+    def _publish(self) -> None:
+        """Moves the finished files to their names; shards that an earlier, longer conversion left are removed."""
+        file_names = [*self.report.rows, *self._other_files]
+        if self.report.skipped:
+            file_names.append(self.report.skipped_file)
+        else:
+            Path(self.out, self.report.skipped_file).unlink(missing_ok=True)
+        for file_name in file_names:
+            _sync(self.path(file_name))
+        for file_name in file_names:
+            os.replace(self.path(file_name), os.path.join(self.out, file_name))
+        for pattern, count in self._shard_counts.items():
+            self._remove_old_shards(pattern, count)
+        with contextlib.suppress(OSError):  # not every file system has it for folders
+            _sync(self.out)
+
+    def _remove_old_shards(self, pattern: str, count: int) -> None:
+        expression = re.compile(re.escape(pattern).replace(re.escape("{shard}"), r"(\d+)") + r"\.arrow")
+        for file_name in sorted(os.listdir(self.out)):
+            match = expression.fullmatch(file_name)
+            if match and int(match[1]) >= count:
+                os.unlink(os.path.join(self.out, file_name))
+                self.report.notes.append(f"removed {file_name} of an earlier conversion")
+
+
+class _TableWriter:
+    """Writes record batches to one file, or to the next shard whenever one is full."""
+
+    def __init__(self, conversion: Conversion, table: Table) -> None:
+        self._conversion, self._table = conversion, table
+        self._shard = 0
+        self.total_rows = 0
+        self._open()
+
+    def _open(self) -> None:
+        self._file_name = self._table.name.format(shard=self._shard) + ".arrow"
+        self._rows = 0
+        self._writer = pa.ipc.new_file(self._conversion.path(self._file_name), self._table.schema)
+        self._conversion.add_file(self._file_name, 0)  # in the order of opening
+
+    def __enter__(self) -> "_TableWriter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._close()
+        if self._table.shard_rows:
+            self._conversion.set_shards(self._table.name, self._shard + 1)
+
+    def _close(self) -> None:
+        self._writer.close()
+        self._conversion.add_file(self._file_name, self._rows)
+
+    def write(self, batch: pa.RecordBatch) -> None:
+        while batch.num_rows:
+            if self._rows == self._table.shard_rows:
+                self._close()
+                self._shard += 1
+                self._open()
+            room = self._table.shard_rows - self._rows if self._table.shard_rows else batch.num_rows
+            part = batch.slice(0, room)
+            self._writer.write_batch(part)
+            self._rows += part.num_rows
+            self.total_rows += part.num_rows
+            batch = batch.slice(part.num_rows)
+
+
+def _sync(path: str) -> None:
+    """Makes the content durable: a file's before it gets the name that readers look for."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
