@@ -12,9 +12,11 @@ import logging
 import sys
 from typing import Any
 
+from vlmo.config import ex, resolve  # before sacred itself: silences what its import warns of
+
+# isort: split
 from sacred.utils import ConfigAddedError, NamedConfigNotFoundError, SacredError
 
-from vlmo.config import ex, resolve
 from vlmo.errors import VLMoError
 
 
@@ -35,7 +37,9 @@ def explain(error: Exception) -> str:
     if isinstance(error, ConfigAddedError):
         lines = []
         for name in error.__conflicting_configs__:
-            near = difflib.get_close_matches(name, resolve(), 1)
+            options = resolve()
+            options |= {f"loss_names.{loss}": None for loss in options["loss_names"]}
+            near = difflib.get_close_matches(name, options, 1)
             lines.append(f"{name}: there is no such option" + (f"; did you mean {near[0]}?" if near else ""))
         return "\n".join(lines)
     return str(error)

@@ -1,7 +1,7 @@
 """The resolved config, typed, checked and frozen: what all code below the entry points sees.
 
 `Settings.from_config` reports all problems of a config at once, each with its remedy, before anything is built. Whether
-an architecture, data set, loss or transform exists is known where its table lives: the caller hands those names in.
+an architecture, data set or loss exists is known where its table lives: the caller hands those names in.
 """
 
 import difflib
@@ -14,15 +14,6 @@ from pydantic import BeforeValidator, ConfigDict, Field
 
 from vlmo.errors import VLMoError
 
-OBJECTIVES = (
-    "mlm",
-    "textmlm",
-    "itm",
-    "itc",
-    "irtr",
-    "vqa",
-    "nlvr2",
-)  # in the order in which they are built and computed
 PATCH_SIZE = 16
 REFUSED = {
     "draw_false_image": "no objective reads false images: ITM draws its negatives from the batch",
@@ -110,7 +101,7 @@ class Settings(pydantic.BaseModel):
 
         Args:
             config: what sacred resolved.
-            known: names that exist, for any of "architectures", "datasets", "losses" and "transforms".
+            known: names that exist, for any of "architectures", "datasets" and "losses".
 
         Raises:
             VLMoError: with one line for each problem found.
@@ -181,8 +172,6 @@ def _unknown_names(settings: Settings, known: Mapping[str, Iterable[str]], bad: 
         "model_arch": ("architectures", (settings.model_arch,)),
         "datasets": ("datasets", settings.datasets),
         "loss_names": ("losses", tuple(settings.loss_names)),
-        "train_transform_keys": ("transforms", settings.train_transform_keys),
-        "val_transform_keys": ("transforms", settings.val_transform_keys),
     }
     problems = []
     for field, (table, names) in asked.items():
@@ -192,7 +181,7 @@ def _unknown_names(settings: Settings, known: Mapping[str, Iterable[str]], bad: 
         for name in names:
             if name not in options:
                 near = difflib.get_close_matches(name, options, 1)
-                hint = f"; did you mean {near[0]}?" if near else ""
+                hint = f"; did you mean {near[0]}?" if near else "."
                 problems.append(f"{field}: {name!r} is unknown{hint} Known: {', '.join(options)}")
     return problems
 
@@ -266,6 +255,12 @@ def _length(s: Settings) -> list[str]:
     return []
 
 
+def _learning_rate(s: Settings) -> list[str]:
+    if s.end_lr < s.learning_rate:
+        return []
+    return [f"end_lr={s.end_lr}: the learning rate decays to it; give less than learning_rate={s.learning_rate}"]
+
+
 def _devices(s: Settings) -> list[str]:
     problems = []
     if s.num_gpus == 0 and s.accelerator in ("gpu", "cuda"):
@@ -302,6 +297,7 @@ _RULES: tuple[tuple[tuple[str, ...], Callable[[Settings], list[str]]], ...] = (
     (("max_text_len", "max_text_len_of_initckpt"), _text_length),
     (("batch_size", "per_gpu_batchsize", "num_gpus", "num_nodes", "loss_names", "test_only"), _batch),
     (("max_steps", "max_epoch"), _length),
+    (("learning_rate", "end_lr"), _learning_rate),
     (("num_gpus", "accelerator", "use_sharded_training", "strategy"), _devices),
     (tuple(REFUSED), _refused),
     (("test_only", "load_path", "get_recall_metric", "loss_names", "val_check_interval"), _evaluation),

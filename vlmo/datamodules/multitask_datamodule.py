@@ -21,7 +21,7 @@ from vlmo.datasets.vqa_dataset import VQADataset
 from vlmo.distributed import rank, world_size
 from vlmo.errors import VLMoError
 from vlmo.settings import Settings
-from vlmo.transforms import TRANSFORMS, keys_to_transforms
+from vlmo.transforms import keys_to_transforms
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ class MTDataModule(LightningDataModule):
 
     def __init__(self, config: Mapping[str, Any] | Settings):
         super().__init__()
-        known: dict[str, Iterable[str]] = {"datasets": DATASETS, "transforms": TRANSFORMS}
+        known: dict[str, Iterable[str]] = {"datasets": DATASETS}
         self.settings = config if isinstance(config, Settings) else Settings.from_config(config, known)
         unknown = [name for name in self.settings.datasets if name not in DATASETS]
         if unknown:
@@ -85,6 +85,10 @@ class MTDataModule(LightningDataModule):
             keys = getattr(self.settings, option)
             if len(keys) > 1:
                 problems.append(f"{option}={list(keys)}: the model reads one view of an image; give one transform")
+            try:
+                keys_to_transforms(keys, self.settings.image_size, self.settings.autocontrast)
+            except VLMoError as error:
+                problems += [f"{option}: {line}" for line in str(error).splitlines()]
         if self.settings.get_recall_metric and not any(spec.retrieval for spec in self.specs.values()):
             sets = ", ".join(name for name, spec in DATASETS.items() if spec.retrieval)
             problems.append(f"get_recall_metric=True: recall is measured on {sets}; none is in datasets")
@@ -129,6 +133,7 @@ class MTDataModule(LightningDataModule):
             pin_memory=on_gpu,
             drop_last=drop_last,
             persistent_workers=s.num_workers > 0 and not once,
+            generator=torch.Generator(),  # else workers' seeds come from the global one, which dropout draws from
         )
 
     def train_dataloader(self) -> DataLoader:

@@ -185,12 +185,15 @@ def read_answers(root: Path) -> list[str] | None:
         VLMoError: if it is not a list of strings.
     """
     path = root / ANSWERS_FILE
-    if not path.is_file():
-        return None
+    return read_answers_file(path) if path.is_file() else None
+
+
+def read_answers_file(path: Path) -> list[str]:
+    """The answers in the order of their labels. Raises VLMoError if the file is not a list of strings in JSON."""
     try:
         answers = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise VLMoError(f"{path}: is not JSON ({error})") from error
+    except (OSError, ValueError) as error:
+        raise VLMoError(f"{path}: cannot be read as JSON ({error})") from error
     if not isinstance(answers, list) or not all(isinstance(answer, str) for answer in answers):
         raise VLMoError(f"{path}: must be a list of answers, in the order of their labels")
     return answers

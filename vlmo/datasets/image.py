@@ -40,10 +40,15 @@ def decode_image(data: Any) -> Image.Image:
             warnings.simplefilter("ignore")
             image = Image.open(io.BytesIO(data))
             image.load()
-            return _to_rgb(_upright(image))
+            return to_upright_rgb(image)
     except Exception as error:  # Pillow's plugins raise almost anything on damaged bytes (struct.error, KeyError, ...)
         text = "unknown or damaged format" if isinstance(error, Image.UnidentifiedImageError) else str(error)
         raise UndecodableImage(f"{type(error).__name__}: {text}") from error
+
+
+def to_upright_rgb(image: Image.Image) -> Image.Image:
+    """A decoded image of any mode by the rules above."""
+    return _to_rgb(_upright(image))
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -1,6 +1,7 @@
 """Text: the lower-casing BERT tokenizer, token ids of one text, and the masking for masked language modelling."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,6 +35,18 @@ def load_tokenizer(name_or_path: str | Path) -> "BertTokenizer":
     elif not path.is_file():
         path = _from_hub(str(name_or_path))
     return BertTokenizer(vocab=_read_vocab(path), do_lower_case=True)
+
+
+def tokenizer_of(vocabulary: Sequence[str]) -> "BertTokenizer":
+    """The lower-casing BERT WordPiece tokenizer with these words, in the order of their ids."""
+    from transformers import BertTokenizer
+
+    return BertTokenizer(vocab={word: index for index, word in enumerate(vocabulary)}, do_lower_case=True)
+
+
+def vocabulary_of(tokenizer: "BertTokenizer") -> list[str]:
+    """The tokenizer's words in the order of their ids."""
+    return list(tokenizer.convert_ids_to_tokens(list(range(len(tokenizer)))))
 
 
 def _from_hub(name: str) -> Path:
@@ -103,8 +116,7 @@ class TokenMasker:
         self.whole_word = whole_word
         self.mask_id = tokenizer.mask_token_id
         self.vocab_size = len(tokenizer)
-        tokens = tokenizer.convert_ids_to_tokens(list(range(self.vocab_size)))
-        self.is_continuation = np.array([token.startswith("##") for token in tokens])
+        self.is_continuation = np.array([token.startswith("##") for token in vocabulary_of(tokenizer)])
         self.is_special = np.zeros(self.vocab_size, bool)
         self.is_special[tokenizer.all_special_ids] = True
 

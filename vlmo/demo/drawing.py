@@ -10,6 +10,8 @@ from vlmo.demo.world import PICTURE_SIZE, QUARTER, Scene, Thing
 
 ZOOM = 4  # everything is drawn this much larger and reduced, which smooths the edges
 RADIUS = {"small": 7.5, "big": 12.5}  # pixels from the middle of a thing to its rim
+Color = tuple[int, int, int]
+
 COLOR = {
     "red": (214, 40, 40),
     "orange": (247, 127, 0),
@@ -99,7 +101,7 @@ def _sticker(shape: str, color: str, size: str, tilt: int) -> Image.Image:
     return sticker.resize((QUARTER, QUARTER), Image.Resampling.LANCZOS)
 
 
-def _gradient(light: tuple[int, ...], dark: tuple[int, ...], side: int) -> Image.Image:
+def _gradient(light: Color, dark: Color, side: int) -> Image.Image:
     """RGB square that goes from `light` (top left) to `dark` (bottom right)."""
     down = Image.linear_gradient("L").resize((side, side))
     share = Image.blend(down, down.transpose(Image.Transpose.TRANSPOSE), 0.4)
@@ -110,7 +112,10 @@ def _gradient(light: tuple[int, ...], dark: tuple[int, ...], side: int) -> Image
 def _ground(ground: str, painting: int) -> Image.Image:
     side = PICTURE_SIZE * ZOOM
     light, dark, mark = GROUND[ground]
-    image = _gradient(light, dark, side)
+    down = Image.linear_gradient("L").resize((side, side))
+    image = Image.composite(Image.new("RGB", (side, side), dark), Image.new("RGB", (side, side), light), down)
+    right = down.transpose(Image.Transpose.TRANSPOSE).point(lambda a: a * 0.45)
+    image = Image.composite(Image.new("RGB", (side, side), (255, 120, 170)), image, right)
     draw = ImageDraw.Draw(image)
     rng = random.Random(f"{ground} {painting}")
     for _ in range(60 if ground == "grass" else 40):

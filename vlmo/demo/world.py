@@ -7,15 +7,15 @@ that few layers suffice to recognise a thing; which things lie where is for the 
 import random
 from dataclasses import dataclass
 
-SHAPES = ("circle", "square", "triangle", "star", "heart", "diamond")
-COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "black")
+SHAPES = ("circle", "square", "triangle", "star", "heart")
+COLORS = ("red", "yellow", "green", "blue", "purple", "black")
 SIZES = ("small", "big")
 GROUNDS = ("sand", "grass", "snow", "water")
 PLACES = ("top left", "top right", "bottom left", "bottom right")  # the quarters, in reading order
 
 PICTURE_SIZE = 64  # pixels a side
 QUARTER = PICTURE_SIZE // 2
-JITTER = 2  # pixels by which a thing may be off the middle of its quarter
+JITTER = 1  # pixels by which a thing may be off the middle of its quarter
 
 
 @dataclass(frozen=True)
@@ -95,5 +95,5 @@ class World:
                 other = rng.choice(things)
                 color, shape = (other.color, shape) if rng.random() < 0.5 else (color, other.shape)
             dx, dy = rng.randint(-JITTER, JITTER), rng.randint(-JITTER, JITTER)
-            things.append(Thing(shape, color, rng.choice(SIZES), place, dx, dy, rng.choice((-10, 0, 10))))
+            things.append(Thing(shape, color, rng.choice(SIZES), place, dx, dy, rng.choice((-5, 0, 5))))
         return Scene(tuple(things), rng.choice(GROUNDS), rng.randrange(4))

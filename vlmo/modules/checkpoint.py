@@ -1,6 +1,6 @@
 """Checkpoints: read a file (`checkpoint_file.py`), adapt it to a model, load it, and report.
 
-    load(model, path)  =  read(path)  ->  adapt(checkpoint, model.state_dict())  ->  copy into the model
+    load(model, source)  =  read(path)  ->  adapt(checkpoint, model.state_dict())  ->  copy into the model
 
 A file is recognised by its names, never by the task. The model is untouched until everything is decided.
 """
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from vlmo.errors import VLMoError
 from vlmo.modules.checkpoint_file import Checkpoint, read
+from vlmo.modules.metadata import Metadata
 from vlmo.modules.multiway_transformer import ARCHITECTURES
 from vlmo.modules.relative_position import (
     num_relative_distance,
@@ -50,6 +51,7 @@ class Report:
     resized: dict[str, str] = field(default_factory=dict)  # name -> what was done
     dropped: dict[str, str] = field(default_factory=dict)  # name -> why
     new: list[str] = field(default_factory=list)  # what the file lacks: stays as initialised
+    metadata: Metadata | None = None  # what the file says of itself
 
     def __str__(self) -> str:
         resized = "; ".join(f"{name}: {how}" for name, how in self.resized.items())
@@ -65,28 +67,38 @@ class Report:
         return "\n".join(lines)
 
 
-def load(model: nn.Module, path: str | Path, required: Iterable[str] = ()) -> Report:
-    """Loads the file into the model, adapted to it; on any error the model is as it was.
+def load(model: nn.Module, source: str | Path | Checkpoint, required: Iterable[str] = ()) -> Report:
+    """Loads a file into the model, adapted to it; on any error the model is as it was.
 
     Args:
+        source: the file, or what was read of it.
         required: beginnings of names that the file must hold, such as the head that an evaluation needs.
 
     Raises:
         VLMoError: if the file cannot be read, does not fit, or lacks something required.
     """
-    checkpoint = read(path)
+    checkpoint = source if isinstance(source, Checkpoint) else read(source)
     target = model.state_dict()
     adapted, report = adapt(checkpoint, target)
     missing = [prefix for prefix in required if any(name.startswith(prefix) for name in report.new)]
     if missing:
         raise VLMoError(
-            f"{path}: lacks {', '.join(missing)}, which this task needs; "
+            f"{checkpoint.path}: lacks {', '.join(missing)}, which this task needs; "
             "give a checkpoint that was trained on the task with load_path=FILE, or train first (test_only=False)"
         )
     with torch.no_grad():
         for name, tensor in adapted.items():
             target[name].copy_(tensor)
     return report
+
+
+def refuse_foreign(checkpoint: Checkpoint) -> None:
+    """Raises VLMoError if no name of the file is VLMo's or BEiT's."""
+    if checkpoint.kind == "foreign":
+        some = ", ".join(list(checkpoint.tensors)[:3])
+        raise VLMoError(
+            f"{checkpoint.path}: no name in it is VLMo's or BEiT's (it holds {some}, ...); give another load_path"
+        )
 
 
 # --- adapt ------------------------------------------------------------------------------------------------------------
@@ -106,11 +118,9 @@ def adapt(checkpoint: Checkpoint, target: Mapping[str, Tensor]) -> tuple[dict[st
         VLMoError: if the file is of another model or size, or lacks a part of what it must hold; one line a problem.
     """
     path = checkpoint.path
-    if checkpoint.kind == "foreign":
-        some = ", ".join(list(checkpoint.tensors)[:3])
-        raise VLMoError(f"{path}: no name in it is VLMo's or BEiT's (it holds {some}, ...); give another load_path")
-    report = Report(f"{path}: {checkpoint.kind} weights ({checkpoint.container})")
-    source = _rename(checkpoint, report)
+    refuse_foreign(checkpoint)
+    report = Report(f"{path}: {checkpoint.kind} weights ({checkpoint.container})", metadata=checkpoint.metadata)
+    source, report.dropped = vlmo_names(checkpoint)
     _check_size(path, source, target)
     adapted, problems = {}, []
     for name, tensor in source.items():
@@ -136,24 +146,30 @@ def adapt(checkpoint: Checkpoint, target: Mapping[str, Tensor]) -> tuple[dict[st
     return adapted, report
 
 
-def _rename(checkpoint: Checkpoint, report: Report) -> dict[str, Tensor]:
-    """Tensors under VLMo's names; what no VLMo model takes goes to the report."""
-    source, tables = {}, {}
+def vlmo_names(checkpoint: Checkpoint) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors under VLMo's names; and what no VLMo model takes, with the reason.
+
+    Raises:
+        VLMoError: if a BEiT file's position tables cannot be put together.
+    """
+    source: dict[str, Tensor] = {}
+    tables: dict[str, Tensor] = {}
+    dropped: dict[str, str] = {}
     for name, tensor in checkpoint.tensors.items():
         if name.endswith(INDEX_BUFFERS):
-            report.dropped[name] = "index, recomputed"
+            dropped[name] = "index, recomputed"
         elif checkpoint.kind == "vlmo":
             source["itc_" + name.removeprefix("ifm_") if name.startswith("ifm_") else name] = tensor
         elif name.endswith(TABLE):
             tables[name] = tensor
         elif name.startswith(BEIT_HEADS):
-            report.dropped[name] = "of BEiT's own task"
+            dropped[name] = "of BEiT's own task"
         else:  # BEiT's feed-forward part is the vision expert
             name = re.sub(r"^(blocks\.\d+\.)(mlp|norm2)\.", r"\1\2_imag.", name)
             source["transformer." + name] = tensor
     if tables:
-        source[TABLE] = _merge_beit_tables(checkpoint.path, tables, _depth(source))
-    return source
+        source[TABLE] = _merge_beit_tables(checkpoint.path, tables, num_blocks(source))
+    return source, dropped
 
 
 def _merge_beit_tables(path: Path, tables: dict[str, Tensor], depth: int) -> Tensor:
@@ -166,7 +182,8 @@ def _merge_beit_tables(path: Path, tables: dict[str, Tensor], depth: int) -> Ten
     return torch.cat(blocks, dim=-1)
 
 
-def _depth(names: Iterable[str]) -> int:
+def num_blocks(names: Iterable[str]) -> int:
+    """Number of transformer blocks among VLMo's names."""
     blocks = [re.match(r"transformer\.blocks\.(\d+)\.", name) for name in names]
     return max((int(match[1]) + 1 for match in blocks if match), default=0)
 
@@ -179,7 +196,7 @@ def _check_size(path: Path, source: Mapping[str, Tensor], target: Mapping[str, T
         norm = tensors.get("transformer.blocks.0.norm1.weight")
         if norm is None or norm.ndim != 1:
             return  # a damaged file: what it lacks is said elsewhere
-        sizes.append((_depth(tensors), len(norm)))
+        sizes.append((num_blocks(tensors), len(norm)))
         texts.append(f"{sizes[-1][0]} blocks of width {sizes[-1][1]} ({known.get(sizes[-1], 'no size known here')})")
     if sizes[0] != sizes[1]:
         remedy = f"set model_arch={known[sizes[0]]} or give" if sizes[0] in known else "give"
@@ -229,8 +246,8 @@ def _fit(name: str, tensor: Tensor, target: Tensor) -> tuple[Tensor, str]:
 
 def _fit_table(table: Tensor, target: Tensor) -> tuple[Tensor, str]:
     """VLMo's table of another image size, or BEiT's image rows into the first rows; the target's other rows stay."""
-    old = _window(len(table) - VLMO_OTHER_ROWS) or _window(len(table) - BEIT_OTHER_ROWS)
-    new = _window(len(target) - VLMO_OTHER_ROWS)
+    old = window_of(len(table) - VLMO_OTHER_ROWS) or window_of(len(table) - BEIT_OTHER_ROWS)
+    new = window_of(len(target) - VLMO_OTHER_ROWS)
     if not old or not new:
         raise VLMoError(
             f"{TABLE} has {len(table)} rows in the file, {len(target)} in the model; only files and models with "
@@ -242,7 +259,7 @@ def _fit_table(table: Tensor, target: Tensor) -> tuple[Tensor, str]:
     return fitted, f"window {old} -> {new}" + (f", rows below {len(resized)}" if len(resized) < len(target) else "")
 
 
-def _window(offsets: int) -> int:
+def window_of(offsets: int) -> int:
     """w of (2w-1)^2 patch offsets; 0 if it is no such number."""
     side = math.isqrt(max(offsets, 0))
     return (side + 1) // 2 if side % 2 and side**2 == offsets else 0

@@ -1,9 +1,10 @@
 """Checkpoint files: what tensors a file holds, and whose they are.
 
-A file may come from `torch.save`, Lightning, DeepSpeed or safetensors. Only tensors are taken out of it: unpickling
-never runs code that the file names.
+A file may come from `torch.save`, Lightning, DeepSpeed or safetensors; a folder from `save_pretrained`. Only tensors and
+what this project says of them (`metadata.py`) are taken out: unpickling never runs code that the file names.
 """
 
+import json
 import re
 import zipfile
 from collections import OrderedDict
@@ -18,31 +19,41 @@ from torch import Tensor
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from vlmo.errors import VLMoError
+from vlmo.modules.metadata import Metadata, vocabulary_hash
+
+METADATA_KEY = "vlmo"  # in Lightning files
+# of a folder
+WEIGHTS_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
+CONFIG_FILE, VOCABULARY_FILE = "config.json", "vocab.txt"
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The tensors of a file.
+    """The tensors of a file, or of the files of a folder.
 
     Attributes:
         kind: "vlmo", "beit", or "foreign" for any other model.
         container: where in the file they were: "plain", "state_dict", "module", "model" or "safetensors".
         tensors: by name, without DeepSpeed's leading "module.". They may be mapped from the file: copy, do not write.
+        metadata: None for files that are not this project's.
     """
 
     path: Path
     kind: str
     container: str
     tensors: dict[str, Tensor]
+    metadata: Metadata | None = None
 
 
 def read(path: str | Path) -> Checkpoint:
-    """The tensors of a checkpoint file, mapped from the disk where the format allows it.
+    """The tensors of a checkpoint file or of `save_pretrained`'s folder, mapped from the disk where the format allows it.
 
     Raises:
         VLMoError: if there is no such file, or it is no checkpoint, is damaged, or holds no named tensors.
     """
     path = Path(path)
+    if (path / WEIGHTS_FILE).is_file() or (path / INDEX_FILE).is_file():
+        return _read_folder(path)
     if path.is_dir():
         files = [p for level in ("*", "*/*") for p in sorted(path.glob(level)) if p.suffix in (".pt", ".pth", ".ckpt")]
         inside = f"the file in it, such as {files[0]}" if files else "a checkpoint file"
@@ -50,7 +61,10 @@ def read(path: str | Path) -> Checkpoint:
     if not path.is_file():
         raise VLMoError(f"{path}: no such file; check load_path")
     content, container = _read_content(path)
+    metadata = _folder_metadata(path.parent) if path.name == WEIGHTS_FILE else None
     if isinstance(content, Mapping):
+        if METADATA_KEY in content and not isinstance(content[METADATA_KEY], Tensor):
+            metadata = Metadata.from_dict(content[METADATA_KEY], path)
         for key in ("state_dict", "module", "model"):
             if isinstance(content.get(key), Mapping):
                 content, container = content[key], key
@@ -64,7 +78,44 @@ def read(path: str | Path) -> Checkpoint:
     }
     if not tensors:
         raise VLMoError(f"{path}: holds no named tensors, so it is no checkpoint; give another load_path")
-    return Checkpoint(path, recognise(tensors), container, tensors)
+    return Checkpoint(path, recognise(tensors), container, tensors, metadata)
+
+
+def _read_folder(folder: Path) -> Checkpoint:
+    """Weights in one file, or in several that an index lists."""
+    names: dict[str, Any] = {}
+    if not (folder / WEIGHTS_FILE).is_file():
+        names = _read_json(folder / INDEX_FILE).get("weight_map") or {}
+    files = sorted(set(names.values())) or [WEIGHTS_FILE]
+    tensors: dict[str, Tensor] = {}
+    for file in files:
+        if not (folder / str(file)).is_file():
+            raise VLMoError(f"{folder}: lacks {file}, which {INDEX_FILE} lists; copy or download it again")
+        tensors |= read(folder / str(file)).tensors
+    if names.keys() - tensors.keys():
+        raise VLMoError(f"{folder}: holds not all that {INDEX_FILE} lists; copy or download it again")
+    return Checkpoint(folder, recognise(tensors), "safetensors", tensors, _folder_metadata(folder))
+
+
+def _folder_metadata(folder: Path) -> Metadata | None:
+    """What config.json and vocab.txt say; None beside the weights of another project."""
+    content = _read_json(folder / CONFIG_FILE) if (folder / CONFIG_FILE).is_file() else {}
+    if "vlmo_version" not in content:
+        return None
+    vocabulary = None
+    if (folder / VOCABULARY_FILE).is_file():
+        vocabulary = (folder / VOCABULARY_FILE).read_bytes().decode(errors="replace").removesuffix("\n").split("\n")
+    if vocabulary and content.get("vocabulary_sha256") not in (None, vocabulary_hash(vocabulary)):
+        raise VLMoError(f"{folder / VOCABULARY_FILE}: is not the vocabulary that {CONFIG_FILE} names; copy it again")
+    return Metadata.from_dict(content | {"vocabulary": vocabulary}, folder / CONFIG_FILE)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise VLMoError(f"{path}: is not JSON ({error}); copy or download it again") from error
+    return content if isinstance(content, dict) else {}
 
 
 def _read_content(path: Path) -> tuple[Any, str]:

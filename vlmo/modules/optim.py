@@ -78,6 +78,7 @@ def build_schedule(
 
     if decay_power == "cosine":
         return get_cosine_schedule_with_warmup(optimizer, warmup_steps, total_steps)
+    decay_end = max(total_steps, warmup_steps + 1)  # warm-up to the last step would divide by 0 steps of decay
     return get_polynomial_decay_schedule_with_warmup(
-        optimizer, warmup_steps, total_steps, lr_end=end_lr, power=float(decay_power)
+        optimizer, warmup_steps, decay_end, lr_end=end_lr, power=float(decay_power)
     )

@@ -20,7 +20,10 @@ SHOWN = 5  # failed samples that are named one by one
 
 
 class UnreadableImages(Callback):
-    """Counts the samples that were left out because their image cannot be decoded; too many stop the run."""
+    """Counts the samples that were left out because their image cannot be decoded; too many stop the run.
+
+    Each is listed in `unreadable_images.txt` in the run's folder.
+    """
 
     def __init__(self) -> None:
         self.failed: Counter[str] = Counter()
@@ -32,23 +35,28 @@ class UnreadableImages(Callback):
         self.failed.pop("val", None)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        self._count("train", batch, trainer.train_dataloader)
+        self._count("train", batch, trainer.train_dataloader, trainer)
 
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        self._count("val", batch, trainer.val_dataloaders)
+        self._count("val", batch, trainer.val_dataloaders, trainer)
 
     def on_test_batch_end(
         self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        self._count("test", batch, trainer.test_dataloaders)
+        self._count("test", batch, trainer.test_dataloaders, trainer)
 
-    def _count(self, phase: str, batch: Any, loader: Any) -> None:
-        for line in batch.get("skipped", ()):
-            self.failed[phase] += 1
-            if self.failed[phase] <= SHOWN:
-                log.warning(f"left out: {line}")
+    def _count(self, phase: str, batch: Any, loader: Any, trainer: Trainer) -> None:
+        skipped = batch.get("skipped")
+        if not skipped:
+            return
+        for line in skipped[: max(SHOWN - self.failed[phase], 0)]:
+            log.warning(f"left out: {line}")
+        self.failed[phase] += len(skipped)
+        if trainer.log_dir:
+            with (Path(trainer.log_dir) / "unreadable_images.txt").open("a") as listing:
+                listing.writelines(f"{phase}: {line}\n" for line in skipped)
         failed, total = self.failed[phase], len(loader.dataset)
         if failed > MAX_FAILED_SHARE * total:
             raise VLMoError(
@@ -82,7 +90,8 @@ class VQAPredictions(Callback):
         self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         if "vqa" in outputs:
-            best = outputs["vqa"].outputs["logits"].argmax(-1).tolist()
+            # a model may have room for more answers than there are
+            best = outputs["vqa"].outputs["logits"][:, : len(self.answers)].argmax(-1).tolist()
             for question, answer in zip(batch["qid"].tolist(), best, strict=True):
                 self.predictions.append({"question_id": question, "answer": self.answers[answer]})
 
@@ -110,3 +119,4 @@ class LastCheckpoint(Callback):
         path = Path(str(checkpoints.dirpath)) / "last.ckpt"
         if trainer.global_step != pl_module.validated_at or not path.exists():
             trainer.save_checkpoint(path)
+            checkpoints.save_last = False  # where it has saved none itself, it would now write a second, last-v1.ckpt

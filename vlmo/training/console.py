@@ -144,7 +144,7 @@ def memory(trainer: Trainer) -> str:
 def console_callbacks(settings: Settings) -> list[Callback]:
     """Progress bar (where a person is looking), console line, and Lightning's throughput counter that feeds it."""
     bar = TQDMProgressBar(refresh_rate=1 if sys.stderr.isatty() else 0)
-    throughput = ThroughputMonitor(batch_size_fn=batch_size, window_size=20)
+    throughput = ThroughputMonitor(batch_size_fn=batch_size, window_size=10)
     return [throughput, ConsoleLine(settings.log_every_n_steps), bar]
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from pytorch_lightning.strategies import StrategyRegistry
 
 from vlmo.errors import VLMoError
 from vlmo.settings import Settings
@@ -69,6 +70,10 @@ def _strategy(settings: Settings, accelerator: str) -> str:
             )
         if importlib.util.find_spec("deepspeed") is None:
             raise VLMoError("DeepSpeed is not installed: pip install deepspeed")
+    if strategy != "auto" and strategy not in StrategyRegistry.available_strategies():
+        raise VLMoError(
+            f"strategy={strategy!r}: Lightning has no such strategy; leave it at auto, or name one such as ddp or fsdp"
+        )
     if strategy == "auto" and settings.devices * settings.num_nodes > 1:
         # some parameters get no gradient: positions that base and large keep unused, heads of other objectives
         return "ddp_find_unused_parameters_true"

@@ -24,8 +24,8 @@ from vlmo.settings import Settings
 from vlmo.training.callbacks import LastCheckpoint, UnreadableImages, VQAPredictions
 from vlmo.training.console import console_callbacks, results, summary
 from vlmo.training.environment import Environment, choose_environment
+from vlmo.training.names import names_in_use
 from vlmo.training.retrieval import RetrievalEvaluation
-from vlmo.transforms import TRANSFORMS
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +33,6 @@ KNOWN: dict[str, Iterable[str]] = {
     "architectures": ARCHITECTURES,
     "datasets": DATASETS,
     "losses": objective_names(),
-    "transforms": TRANSFORMS,
 }
 
 
@@ -51,8 +50,10 @@ def run(config: Mapping[str, Any]) -> dict[str, float]:
     datamodule = MTDataModule(settings)
     stage = "test" if settings.test_only else "fit"
     datamodule.check(stage)
-    if settings.load_path:
-        checkpoint.read(settings.load_path)
+    loaded = checkpoint.read(settings.load_path) if settings.load_path else None
+    if loaded:
+        checkpoint.refuse_foreign(loaded)
+    answers, vocabulary = names_in_use(settings, datamodule, loaded.metadata if loaded else None)
     resume = _resume_path(settings)
 
     _quieten()
@@ -60,7 +61,12 @@ def run(config: Mapping[str, Any]) -> dict[str, float]:
         log.warning(notice)
     pl.seed_everything(settings.seed, workers=True, verbose=False)
     model = VLMo(dict(config))
-    trainer = build_trainer(settings, environment, datamodule)
+    model.answers, model.vocabulary = answers, vocabulary
+    if resume:
+        _check_resume(Path(resume), model)
+    trainer = build_trainer(settings, environment, datamodule, answers)
+    if settings.test_only:
+        _warn_of_resizing(model, settings)
     if trainer.is_global_zero:
         print(summary(settings, environment, model), flush=True)
 
@@ -74,13 +80,15 @@ def run(config: Mapping[str, Any]) -> dict[str, float]:
     measured = {name: float(value) for name, value in trainer.callback_metrics.items()}
     if trainer.is_global_zero:
         print(results(settings, measured), flush=True)
-        if trainer.log_dir and not settings.test_only:
+        if trainer.loggers and not settings.test_only:
             print(f"  logs and checkpoints: {trainer.log_dir}", flush=True)
     return measured
 
 
-def build_trainer(settings: Settings, environment: Environment, datamodule: MTDataModule) -> pl.Trainer:
-    """Lightning's Trainer with this project's loggers and callbacks."""
+def build_trainer(
+    settings: Settings, environment: Environment, datamodule: MTDataModule, answers: list[str] | None = None
+) -> pl.Trainer:
+    """Lightning's Trainer with this project's loggers and callbacks; `answers` are those of the VQA labels."""
     loggers: Any = False
     if not settings.fast_dev_run:
         tensorboard = TensorBoardLogger(settings.log_dir, name=settings.run_name, default_hp_metric=False)
@@ -109,16 +117,15 @@ def build_trainer(settings: Settings, environment: Environment, datamodule: MTDa
         use_distributed_sampler=False,  # the data module shares out the samples itself
         enable_model_summary=False,  # ours says more
         logger=loggers,
-        callbacks=_callbacks(settings, datamodule),
+        callbacks=_callbacks(settings, datamodule, answers),
     )
 
 
-def _callbacks(settings: Settings, datamodule: MTDataModule) -> list[Callback]:
+def _callbacks(settings: Settings, datamodule: MTDataModule, answers: list[str] | None) -> list[Callback]:
     callbacks: list[Callback] = [UnreadableImages()]
     if settings.get_recall_metric:
         callbacks.append(RetrievalEvaluation())
-    answers = datamodule.vqa_answers() if settings.test_only and "vqa" in settings.active else None
-    if answers is not None:
+    if settings.test_only and answers is not None:
         path = Path(settings.log_dir) / f"vqa_submit_{Path(settings.load_path).stem}.json"
         callbacks.append(VQAPredictions(path, answers))
     callbacks += console_callbacks(settings)
@@ -130,6 +137,17 @@ def _callbacks(settings: Settings, datamodule: MTDataModule) -> list[Callback]:
         )
         callbacks += [checkpoints, LastCheckpoint()]
     return callbacks
+
+
+def _warn_of_resizing(model: VLMo, settings: Settings) -> None:
+    """A model evaluated at another resolution than it was trained at is usually worse: worth knowing of the numbers."""
+    report = model.load_report
+    for name in ("relative_position_bias_table", "transformer.pos_embed"):
+        if report and name in report.resized:
+            log.warning(
+                f"{settings.load_path}: is of another image size, its positions are adapted to image_size="
+                f"{settings.image_size} ({report.resized[name]}) without training at it: expect lower numbers"
+            )
 
 
 def _resume_path(settings: Settings) -> str | None:
@@ -147,6 +165,19 @@ def _resume_path(settings: Settings) -> str | None:
         )
         return str(found[-1]) if found else None
     return None
+
+
+def _check_resume(path: Path, model: VLMo) -> None:
+    """Resuming takes over the state of a run as a whole, so the model must be the same."""
+    if path.is_dir():
+        return  # sharded: Lightning's to read
+    found = checkpoint.read(path)
+    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    if found.container != "state_dict" or {name: t.shape for name, t in found.tensors.items()} != shapes:
+        raise VLMoError(
+            f"{path}: is not a checkpoint of this model and task that this project saved, so training cannot be "
+            f"resumed from it; to start from its weights give it with load_path instead"
+        )
 
 
 def _save_settings(settings: Settings, trainer: pl.Trainer) -> None:

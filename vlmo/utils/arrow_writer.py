@@ -31,7 +31,6 @@ from vlmo.utils.workers import Workers
 CHUNK_ROWS = 512  # rows handed to a worker at once, and the most of a record batch
 SHARD_NUMBER = re.compile(r"\d+(?=\.arrow$)")
 
-
 TaggedRows = Iterable[tuple[str, Row | Skipped]]  # each with the key of its table
 
 
@@ -75,10 +74,10 @@ class Conversion:
 
     def __init__(self, out: str, name: str, num_workers: int = 1) -> None:
         if num_workers < 0:
-            raise VLMoError(f"num_workers={num_workers}: must be 1 (no extra process) or more")
-        self.out, self.name = out, name
+            raise VLMoError(f"num_workers={num_workers}: must be 1 (only this process) or more")
+        self.out, self.name = os.fspath(out), name
         self.workers = Workers(num_workers)
-        self.report = Report(out, skipped_file=f"{name}_skipped.txt")
+        self.report = Report(self.out, skipped_file=f"{name}_skipped.txt")
         self._shard_counts: dict[str, int] = {}
         self._other_files: list[str] = []
 
@@ -168,7 +167,7 @@ class Conversion:
         self._other_files.append(file_name)
 
     def add_file(self, file_name: str, rows: int) -> None:
-        """Counts in a finished Arrow file that was written to `path(file_name)`."""
+        """States that the Arrow file at `path(file_name)` is one of the results, and how many rows it has."""
         self.report.rows[file_name] = rows
 
     def set_shards(self, pattern: str, count: int) -> None:

@@ -32,9 +32,10 @@ def contrast(image: Tensor, text: Tensor, log_scale: Tensor) -> tuple[Tensor, Te
     Returns:
         loss, image-to-text logits (N, N) and labels (N,) for N pairs, this process's first.
     """
-    # fp32: the exponentials of up to 100 * cosine lose the small differences in half precision
     image, text = gather_own_first(image.float()), gather_own_first(text.float())
-    logits = log_scale.float().exp() * image @ text.t()
+    # fp32: the exponentials of up to 100 * cosine lose the small differences in half precision
+    with torch.autocast(image.device.type, enabled=False):
+        logits = log_scale.float().exp() * image @ text.t()
     labels = torch.arange(len(logits), device=logits.device)
     return (F.cross_entropy(logits, labels) + F.cross_entropy(logits.t(), labels)) / 2, logits, labels
 

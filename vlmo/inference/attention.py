@@ -1,0 +1,107 @@
+"""Where the words of a text look in an image: attention weights of a joint pass, and a picture of them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from matplotlib import colormaps
+from PIL import Image
+from torch import Tensor
+
+from vlmo.errors import VLMoError
+from vlmo.modules import VLMo
+from vlmo.modules.multiway_transformer import Attention
+
+
+@dataclass
+class AttentionMap:
+    """Attention of a text's tokens to an image's patches.
+
+    Attributes:
+        image: the picture as the model saw it, size x size.
+        tokens: of the text, [CLS] and [SEP] included.
+        layers: numbers of the layers, from 0.
+        weights: (layers, heads, tokens, h, w), of each token to each patch; a token's further attention, to 1 in all,
+            goes to the text and to the image's [CLS].
+    """
+
+    image: Image.Image
+    tokens: list[str]
+    layers: list[int]
+    weights: Tensor
+
+    def picture(self, token: str | int | None = None, layer: int = -1, opacity: float = 0.6) -> Image.Image:
+        """The image under a heat map of the weights, mean over heads, the strongest patch hottest.
+
+        Args:
+            token: the word or its number; None: the mean over the words ([CLS] and [SEP] left out).
+            layer: position in `layers`.
+            opacity: of the hottest place.
+
+        Raises:
+            VLMoError: if there is no such token or layer.
+        """
+        if not -len(self.layers) <= layer < len(self.layers):
+            raise VLMoError(f"layer={layer}: there are {len(self.layers)}, from 0")
+        heat = self.weights[layer].mean(0)[self._numbers(token)].mean(0)
+        heat = F.interpolate(heat[None, None], self.image.size[::-1], mode="bicubic")[0, 0].clamp(min=0)
+        share = (heat / heat.max().clamp(min=1e-12)).numpy()
+        colours = 255 * colormaps["inferno"](share)[:, :, :3]
+        alpha = opacity * share[:, :, None]
+        return Image.fromarray(((1 - alpha) * np.asarray(self.image) + alpha * colours).round().astype(np.uint8))
+
+    def _numbers(self, token: str | int | None) -> list[int]:
+        if token is None:
+            return list(range(1, len(self.tokens) - 1)) or [0]
+        numbers = [token] if isinstance(token, int) else [i for i, each in enumerate(self.tokens) if each == token]
+        if not numbers or not -len(self.tokens) <= numbers[0] < len(self.tokens):
+            raise VLMoError(f"token={token!r} is not in the text; its tokens are {' '.join(self.tokens)}")
+        return numbers
+
+
+def attention_weights(attention: Attention, x: Tensor, mask: Tensor | None) -> Tensor:
+    """(B, H, S, S): what `Attention.forward` multiplies the values by, computed the plain way (fused kernels keep it).
+
+    Args:
+        x: (B, S, D). mask: as `Attention.forward` takes them.
+    """
+    dim = x.shape[-1]
+    q = F.linear(x, attention.qkv.weight[:dim], attention.q_bias)
+    k = F.linear(x, attention.qkv.weight[dim : 2 * dim])
+    q, k = (rearrange(part, "b s (h d) -> b h s d", h=attention.num_heads) for part in (q, k))
+    scores = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5
+    if mask is not None:
+        scores = scores + mask
+    return scores.softmax(dim=-1)
+
+
+@torch.inference_mode()
+def text_to_patches(model: VLMo, batch: dict[str, Any], layers: Sequence[int]) -> Tensor:
+    """(layers, heads, T, h, w): the weights of one pair's text tokens to the image's patches, on the CPU.
+
+    The layers are listened to while the model runs as usual, so that nothing of training knows of this.
+    """
+    found: dict[int, Tensor] = {}
+
+    def listener(layer: int) -> Any:
+        def listen(attention: Attention, inputs: tuple[Tensor, Tensor | None]) -> None:
+            found[layer] = attention_weights(attention, *inputs)[0].float().cpu()
+
+        return listen
+
+    blocks = model.transformer.blocks
+    handles = [blocks[layer].attn.register_forward_pre_hook(listener(layer)) for layer in layers]
+    try:
+        model.infer(batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    text_len = batch["text_ids"].shape[1]
+    window = model.transformer.window
+    weights = torch.stack([found[layer] for layer in layers])
+    patches = weights[:, :, :text_len, text_len + 1 :]  # after the image's [CLS]
+    return patches.unflatten(-1, (window, window))

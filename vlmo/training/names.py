@@ -1,0 +1,35 @@
+"""The names of a run's outputs and words: the data's, which must be those that a loaded checkpoint was trained with."""
+
+import logging
+
+from vlmo.datamodules.multitask_datamodule import MTDataModule
+from vlmo.datasets.text import vocabulary_of
+from vlmo.errors import VLMoError
+from vlmo.modules.metadata import Metadata, contradictions
+from vlmo.settings import Settings
+
+log = logging.getLogger(__name__)
+
+
+def names_in_use(
+    settings: Settings, datamodule: MTDataModule, loaded: Metadata | None
+) -> tuple[list[str] | None, list[str]]:
+    """The answer of each VQA label (None without VQA, or where nobody says), and the tokenizer's words.
+
+    Evaluation takes the answers from the checkpoint, so that it needs no training data; training takes the data's.
+
+    Args:
+        loaded: what the file at `load_path` says of itself.
+
+    Raises:
+        VLMoError: in evaluation, if the file was trained with other answers or words. Training warns: it learns anew.
+    """
+    vocabulary = vocabulary_of(datamodule.tokenizer)
+    answers = datamodule.vqa_answers() if "vqa" in settings.active else None
+    problems = contradictions(loaded, answers, vocabulary, settings.load_path)
+    if problems and settings.test_only:
+        raise VLMoError("\n".join(problems))
+    for problem in problems:
+        log.warning(problem)
+    saved = loaded.answers if loaded and "vqa" in settings.active else None
+    return (saved or answers if settings.test_only else answers or saved), vocabulary
