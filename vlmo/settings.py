@@ -87,6 +87,7 @@ class Settings(pydantic.BaseModel):
     resume_during_training: bool
     log_dir: Annotated[str, Field(min_length=1)]
     log_every_n_steps: PositiveInt = 50
+    contrast_gradient: Literal["own", "exact"] = "own"
     per_gpu_batchsize: PositiveInt
     num_gpus: Count | Annotated[tuple[Count, ...], Field(min_length=1)]
     num_nodes: PositiveInt

@@ -85,6 +85,10 @@ class World:
     def scenes(self, number: int) -> list[Scene]:
         return [self.scene() for _ in range(number)]
 
+    def imagine(self) -> Scene:
+        """A picture to talk about only; it may look like others."""
+        return self._draw(COLORS, SHAPES)
+
     def _draw(self, colors: tuple[str, ...], shapes: tuple[str, ...]) -> Scene:
         rng = self.rng
         number = rng.choices((2, 3, 4), weights=(4, 4, 2))[0]

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vlmo.distributed import gather_own_first
 from vlmo.metrics import recall_at_k
 from vlmo.modules import VLMo
 
@@ -28,9 +29,11 @@ def encode(
         autocast: makes the context of the run's precision.
 
     Returns:
-        features (N, D) float32 on the model's device, and the number of the image that each belongs to (N,).
+        features (N, D) float32 on the model's device, and the number of the image that each belongs to (N,); of all
+        processes, in the order of these numbers.
     """
-    features, owners = [], []
+    features = [torch.empty(0, model.transformer.embed_dim, device=model.device)]
+    owners = [torch.empty(0, dtype=torch.long, device=model.device)]
     for batch in loader:
         if "img_index" not in batch:  # every image of the batch was unreadable
             continue
@@ -40,26 +43,30 @@ def encode(
             encoded = infer(batch, vl_branch=False)
         features.append(encoded["cls_feats"].float())
         owners.append(batch["img_index"])
-    return torch.cat(features), torch.cat(owners)
+    all_features = gather_own_first(torch.cat(features))
+    all_owners = gather_own_first(torch.cat(owners)[:, None])[:, 0]
+    order = all_owners.argsort(stable=True)
+    return all_features[order], all_owners[order]
 
 
 def best_ranks(queries: Tensor, items: Tensor, query_owner: Tensor, item_owner: Tensor) -> Tensor:
     """For each query, how many items of other owners score at least as high as its best own item.
 
-    Ties count against the query, so that a model whose features are all alike recalls nothing.
+    Ties count against the query, so that a model whose features are all alike, or nan, recalls nothing.
 
     Args:
         queries: (Q, D). items: (N, D). query_owner, item_owner: (Q,), (N,) numbers of the images they belong to.
 
     Returns:
-        (Q,) int64; N where a query has no item of its own.
+        (Q,) int64; beyond every recall where a query has no item of its own.
     """
     ranks = []
     for query, owner in zip(queries.split(CHUNK), query_owner.split(CHUNK), strict=True):
         scores = query @ items.t()
         own = owner[:, None] == item_owner[None, :]
         best = scores.masked_fill(~own, -torch.inf).amax(dim=1, keepdim=True)
-        ranks.append(((scores >= best) & ~own).sum(dim=1) + torch.isinf(best.squeeze(1)) * len(items))
+        rank = (~(scores < best) & ~own).sum(dim=1)
+        ranks.append(rank.masked_fill(~own.any(dim=1), torch.iinfo(torch.int64).max))
     return torch.cat(ranks)
 
 

@@ -93,8 +93,8 @@ def text_to_patches(model: VLMo, batch: dict[str, Any], layers: Sequence[int]) -
 
         return listen
 
-    blocks = model.transformer.blocks
-    handles = [blocks[layer].attn.register_forward_pre_hook(listener(layer)) for layer in layers]
+    parts = [model.transformer.get_submodule(f"blocks.{layer}.attn") for layer in layers]
+    handles = [part.register_forward_pre_hook(listener(layer)) for part, layer in zip(parts, layers, strict=True)]
     try:
         model.infer(batch)
     finally:

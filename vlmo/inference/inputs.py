@@ -48,7 +48,7 @@ def load_image(image: Any) -> Image.Image:
     try:
         return decode_image(image if isinstance(image, bytes) else Path(image).expanduser().read_bytes())
     except OSError as error:
-        raise InputError(f"{image}: cannot be read ({error.strerror or error})") from error
+        raise InputError(f"{image!s}: cannot be read ({error.strerror or error})") from error
     except UndecodableImage as error:
         name = "these bytes" if isinstance(image, bytes) else image
         raise InputError(f"{name}: is no image that can be decoded ({error})") from error

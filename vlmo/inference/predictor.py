@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vlmo.datamodules.collate import Collator
-from vlmo.datasets.text import tokenize
+from vlmo.datasets.text import tokenize, vocabulary_of
 from vlmo.errors import VLMoError
 from vlmo.inference.attention import AttentionMap, text_to_patches
 from vlmo.inference.inputs import InputError, choose_answers, choose_tokenizer, load_image
@@ -49,7 +50,7 @@ class Predictor:
 
     An image is a path, a Pillow image, an array (H, W, 3) or a tensor (3, H, W) of uint8 or of floats in [0, 1], or the
     bytes of an image file. `answer`, `compare`, `match` and `fill_mask` take one input and give one result, or take
-    lists and give a list; lists are worked off in batches.
+    lists and give a list (one image goes with each of many texts, and so on); lists are worked off in batches.
 
     Every method raises VLMoError if the checkpoint lacks the head it needs, and InputError, which is one, for an input
     that cannot be used.
@@ -70,13 +71,17 @@ class Predictor:
             device: None: the GPU if there is one, else the CPU.
 
         Raises:
-            VLMoError: if the tokenizer cannot be had, or tokenizer or answers are not those of the training.
+            VLMoError: if the tokenizer or the device cannot be had, or tokenizer or answers are not the training's.
         """
         self.model = model.eval()
         self.tokenizer: BertTokenizer = choose_tokenizer(model, tokenizer)
         self.answers = choose_answers(model, answers)
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.model.to(self.device)
+        self._words = vocabulary_of(self.tokenizer)
+        try:
+            self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+            self.model.to(self.device)
+        except (RuntimeError, AssertionError) as error:  # no such device, or a torch built without it
+            raise VLMoError(f"device={device}: {str(error).splitlines()[0]}") from error
         self.batch_size = batch_size
         self._transform = square_transform(model.settings.image_size)
         self._collate = Collator(self.tokenizer.pad_token_id, model.settings.max_text_len)
@@ -111,7 +116,7 @@ class Predictor:
             return self.model.vqa_classifier(self.model.infer(batch)["cls_feats"])[:, :known]
 
         scores = self._run(logits, image=image, text=question).sigmoid()
-        return _one_or_many([_best(row, self.answers, top_k) for row in scores], question)
+        return _one_or_many([_best(row, self.answers, top_k) for row in scores], image, question)
 
     def compare(self, image_a: Any, image_b: Any, statement: str | Sequence[str]) -> Any:
         """Probability that the statement is true of the two images, left and right: `float`, or a list."""
@@ -122,22 +127,22 @@ class Predictor:
             return self.model.nlvr2_classifier(torch.cat(pooled, dim=1))
 
         scores = self._run(logits, image_0=image_a, image_1=image_b, text=statement).softmax(-1)[:, 1]
-        return _one_or_many(scores.tolist(), statement)
+        return _one_or_many(scores.tolist(), image_a, image_b, statement)
 
     def match(self, image: Any, text: str | Sequence[str]) -> Any:
-        """Probability that image and text belong together: `float`, or a list. Trained on hard negatives: 1 of 3 true."""
+        """Probability that image and text belong together: `float`, or a list (in training one pair of three does)."""
         self._need("itm_score", "matching")
 
         def logits(batch: Mapping[str, Any]) -> Tensor:
             return self.model.itm_score(self.model.infer(batch)["cls_feats"])
 
-        return _one_or_many(self._run(logits, image=image, text=text).softmax(-1)[:, 1].tolist(), text)
+        return _one_or_many(self._run(logits, image=image, text=text).softmax(-1)[:, 1].tolist(), image, text)
 
     def fill_mask(self, text: str | Sequence[str], image: Any = None, top_k: int = 5) -> Any:
         """The likeliest words for each [MASK] of the text, which an image may illustrate: `list[list[Guess]]`."""
         self._need("mlm_score", "filling in words")
-        texts = [text] if isinstance(text, str) else list(text)
-        mask_id = self.tokenizer.mask_token_id
+        lists = _lists({"text": text} if image is None else {"text": text, "image": image})
+        texts, mask_id = lists["text"], self.tokenizer.mask_token_id
         counts = [tokenize(self.tokenizer, each, self._max_len).count(mask_id) for each in texts]
         if 0 in counts:
             raise InputError(f"{texts[counts.index(0)]!r}: has no [MASK] among its first {self._max_len} tokens")
@@ -145,14 +150,10 @@ class Predictor:
         def logits(batch: Mapping[str, Any]) -> Tensor:
             joint = "image" in batch
             encoded = self.model.infer(batch) if joint else self.model.infer_text(batch, vl_branch=False)
-            return self.model.mlm_score(encoded["text_feats"][batch["text_ids"] == mask_id])
+            return self.model.mlm_score(encoded["text_feats"][batch["text_ids"] == mask_id])[:, : len(self._words)]
 
-        columns = {"text": text} if image is None else {"text": text, "image": image}
-        words = self.tokenizer.convert_ids_to_tokens(list(range(self.model.settings.vocab_size)))
-        guesses = [_best(row, words, top_k) for row in self._run(logits, **columns).softmax(-1)]
-        starts = [sum(counts[:i]) for i in range(len(counts))]
-        filled = [guesses[start : start + count] for start, count in zip(starts, counts, strict=True)]
-        return _one_or_many(filled, text)
+        guesses = iter([_best(row, self._words, top_k) for row in self._run(logits, **lists).softmax(-1)])
+        return _one_or_many([list(islice(guesses, count)) for count in counts], text, image)
 
     def attention(self, image: Any, text: str, layers: Sequence[int] | None = None) -> AttentionMap:
         """Where each word of the text looks in the image, layer by layer (None: all); `.picture()` draws it."""
@@ -162,7 +163,7 @@ class Predictor:
         layers = numbers if layers is None else list(layers)
         (batch,) = self._batches({"image": [image], "text": [text]})
         size = self.model.settings.image_size
-        tokens = self.tokenizer.convert_ids_to_tokens(batch["text_ids"][0, : int(batch["text_masks"].sum())].tolist())
+        tokens = [self._words[i] for i in batch["text_ids"][0, : int(batch["text_masks"].sum())].tolist()]
         weights = text_to_patches(self.model, batch, layers)[:, :, : len(tokens)]
         return AttentionMap(load_image(image).resize((size, size)), tokens, layers, weights)
 
@@ -224,16 +225,13 @@ class Predictor:
     def _need_branch(self, branch: str, own: str, head: str, vl_head: str) -> None:
         if branch not in (own, "vl"):
             raise VLMoError(f"branch={branch!r}: must be {own!r} or 'vl'")
-        self._need(head if branch == own else vl_head, "contrastive features")
+        self._need(head if branch == own else vl_head, "embedding")
 
     @torch.inference_mode()
     def _run(self, compute: Callable[[Mapping[str, Any]], Tensor], **columns: Any) -> Tensor:
         """`compute` of every batch, float32 on the CPU, one after the other."""
-        lists = {name: value if _is_many(value) else [value] for name, value in columns.items()}
-        if len({len(values) for values in lists.values()}) > 1:
-            raise VLMoError(f"lists of different lengths: {', '.join(f'{n}: {len(v)}' for n, v in lists.items())}")
-        results = [compute(batch).float().cpu() for batch in self._batches(lists)]
-        return torch.cat(results) if results else torch.empty(0, 0)
+        results = [compute(batch).float().cpu() for batch in self._batches(_lists(columns))]
+        return torch.cat(results) if results else torch.empty(0, 2)
 
     def _batches(self, lists: Mapping[str, Sequence[Any]]) -> Any:
         """Batches as the data module makes them, on the device."""
@@ -257,8 +255,17 @@ def _is_many(value: Any) -> bool:
     return isinstance(value, list | tuple)
 
 
-def _one_or_many(results: list[Any], given: str | Sequence[str]) -> Any:
-    return results[0] if isinstance(given, str) else results
+def _lists(columns: Mapping[str, Any]) -> dict[str, Sequence[Any]]:
+    """What is one goes with each of what is many."""
+    lengths = {name: len(value) for name, value in columns.items() if _is_many(value)}
+    if len(set(lengths.values())) > 1:
+        raise VLMoError("lists of different lengths: " + ", ".join(f"{n} {number}" for n, number in lengths.items()))
+    number = next(iter(lengths.values()), 1)
+    return {name: value if name in lengths else [value] * number for name, value in columns.items()}
+
+
+def _one_or_many(results: list[Any], *given: Any) -> Any:
+    return results if any(map(_is_many, given)) else results[0]
 
 
 def _best(scores: Tensor, names: Sequence[str], top_k: int) -> list[Guess]:

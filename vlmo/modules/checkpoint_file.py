@@ -1,7 +1,7 @@
 """Checkpoint files: what tensors a file holds, and whose they are.
 
-A file may come from `torch.save`, Lightning, DeepSpeed or safetensors; a folder from `save_pretrained`. Only tensors and
-what this project says of them (`metadata.py`) are taken out: unpickling never runs code that the file names.
+A file may come from `torch.save`, Lightning, DeepSpeed or safetensors; a folder from `save_pretrained`. Only tensors,
+and what this project says of them (`metadata.py`), are taken out: unpickling never runs code that the file names.
 """
 
 import json
@@ -46,7 +46,7 @@ class Checkpoint:
 
 
 def read(path: str | Path) -> Checkpoint:
-    """The tensors of a checkpoint file or of `save_pretrained`'s folder, mapped from the disk where the format allows it.
+    """The tensors of a checkpoint file or a folder of `save_pretrained`, mapped from the disk where the format allows.
 
     Raises:
         VLMoError: if there is no such file, or it is no checkpoint, is damaged, or holds no named tensors.

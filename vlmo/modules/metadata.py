@@ -11,7 +11,7 @@ from vlmo.errors import VLMoError
 
 
 class Metadata(pydantic.BaseModel):
-    """The options (`vlmo/config.py`) that the weights have the shape and the meaning of, and the names of their outputs.
+    """The options (`vlmo/config.py`) that shape the weights and their use, and the names of words and answers.
 
     Attributes:
         answers: of each label of the VQA head, "" where it was never seen; None if it has none, or they are not known.
@@ -73,9 +73,10 @@ def first_difference(saved: Sequence[str], current: Sequence[str]) -> str | None
     An empty name is an unknown one, and fewer current names than saved ones are no contradiction.
     """
     for number, name in enumerate(current):
-        there = saved[number] if number < len(saved) else None
-        if name and there not in ("", name):
-            return f"number {number} is {there!r} in the file and {name!r} here"
+        if name and number >= len(saved):
+            return f"number {number} is {name!r} here, and the file has {len(saved)}"
+        if name and saved[number] not in ("", name):
+            return f"number {number} is {saved[number]!r} in the file and {name!r} here"
     return None
 
 

@@ -186,10 +186,10 @@ def _architecture(path: Path, tensors: Mapping[str, Tensor]) -> str:
 def _image_size(source: Checkpoint, tensors: Mapping[str, Tensor]) -> int:
     """Pixels a side, from the table of relative positions or the absolute positions."""
     window = 0
-    if checkpoint.TABLE in tensors:
+    if checkpoint.TABLE in tensors and tensors[checkpoint.TABLE].ndim == 2:
         other = checkpoint.BEIT_OTHER_ROWS if source.kind == "beit" else checkpoint.VLMO_OTHER_ROWS
         window = checkpoint.window_of(len(tensors[checkpoint.TABLE]) - other)
-    elif "transformer.pos_embed" in tensors:
+    elif "transformer.pos_embed" in tensors and tensors["transformer.pos_embed"].ndim == 3:
         window = round(max(tensors["transformer.pos_embed"].shape[1] - 1, 0) ** 0.5)
     if not window:
         raise VLMoError(

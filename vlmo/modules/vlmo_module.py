@@ -5,18 +5,20 @@ below, then its head and loss) -> metrics and logs.
 """
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
+from vlmo.distributed import alone, world_size
 from vlmo.errors import VLMoError
 from vlmo.modules import optim
 from vlmo.modules.attention_masks import AttentionMasks
 from vlmo.modules.heads import ITCHead, ITMHead, MLMHead, Pooler, init_head
 from vlmo.modules.multiway_transformer import ARCHITECTURES, build_transformer
-from vlmo.modules.objectives import ObjectiveOutput, get_objectives
+from vlmo.modules.objectives import ObjectiveOutput, get_objectives, objective_names
 from vlmo.modules.pretrained import PretrainedModule
 from vlmo.modules.relative_position import num_table_rows
 from vlmo.modules.text_embeddings import TextEmbeddings
@@ -63,7 +65,7 @@ class VLMo(PretrainedModule):
 
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__()
-        settings = Settings.from_config(config, {"architectures": ARCHITECTURES})
+        settings = Settings.from_config(config, {"architectures": ARCHITECTURES, "losses": objective_names()})
         self.settings = settings
         self.save_hyperparameters({"config": settings.model_dump(mode="json")})
         self.objectives = get_objectives(settings.active)
@@ -238,7 +240,8 @@ class VLMo(PretrainedModule):
     def _step(self, batch: Batch, phase: str) -> dict[str, ObjectiveOutput]:
         if "text_ids" not in batch:  # every sample of the batch was skipped as unreadable
             return {}
-        outputs = self(batch)
+        with nullcontext() if phase == "train" else alone():
+            outputs = self(batch)
         size = len(batch["text_ids"])
         for name, output in outputs.items():
             for key, arguments in output.updates.items():
@@ -266,14 +269,17 @@ class VLMo(PretrainedModule):
         values: dict[str, Tensor] = {}
         for name, module in self.metrics.items():
             metric = cast(Metric, module)
-            if name.startswith(f"{phase}/") and metric.update_called:
-                _, objective, key = name.split("/", 2)
-                values[f"{objective}/{key}"] = value = metric.compute()
+            if not name.startswith(f"{phase}/") or not (metric.update_called or world_size() > 1):
+                continue  # (computing is collective: every process takes part, also one that saw no sample)
+            _, objective, key = name.split("/", 2)
+            value = metric.compute()
+            if metric.update_called or not value.isnan():
+                values[f"{objective}/{key}"] = value
                 tag = f"{objective}/{key}" if "/" in key else f"{objective}/{phase}/{key}"
                 self.log(f"{tag}_epoch", value)
                 if phase != "train":
                     self.log(tag, value)
-                metric.reset()
+            metric.reset()
         heads = [
             [values[f"{o.name}/{key}"] for key in o.headline if f"{o.name}/{key}" in values] for o in self.objectives
         ]

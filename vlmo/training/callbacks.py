@@ -54,8 +54,10 @@ class UnreadableImages(Callback):
         for line in skipped[: max(SHOWN - self.failed[phase], 0)]:
             log.warning(f"left out: {line}")
         self.failed[phase] += len(skipped)
-        if trainer.log_dir:
-            with (Path(trainer.log_dir) / "unreadable_images.txt").open("a") as listing:
+        if trainer.loggers:  # (without, Lightning's log_dir is the working directory)
+            folder = Path(str(trainer.log_dir))
+            folder.mkdir(parents=True, exist_ok=True)
+            with (folder / "unreadable_images.txt").open("a") as listing:
                 listing.writelines(f"{phase}: {line}\n" for line in skipped)
         failed, total = self.failed[phase], len(loader.dataset)
         if failed > MAX_FAILED_SHARE * total:

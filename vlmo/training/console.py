@@ -111,6 +111,7 @@ class ConsoleLine(Callback):
             return
         self.printed_at = step
         tqdm.write(self._line(trainer, step), file=sys.stdout)
+        sys.stdout.flush()  # into a file, too, a line appears when it is written
         self.waited, self.line_time = 0.0, time.perf_counter()
 
     def _line(self, trainer: Trainer, step: int) -> str:

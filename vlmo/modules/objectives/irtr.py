@@ -35,4 +35,5 @@ class IRTR(Objective):
     def compute(self, model: VLMo, batch: Batch, done: Mapping[str, ObjectiveOutput]) -> ObjectiveOutput:
         image = model.infer_image(batch, vl_branch=False)["cls_feats"]
         text = model.infer_text(batch, vl_branch=False)["cls_feats"]
-        return contrast_output(*contrast(image, text, model.logit_scale), {"logit_scale": model.logit_scale})
+        exact = model.settings.contrast_gradient == "exact"
+        return contrast_output(*contrast(image, text, model.logit_scale, exact), {"logit_scale": model.logit_scale})

@@ -22,17 +22,18 @@ if TYPE_CHECKING:
 INITIAL_LOG_SCALE = math.log(1 / 0.07)
 
 
-def contrast(image: Tensor, text: Tensor, log_scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def contrast(image: Tensor, text: Tensor, log_scale: Tensor, exact_gradient: bool) -> tuple[Tensor, Tensor, Tensor]:
     """InfoNCE over the pairs of all processes, both ways.
 
     Args:
         image, text: (B, D), unit length, of this process.
         log_scale: scalar, log of the inverse temperature.
+        exact_gradient: see `gather_own_first`.
 
     Returns:
         loss, image-to-text logits (N, N) and labels (N,) for N pairs, this process's first.
     """
-    image, text = gather_own_first(image.float()), gather_own_first(text.float())
+    image, text = (gather_own_first(rows.float(), exact_gradient) for rows in (image, text))
     # fp32: the exponentials of up to 100 * cosine lose the small differences in half precision
     with torch.autocast(image.device.type, enabled=False):
         logits = log_scale.float().exp() * image @ text.t()
@@ -73,8 +74,10 @@ class ITC(Objective):
 
     def compute(self, model: VLMo, batch: Batch, done: Mapping[str, ObjectiveOutput]) -> ObjectiveOutput:
         image, text = model.infer_image(batch), model.infer_text(batch)
-        loss, logits, labels = contrast(image["cls_feats"], text["cls_feats"], model.logit_scale)
-        vl_loss, vl_logits, _ = contrast(image["cls_vlffn_feats"], text["cls_vlffn_feats"], model.logit_vl_scale)
+        exact = model.settings.contrast_gradient == "exact"
+        loss, logits, labels = contrast(image["cls_feats"], text["cls_feats"], model.logit_scale, exact)
+        vl_feats = image["cls_vlffn_feats"], text["cls_vlffn_feats"]
+        vl_loss, vl_logits, _ = contrast(*vl_feats, model.logit_vl_scale, exact)
         scales = {"logit_scale": model.logit_scale, "logit_vl_scale": model.logit_vl_scale}
         output = contrast_output((loss + vl_loss) / 2, logits, labels, scales)
         output.outputs |= {"vl_i2t_logits": vl_logits, "vl_t2i_logits": vl_logits.t()}

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlmo.distributed import gather_own_first, world_size
+from vlmo.distributed import fetch_rows, gather_own_first
 from vlmo.metrics import Accuracy, Mean
 from vlmo.modules.heads import ITMHead
 from vlmo.modules.objectives.base import Batch, Objective, ObjectiveOutput
@@ -49,12 +49,16 @@ class ITM(Objective):
         similarities = done["itc"].outputs
         if similarities["labels"].numel() < 2:
             return None  # a single pair in a single process has no negative
-        images, ids, masks = _candidates(batch, model.settings.max_text_len)
         other_image = draw_negatives(similarities["t2i_logits"][:size])
         other_text = draw_negatives(similarities["i2t_logits"][:size])
+        ids, masks = gather_own_first(batch["text_ids"]), gather_own_first(batch["text_masks"])
         pairs = (
             batch,
-            {"image": images[other_image], "text_ids": batch["text_ids"], "text_masks": batch["text_masks"]},
+            {
+                "image": fetch_rows(batch["image"], other_image),
+                "text_ids": batch["text_ids"],
+                "text_masks": batch["text_masks"],
+            },
             {"image": batch["image"], "text_ids": ids[other_text], "text_masks": masks[other_text]},
         )
         logits = model.itm_score(torch.cat([model.infer(pair)["cls_feats"] for pair in pairs]))
@@ -66,12 +70,3 @@ class ITM(Objective):
             outputs={"logits": logits, "labels": labels},
             updates={"loss": (loss, len(labels)), "accuracy": (logits, labels)},
         )
-
-
-def _candidates(batch: Batch, max_text_len: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Images, text ids and text masks of all processes, own rows first."""
-    images, ids, masks = batch["image"], batch["text_ids"], batch["text_masks"]
-    if world_size() == 1:
-        return images, ids, masks
-    room = (0, max_text_len - ids.shape[1])  # processes trim their texts to different lengths
-    return gather_own_first(images), gather_own_first(F.pad(ids, room)), gather_own_first(F.pad(masks, room))

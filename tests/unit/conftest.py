@@ -1,0 +1,12 @@
+"""Tiny tensors gain nothing from a second thread, and wait for it."""
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

@@ -1,0 +1,291 @@
+"""The losses by their formulas, their metrics, and what their gradients reach."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tests import tiny
+from vlmo.modules.objectives import get_objective, get_objectives, objective_names
+from vlmo.modules.objectives.itc import contrast
+from vlmo.modules.objectives.itm import draw_negatives
+from vlmo.modules.objectives.mlm import masked_word_loss
+from vlmo.modules.objectives.vqa import dense_targets
+
+NAMES = ("mlm", "textmlm", "itm", "itc", "irtr", "vqa", "nlvr2")
+TASKS = {
+    "textmlm": "task_textmlm_base",
+    "vqa": "task_finetune_vqa_base_image480",
+    "nlvr2": "task_finetune_nlvr2_base",
+    "irtr": "task_finetune_irtr_coco_base_image384",
+}
+
+
+def model_of(*names, **updates):
+    """A model with these losses alone."""
+    weights = dict.fromkeys(NAMES, 0) | dict.fromkeys(names, 1)
+    named = TASKS.get(names[0], "task_mlm_itm_itc_base")
+    return tiny.model(named, loss_names=weights, **updates)
+
+
+def batch_of(*names):
+    return tiny.batch(images=("image_0", "image_1") if "nlvr2" in names else ("image",))
+
+
+# --- the list of objectives -------------------------------------------------------------------------------------------
+
+
+def test_names():
+    assert sorted(objective_names()) == sorted(NAMES)
+    assert all(get_objective(name).name == name for name in NAMES)
+
+
+def test_each_comes_after_what_it_requires():
+    assert [objective.name for objective in get_objectives(["itm", "mlm", "itc"])][-1] == "itm"
+
+
+# --- masked words -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name, weight", [("mlm", 0.25), ("textmlm", 1.0)])
+def test_masked_words(name, weight):
+    model, batch = model_of(name), tiny.batch()
+    output = model(batch)[name]
+    encode = model.infer if name == "mlm" else model.infer_text
+    hidden = encode(batch, mask_text=True)["text_feats"]
+    logits, labels = model.mlm_score(hidden), batch["text_labels_mlm"]
+    assert torch.allclose(output.loss, weight * F.cross_entropy(logits.flatten(0, 1), labels.flatten()), rtol=1e-5)
+    assert output.outputs["logits"].shape == ((labels != -100).sum(), 64)
+
+
+def test_no_masked_word_is_no_loss_and_no_nan():
+    head, hidden = torch.nn.Linear(6, 9), torch.randn(2, 5, 6, requires_grad=True)
+    output = masked_word_loss(head, hidden, torch.full((2, 5), -100), 0.25)
+    output.loss.backward()
+    assert output.loss.item() == 0
+    assert not hidden.grad.any()
+    assert not head.weight.grad.any()
+
+
+# --- contrast ---------------------------------------------------------------------------------------------------------
+
+
+def info_nce(image, text, log_scale):
+    logits = log_scale.exp() * image @ text.T
+    own = torch.arange(len(image))
+    return -(logits.log_softmax(1)[own, own].mean() + logits.log_softmax(0)[own, own].mean()) / 2, logits
+
+
+def test_contrast_is_the_mean_over_both_branches():
+    model, batch = model_of("itc"), tiny.batch()
+    output = model(batch)["itc"]
+    image, text = model.infer_image(batch), model.infer_text(batch)
+    plain, logits = info_nce(image["cls_feats"], text["cls_feats"], model.logit_scale)
+    fused, vl_logits = info_nce(image["cls_vlffn_feats"], text["cls_vlffn_feats"], model.logit_vl_scale)
+    assert torch.allclose(output.loss, (plain + fused) / 2, rtol=1e-5)
+    assert torch.allclose(output.outputs["i2t_logits"], logits, rtol=1e-5)
+    assert torch.allclose(output.outputs["t2i_logits"], logits.T, rtol=1e-5)
+    assert torch.allclose(output.outputs["vl_i2t_logits"], vl_logits, rtol=1e-5)
+    assert output.scalars["logit_scale"] == pytest.approx(model.logit_scale.exp().item())
+
+
+def test_retrieval_contrasts_the_plain_features_alone():
+    model, batch = model_of("irtr"), tiny.batch()
+    image, text = model.infer_image(batch)["cls_feats"], model.infer_text(batch)["cls_feats"]
+    assert torch.allclose(model(batch)["irtr"].loss, info_nce(image, text, model.logit_scale)[0], rtol=1e-5)
+
+
+def test_contrast_is_computed_in_float32():
+    image, text = F.normalize(torch.randn(2, 16, 32), dim=-1)
+    exact, exact_logits, _ = contrast(image, text, torch.tensor(4.6))
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, logits, _ = contrast(image, text, torch.tensor(4.6))
+    assert logits.dtype == torch.float32
+    assert torch.equal(logits, exact_logits)
+    assert torch.equal(loss, exact)
+
+
+def test_the_scale_is_never_clamped():
+    unit = torch.eye(3)
+    _, logits, _ = contrast(unit, unit, torch.tensor(6.0))  # e^6 is four times CLIP's ceiling of 100
+    assert torch.allclose(logits, unit * torch.tensor(6.0).exp())
+
+
+# --- matching ---------------------------------------------------------------------------------------------------------
+
+
+def test_negatives_are_drawn_by_the_softmax_without_the_own_pair():
+    logits = torch.tensor([[9.0, 0.0, 1.0, 2.0], [2.0, 9.0, 2.0, 0.0]])
+    drawn = torch.stack([draw_negatives(logits) for _ in range(4000)])
+    for row in range(2):
+        weights = logits[row].exp()
+        weights[row] = 0
+        share = torch.bincount(drawn[:, row], minlength=4) / len(drawn)
+        assert share[row] == 0
+        assert torch.allclose(share, weights / weights.sum(), atol=0.03)
+
+
+@pytest.mark.parametrize("own", [500.0, -500.0])
+def test_negatives_where_one_pair_dominates(own):
+    logits = torch.full((3, 3), 0.0).fill_diagonal_(own)
+    drawn = torch.stack([draw_negatives(logits) for _ in range(200)])
+    assert not (drawn == torch.arange(3)).any()
+    assert {tuple(row) for row in drawn.unique(dim=0).tolist()} == {
+        (a, b, c) for a in (1, 2) for b in (0, 2) for c in (0, 1)
+    }
+    assert not logits.requires_grad
+
+
+def test_of_two_pairs_each_is_the_negative_of_the_other():
+    model, batch = model_of("itc", "itm"), tiny.batch((6, 9))
+    output = model(batch)["itm"]
+    swapped_image = batch | {"image": batch["image"].flip(0)}
+    swapped_text = batch | {name: batch[name].flip(0) for name in ("text_ids", "text_masks")}
+    pairs = (batch, swapped_image, swapped_text)
+    logits = model.itm_score(torch.cat([model.infer(pair)["cls_feats"] for pair in pairs]))
+    labels = torch.tensor([1, 1, 0, 0, 0, 0])
+    assert torch.allclose(output.outputs["logits"], logits, atol=1e-5)
+    assert output.outputs["labels"].tolist() == labels.tolist()
+    assert torch.allclose(output.loss, F.cross_entropy(logits, labels), rtol=1e-5)
+
+
+def test_a_single_pair_has_no_negative():
+    outputs = model_of("itc", "itm", "mlm")(tiny.batch((6,)))
+    assert set(outputs) == {"itc", "mlm"}
+    assert outputs["itc"].loss.item() == 0
+
+
+# --- VQA --------------------------------------------------------------------------------------------------------------
+
+
+def test_vqa_is_binary_cross_entropy_times_the_answers():
+    model, batch = model_of("vqa"), tiny.batch()
+    output = model(batch)["vqa"]
+    logits = model.vqa_classifier(model.infer(batch)["cls_feats"])
+    targets = torch.zeros(3, 7)
+    for row in range(3):
+        targets[row, row % 7], targets[row, (row + 2) % 7] = 1.0, 0.3
+    p = logits.sigmoid()
+    by_hand = -(targets * p.log() + (1 - targets) * (1 - p).log()).mean() * 7
+    assert torch.equal(output.outputs["targets"], targets)
+    assert torch.allclose(output.loss, by_hand, rtol=1e-5)
+
+
+def test_targets_from_lists_and_from_padded_tensors():
+    labels, scores = [[3, 0, 6], [], [2]], [[1.0, 0.3, 0.6], [], [0.9]]
+    padded = torch.tensor([[3, 0, 6], [-1, -1, -1], [2, -1, -1]])
+    padded_scores = torch.tensor([[1.0, 0.3, 0.6], [0, 0, 0], [0.9, 0, 0]])
+    expected = torch.zeros(3, 7)
+    expected[0, 3], expected[0, 0], expected[0, 6], expected[2, 2] = 1.0, 0.3, 0.6, 0.9
+    assert torch.equal(dense_targets(labels, scores, 7, torch.device("cpu")), expected)
+    assert torch.equal(dense_targets(padded, padded_scores, 7, torch.device("cpu")), expected)
+    nobody = torch.zeros(2, 0, dtype=torch.long)
+    assert not dense_targets(nobody, torch.zeros(2, 0), 7, torch.device("cpu")).any()
+    assert not dense_targets([[], []], [[], []], 7, torch.device("cpu")).any()
+
+
+def test_questions_without_answers_are_not_measured():
+    model, batch = model_of("vqa"), tiny.batch()
+    nobody = {"vqa_labels": torch.zeros(3, 0, dtype=torch.long), "vqa_scores": torch.zeros(3, 0), "vqa_answer": [[]] * 3}
+    output = model(batch | nobody)["vqa"]
+    assert output.updates == {}
+    assert output.outputs["logits"].shape == (3, 7)
+
+
+# --- NLVR2 ------------------------------------------------------------------------------------------------------------
+
+
+def test_nlvr2_reads_both_pictures_with_token_types_of_their_own():
+    model, batch = model_of("nlvr2"), batch_of("nlvr2")
+    assert model.token_type_embeddings.weight.shape == (3, 192)
+    output = model(batch)["nlvr2"]
+    first, second = (model.infer(batch, image_token_type_idx=number)["cls_feats"] for number in (1, 2))
+    logits = model.nlvr2_classifier(torch.cat([first, second], dim=1))
+    assert torch.allclose(output.outputs["logits"], logits, atol=1e-6)
+    assert torch.allclose(output.loss, F.cross_entropy(logits, batch["answers"].long()), rtol=1e-5)
+    same = batch | {"image_1": batch["image_0"]}
+    first, second = (model.infer(same, image_token_type_idx=number)["cls_feats"] for number in (1, 2))
+    assert not torch.allclose(first, second, atol=1e-4)
+    with torch.no_grad():
+        model.token_type_embeddings.weight[2] = model.token_type_embeddings.weight[1]
+    assert torch.equal(model.infer(same, image_token_type_idx=2)["cls_feats"], first)
+
+
+def test_answers_may_be_a_list():
+    model, batch = model_of("nlvr2"), batch_of("nlvr2")
+    listed = batch | {"answers": batch["answers"].tolist()}
+    assert torch.equal(model(listed)["nlvr2"].loss, model(batch)["nlvr2"].loss)
+
+
+def test_nlvr2_measures_dev_and_test_apart():
+    model, batch = model_of("nlvr2"), batch_of("nlvr2")
+    both = model(batch)["nlvr2"]
+    assert set(both.updates) == {"dev/loss", "dev/accuracy", "test/loss", "test/accuracy"}
+    loss, count = both.updates["test/loss"]
+    assert count == 2
+    dev_loss, dev_count = both.updates["dev/loss"]
+    assert torch.allclose((loss * count + dev_loss * dev_count) / 3, both.loss, rtol=1e-5)
+    dev = model(batch | {"table_name": ["nlvr2_dev"] * 3})["nlvr2"]
+    assert set(dev.updates) == {"dev/loss", "dev/accuracy"}
+    assert set(model.train()(batch)["nlvr2"].updates) == {"loss", "accuracy"}
+
+
+# --- all --------------------------------------------------------------------------------------------------------------
+
+SETS = [("mlm", "itc", "itm"), ("textmlm",), ("irtr",), ("vqa",), ("nlvr2",)]
+
+
+@pytest.mark.parametrize("names", SETS)
+def test_losses_are_finite_under_large_logits(names):
+    model = model_of(*names)
+    with torch.no_grad():
+        for head in ("mlm_score", "itm_score", "vqa_classifier", "nlvr2_classifier"):
+            for parameter in getattr(model, head).parameters() if hasattr(model, head) else ():
+                parameter.mul_(1e3)
+        if hasattr(model, "logit_scale"):
+            model.logit_scale.fill_(9.0)  # e^9 = 8,000
+    outputs = model(batch_of(*names))
+    loss = sum(output.loss for output in outputs.values())
+    loss.backward()
+    assert set(outputs) == set(names)
+    assert all(output.loss.dtype == torch.float32 and output.loss.isfinite() for output in outputs.values())
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("names", SETS)
+def test_losses_under_autocast(names):
+    model, batch = model_of(*names), batch_of(*names)
+    exact = model(batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = model(batch)
+    for name in set(names) - {"itm"}:  # (draws its negatives)
+        assert rough[name].loss.dtype == torch.float32
+        assert rough[name].loss.item() == pytest.approx(exact[name].loss.item(), rel=0.1), name
+
+
+def test_stochastic_depth_and_dropout_are_for_training():
+    model, batch = model_of("irtr", drop_path_rate=0.3), tiny.batch()
+    assert torch.equal(model(batch)["irtr"].loss, model(batch)["irtr"].loss)
+    model.train()
+    assert not torch.equal(model(batch)["irtr"].loss, model(batch)["irtr"].loss)
+
+
+UNUSED = "text_embeddings.position_embeddings.weight"
+# a pair passes the experts of one modality below the VL blocks only
+NOT_IN_PAIRS = tuple(f"blocks.{n}.{part}_{side}" for n in (4, 5) for part in ("norm2", "mlp") for side in ("text", "imag"))
+NEVER = {
+    ("mlm", "itc", "itm"): (UNUSED,),
+    ("textmlm",): (UNUSED, "pooler.", "transformer.cls_token", "transformer.patch_embed.", "imag"),
+    ("irtr",): (UNUSED, "pooler.", "_vl."),
+    ("vqa",): (UNUSED, *NOT_IN_PAIRS),
+    ("nlvr2",): (UNUSED, *NOT_IN_PAIRS),
+}
+
+
+@pytest.mark.parametrize("names", SETS)
+def test_gradients_reach_everything_that_the_losses_use(names):
+    model = model_of(*names)
+    model.requires_grad_(True)  # (stage 2 freezes)
+    sum(output.loss for output in model(batch_of(*names)).values()).backward()
+    without = {n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()}
+    expected = {n for n, _ in model.named_parameters() if any(part in n for part in NEVER[names])}
+    assert without == expected

@@ -1,0 +1,50 @@
+"""Options and named configs as sacred resolves them."""
+
+import subprocess
+import sys
+
+import pytest
+
+from vlmo.config import ex, resolve, sacred
+
+
+def test_named_configs_are_laid_over_the_defaults_and_updates_win():
+    config = resolve("task_finetune_irtr_f30k_base", "step3k", learning_rate=1e-3, max_epoch=7)
+    assert (config["max_steps"], config["warmup_steps"]) == (3000, 300)  # the schedule is named after the task
+    assert (config["learning_rate"], config["max_epoch"]) == (1e-3, 7)
+    assert config["datasets"] == ["f30k"]
+
+
+def test_a_dict_changes_the_given_keys_only():
+    weights = resolve("task_mlm_itm_itc_base", loss_names={"mlm": 0.5})["loss_names"]
+    assert weights == {"itm": 1, "itc": 1, "mlm": 0.5, "textmlm": 0, "vqa": 0, "nlvr2": 0, "irtr": 0}
+
+
+def test_what_is_done_to_a_config_does_not_reach_the_next():
+    config = resolve("task_mlm_itm_itc_base")
+    config["datasets"].append("f30k")
+    config["loss_names"]["itm"] = 0
+    assert resolve("task_mlm_itm_itc_base")["datasets"] == ["coco", "vg", "sbu", "gcc"]
+    assert resolve("task_mlm_itm_itc_base")["loss_names"]["itm"] == 1
+    datasets = ["coco"]
+    resolve(datasets=datasets)["datasets"].append("vg")
+    assert datasets == ["coco"]
+
+
+def test_unknown_names():
+    with pytest.raises(sacred.utils.NamedConfigNotFoundError):
+        resolve("task_mlm")
+    with pytest.raises(sacred.utils.ConfigAddedError):
+        resolve(batchsize=4)
+
+
+@pytest.mark.parametrize("name", [name for name in ex.named_configs if name.startswith("task_")])
+def test_runs_are_named_after_their_task(name):
+    assert f"task_{resolve(name)['exp_name']}" == name
+
+
+def test_importable_from_standard_input_and_without_torch():
+    program = "import sys, vlmo.config, vlmo.settings\nprint(vlmo.config.resolve()['seed'], 'torch' in sys.modules)\n"
+    done = subprocess.run([sys.executable, "-"], input=program, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["1", "False"]
+    assert done.stderr == ""

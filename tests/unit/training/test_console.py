@@ -1,0 +1,94 @@
+"""What the person is told."""
+
+import re
+
+import torch
+
+from tests import tiny
+from vlmo.config import resolve
+from vlmo.settings import Settings
+from vlmo.training.console import batch_size, differences, results, summary
+from vlmo.training.environment import choose_environment
+
+
+def summary_of(*named, **updates):
+    model = tiny.model(*named, **updates)
+    return summary(model.settings, choose_environment(model.settings), model), model
+
+
+def test_summary():
+    text, model = summary_of("task_finetune_vqa_base_image480", batch_size=16, log_every_n_steps=7)
+    lines = text.splitlines()
+    assert lines[0] == "finetune_vqa_base_image480: vlmo_tiny_patch16, losses vqa"
+    assert "batch      16 = 4 a device x 1 devices x 1 nodes x 4 accumulated" in lines
+    assert "precision 32-true" in text
+    millions = f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M"
+    assert f"parameters {millions}, of which trained {millions}" in lines
+    assert re.search(r"log_every_n_steps +7\n", text)
+    assert not re.search(r"\n +mlm_prob ", text)  # as by default
+    rates = re.findall(r"([\d.]+) M in (\d+) tensors: learning rate (\S+), weight decay (\S+)", text)
+    assert [(rate, decay) for _, _, rate, decay in rates] == [
+        ("3e-05", "0.01"),
+        ("3e-05", "0"),
+        ("0.0006", "0.01"),
+        ("0.0006", "0"),
+    ]
+    assert sum(int(tensors) for _, tensors, _, _ in rates) == len(list(model.parameters()))
+
+
+def test_summary_of_stage_2_tells_what_is_trained():
+    text, model = summary_of("task_textmlm_base")
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad) / 1e6
+    assert f"of which trained {trained:.2f} M" in text
+
+
+def test_summary_of_an_evaluation_reports_the_file(tmp_path):
+    torch.save(tiny.model("task_mlm_itm_itc_base").state_dict(), tmp_path / "stage3.pt")
+    model = tiny.model("task_mlm_itm_itc_base", test_only=True, load_path=str(tmp_path / "stage3.pt"))
+    text = summary(model.settings, choose_environment(model.settings), model)
+    assert "stage3.pt" in text
+    assert "batch " not in text
+    assert "learning rate" not in text
+
+
+def test_only_what_differs_from_the_defaults():
+    assert differences(Settings.from_config(resolve())) == {}
+    assert set(differences(Settings.from_config(resolve(seed=3, num_gpus=[0])))) == {"seed", "num_gpus"}
+
+
+def settings_of(*named):
+    return Settings.from_config(resolve(*named))
+
+
+def test_results_beside_those_of_the_paper():
+    measured = {"vqa/val/score": 0.7, "vqa/val/score_epoch": 0.7, "vqa/train/loss": 9.0, "lr-AdamW/pg1": 1.0, "x": 1.0}
+    text = results(settings_of("task_finetune_vqa_large_image480"), measured)
+    assert re.search(r"vqa/val/score +0.7000", text)
+    assert text.count("vqa/") == 1
+    assert "published for vlmo_large_patch16: VQA test-dev 79.9" in text
+    assert "F30K" not in results(settings_of("task_mlm_itm_itc_base"), {})
+
+
+def test_published_numbers():
+    expected = {
+        "task_finetune_vqa_base_image480": "76.6",
+        "task_finetune_vqa_base_plus_image480": "78.5",
+        "task_finetune_nlvr2_base": "83.3",
+        "task_finetune_nlvr2_base_plus": "85.1",
+        "task_finetune_nlvr2_large_image384": "86.9",
+        "task_finetune_irtr_coco_base_image384": "74.8/57.2",
+        "task_finetune_irtr_coco_base_plus_image384": "76.3/58.6",
+        "task_finetune_irtr_coco_large_image384": "78.2/60.6",
+        "task_finetune_irtr_f30k_base_image384": "92.3/79.3",
+        "task_finetune_irtr_f30k_base_plus_image384": "93.2/81.8",
+        "task_finetune_irtr_f30k_large_image384": "95.3/84.5",
+    }
+    for name, numbers in expected.items():
+        assert results(settings_of(name), {}).splitlines()[-1].endswith(f" {numbers}"), name
+    tiny_settings = Settings.from_config(resolve("task_finetune_nlvr2_base", model_arch="vlmo_tiny_patch16"))
+    assert "published" not in results(tiny_settings, {})
+
+
+def test_size_of_a_batch():
+    assert batch_size(tiny.batch()) == 3
+    assert batch_size({"skipped": ["all of them"]}) == 0

@@ -1,0 +1,103 @@
+"""Many inputs from files, and many results to files."""
+
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from vlmo.errors import VLMoError
+from vlmo.inference.inputs import InputError
+from vlmo.utils.annotations import read_records
+
+Row = dict[str, Any]
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+
+
+def image_files(path: str) -> list[str]:
+    """The images of a folder and the folders in it, in order; a path that is no folder is itself.
+
+    Raises:
+        VLMoError: if there are none.
+    """
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        return [path]
+    found = sorted(str(file) for file in folder.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
+    if not found:
+        raise VLMoError(f"{path}: has no images ({', '.join(IMAGE_SUFFIXES)})")
+    return found
+
+
+def read_rows(path: str, image_columns: Sequence[str]) -> list[Row]:
+    """Rows of a .jsonl, .csv or .tsv file, image paths relative to it; or a row for each image of a folder.
+
+    Raises:
+        VLMoError: if the file cannot be read, or there is nothing in it.
+    """
+    if Path(path).expanduser().is_dir():
+        return [{"image": file} for file in image_files(path)]
+    rows = []
+    for where, row in read_records(str(Path(path).expanduser())):
+        for column in image_columns:
+            if column in row and not isinstance(row[column], str):
+                raise VLMoError(f"{where}: {column!r} must be a path")
+            if column in row:
+                row[column] = str(Path(path).expanduser().parent / Path(row[column]).expanduser())
+        rows.append(row)
+    if not rows:
+        raise VLMoError(f"{path}: has no rows")
+    return rows
+
+
+def predict_rows(rows: list[Row], predict: Callable[[list[Row]], list[Row]], batch_size: int) -> Iterator[Row]:
+    """Each row with its result, or with {"error": ...} if it cannot be used; a progress bar shows where it is."""
+    with tqdm(total=len(rows), disable=True if len(rows) == 1 else None, file=sys.stderr) as progress:
+        for start in range(0, len(rows), batch_size):
+            batch = rows[start : start + batch_size]
+            for row, result in zip(batch, _results(batch, predict), strict=True):
+                yield row | result
+            progress.update(len(batch))
+
+
+def _results(rows: list[Row], predict: Callable[[list[Row]], list[Row]]) -> list[Row]:
+    try:
+        return predict(rows)
+    except InputError as error:
+        if len(rows) == 1:
+            return [{"error": str(error)}]
+        return [result for row in rows for result in _results([row], predict)]  # finds the one that it was
+
+
+def write_jsonl(rows: Iterable[Row], path: str | None) -> int:
+    """Writes an object a line, as they come (None: to the standard output). Returns how many have an error."""
+    errors = 0
+    file = sys.stdout if path is None else open(path, "w", encoding="utf-8")  # noqa: SIM115  (stdout stays open)
+    try:
+        for row in rows:
+            errors += "error" in row
+            print(json.dumps(row, ensure_ascii=False, default=np.ndarray.tolist), file=file)
+    finally:
+        if path is not None:
+            file.close()
+    return errors
+
+
+def write_npz(rows: Iterable[Row], path: str) -> int:
+    """Writes the embeddings as arrays (N, D) beside what they are of. Returns how many rows have an error."""
+    rows = list(rows)
+    arrays: dict[str, Any] = {}
+    for column in ("image", "text"):
+        having = [row for row in rows if f"{column}_embedding" in row]
+        if having:
+            arrays[f"{column}_embedding"] = np.stack([row[f"{column}_embedding"] for row in having])
+            arrays[column] = np.array([row[column] for row in having])
+    np.savez(path, **arrays)
+    for row in rows:
+        if "error" in row:
+            print(row["error"], file=sys.stderr)
+    return sum("error" in row for row in rows)
