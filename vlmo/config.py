@@ -16,6 +16,8 @@ warnings.filterwarnings("ignore", "pkg_resources is deprecated")  # sacred 0.8 s
 import sacred  # noqa: E402
 from sacred.initialize import create_run  # noqa: E402
 
+from vlmo.errors import VLMoError  # noqa: E402
+
 # `interactive`: sacred refuses an experiment whose source file it cannot find (notebooks, standard input).
 # `save_git_info` off: a run needs no git checkout.
 ex = sacred.Experiment("VLMo", interactive=True, save_git_info=False)
@@ -93,6 +95,15 @@ ex.add_config(
     use_sharded_training=False,  # DeepSpeed ZeRO stage 1
     precision=16,  # 16, 32, "bf16", or "auto": bf16 where the GPU has it, else 16; a CPU runs 16 and auto in 32
 )
+
+
+@ex.config_hook
+def _check_seed(config: dict[str, Any], command_name: str, logger: logging.Logger) -> dict[str, Any]:
+    """sacred draws from the seed before the settings are checked."""
+    if type(config["seed"]) is not int or config["seed"] < 0:
+        raise VLMoError(f"seed={config['seed']!r}: must be a whole number from 0 on")
+    return {}
+
 
 # --- presets: what a named config is composed from --------------------------------------------------------------------
 BASE = {"model_arch": "vlmo_base_patch16"}

@@ -44,7 +44,7 @@ class Settings(pydantic.BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
     exp_name: Annotated[str, Field(min_length=1, pattern=r"^[^/\\]+$")]
-    seed: Count
+    seed: Annotated[Count, Field(lt=2**32)]
     loss_names: dict[str, NotNegative]
     batch_size: PositiveInt
     datasets: Annotated[tuple[str, ...], Field(min_length=1)]

@@ -151,7 +151,7 @@ def test_one_last_checkpoint_where_training_ends_before_any_validation(irtr, go)
 def test_sets_without_validation_are_saved_each_epoch(go, data):
     tables.write_captions(data, "vg", rows=2, texts=4, first=50)
     run = go(STAGE3, datasets=["vg"], max_steps=3)
-    assert run.checkpoints == ["epoch=0-step=2.ckpt", "last.ckpt"]
+    assert run.checkpoints == ["epoch=0-step=2.ckpt", "epoch=1-step=3.ckpt", "last.ckpt"]
     assert not [tag for tag in run.metrics if "/val/" in tag]
 
 

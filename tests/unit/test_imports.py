@@ -21,14 +21,15 @@ MODULES = [".".join(path.relative_to(REPOSITORY).with_suffix("").parts).removesu
 # A part may import parts of a lower level, and itself. So the model knows nothing of data, and data nothing of it.
 # Whatever is not named here is a command: it may import everything, and nothing imports it.
 LEVELS = {
-    0: ("errors", "config", "distributed", "metrics"),
-    1: ("settings",),
-    2: ("transforms",),
-    3: ("datasets", "modules"),
-    4: ("datamodules", "evaluation", "utils"),
-    5: ("training", "inference"),
+    0: ("errors", "distributed", "metrics"),
+    1: ("config",),
+    2: ("settings",),
+    3: ("transforms",),
+    4: ("datasets", "modules"),
+    5: ("datamodules", "evaluation", "utils"),
+    6: ("training", "inference"),
 }
-COMMAND = 6
+COMMAND = 7
 LEVEL = {part: level for level, parts in LEVELS.items() for part in parts}
 NAMES = {"PIL": "pillow", "pkg_resources": "setuptools", "pytorch_lightning": "pytorch-lightning"}
 # What a requirement itself requires, and what is asked for only by those who use it.
@@ -41,7 +42,8 @@ def imports(path: Path) -> Iterator[tuple[str, bool]]:
     late = {
         id(inner)
         for node in ast.walk(tree)
-        if isinstance(node, ast.FunctionDef | ast.Lambda) or (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test))
+        if isinstance(node, ast.FunctionDef | ast.Lambda)
+        or (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test))
         for inner in ast.walk(node)
     }
     for node in ast.walk(tree):
@@ -57,7 +59,7 @@ def imports(path: Path) -> Iterator[tuple[str, bool]]:
 
 
 def part(module: str) -> str:
-    """"vlmo.modules.heads" -> "modules"."""
+    """ "vlmo.modules.heads" -> "modules"."""
     return module.split(".")[1] if "." in module else ""
 
 

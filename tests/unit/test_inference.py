@@ -58,9 +58,9 @@ def close(a, b):
 
 def test_answer(vqa):
     with torch.no_grad():
-        logits = vqa.model(
-            batch(vqa, TEXTS, image=IMAGES) | {"vqa_labels": [[]] * 3, "vqa_scores": [[]] * 3}
-        )["vqa"].outputs["logits"][:, :4]
+        logits = vqa.model(batch(vqa, TEXTS, image=IMAGES) | {"vqa_labels": [[]] * 3, "vqa_scores": [[]] * 3})[
+            "vqa"
+        ].outputs["logits"][:, :4]
     many = vqa.answer(IMAGES, TEXTS, top_k=2)
     for guesses, row in zip(many, logits, strict=True):
         values, labels = row.sigmoid().topk(2)

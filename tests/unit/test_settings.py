@@ -57,14 +57,23 @@ def test_all_problems_at_once():
         model_arch="vlmo_bas_patch16",
         text_only=True,
     )
-    for beginning in ("batch_size=", "image_size=", "per_gpu_batchsize=", "precision=", "loss_names.itm", "max_text_len="):
+    for beginning in (
+        "batch_size=",
+        "image_size=",
+        "per_gpu_batchsize=",
+        "precision=",
+        "loss_names.itm",
+        "max_text_len=",
+    ):
         assert sum(line.startswith(beginning) for line in lines) == 1, (beginning, lines)
     assert any("model_arch: 'vlmo_bas_patch16' is unknown; did you mean vlmo_base_patch16?" in line for line in lines)
     assert any(line.startswith("text_only=True: refused") for line in lines)
     assert len(lines) == 8
 
 
-@pytest.mark.parametrize("option", ["batch_size", "seed", "image_size", "max_steps", "num_workers", "per_gpu_batchsize"])
+@pytest.mark.parametrize(
+    "option", ["batch_size", "seed", "image_size", "max_steps", "num_workers", "per_gpu_batchsize"]
+)
 @pytest.mark.parametrize("value", ["abc", "4", "", True, 1.5, float("nan"), float("inf"), [4], -1])
 def test_whole_numbers(option, value):
     (line,) = problems(**{option: value})
@@ -110,6 +119,7 @@ BAD = {
     "share of an epoch": ({"val_check_interval": 20.0}, "at most 1.0; 20 without a decimal point counts batches"),
     "never validate": ({"val_check_interval": 0}, "val_check_interval=0: "),
     "rate that rises": ({"end_lr": 1e-3}, "give less than learning_rate=0.0001"),
+    "too large a seed": ({"seed": 2**32}, "seed=4294967296: "),
     "no rate": ({"learning_rate": 0}, "learning_rate=0: "),
     "rate of nan": ({"learning_rate": float("nan")}, "learning_rate=nan: "),
     "masks all": ({"mlm_prob": 1}, "mlm_prob=1: "),

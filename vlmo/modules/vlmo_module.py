@@ -130,16 +130,21 @@ class VLMo(PretrainedModule):
 
     # --- encoders ----------------------------------------------------------------------------------------------------
 
-    def _embed_text(self, batch: Batch, mask_text: bool) -> Tensor:
-        ids = batch["text_ids_mlm" if mask_text else "text_ids"]
+    def embed_text(self, ids: Tensor) -> Tensor:
+        """(B, T) token ids -> (B, T, D), before any block. Raises VLMoError if T is more than `max_text_len`."""
         if ids.shape[1] > self.settings.max_text_len:
             raise VLMoError(f"texts of {ids.shape[1]} tokens, but max_text_len={self.settings.max_text_len}")
         return self.text_embeddings(ids) + self.token_type_embeddings.weight[0]
 
-    def _embed_image(self, batch: Batch, token_type: int) -> Tensor:
-        key = f"image_{token_type - 1}"
-        image = batch[key] if key in batch else batch["image"]
+    def embed_image(self, image: Tensor, token_type: int) -> Tensor:
+        """(B, 3, size, size) -> (B, I, D), before any block; token_type: 1 image, 2 second image of NLVR2."""
         return self.transformer.embed_image(image) + self.token_type_embeddings.weight[token_type]
+
+    def encode_pairs(self, text: Tensor, image: Tensor, text_masks: Tensor) -> Tensor:
+        """Embeddings (B, T, D), (B, I, D) and the mask (B, T) -> hidden states (B, T + I, D) after the last norm."""
+        masks = self.attention_masks(self.relative_position_bias_table, "vl", text_masks)
+        hidden, _ = self.transformer.encode(torch.cat([text, image], dim=1), masks, "vl", text.shape[1])
+        return hidden
 
     def infer(self, batch: Batch, mask_text: bool = False, image_token_type_idx: int = 1) -> Features:
         """Encodes pairs jointly.
@@ -154,11 +159,10 @@ class VLMo(PretrainedModule):
             text_feats (B, T, D) and image_feats (B, I, D) after the last norm, cls_feats (B, D) pooled, raw_cls_feats
             (B, D) before the pooler, image_masks (B, I), text_masks, text_ids, text_labels.
         """
-        text = self._embed_text(batch, mask_text)
-        image = self._embed_image(batch, image_token_type_idx)
+        text = self.embed_text(batch["text_ids_mlm" if mask_text else "text_ids"])
+        image = self.embed_image(_image(batch, image_token_type_idx), image_token_type_idx)
         text_len = text.shape[1]
-        masks = self.attention_masks(self.relative_position_bias_table, "vl", batch["text_masks"])
-        hidden, _ = self.transformer.encode(torch.cat([text, image], dim=1), masks, "vl", text_len)
+        hidden = self.encode_pairs(text, image, batch["text_masks"])
         return {
             "text_feats": hidden[:, :text_len],
             "image_feats": hidden[:, text_len:],
@@ -176,7 +180,7 @@ class VLMo(PretrainedModule):
             features of the L-FFN and of the VL-FFN branch, unit length, None where the model lacks the head or
             `vl_branch` is off; raw_cls_feats (B, D), text_masks, text_ids, text_labels.
         """
-        text = self._embed_text(batch, mask_text)
+        text = self.embed_text(batch["text_ids_mlm" if mask_text else "text_ids"])
         masks = self.attention_masks(self.relative_position_bias_table, "text", batch["text_masks"])
         hidden, vl_hidden = self.transformer.encode(text, masks, "text", vl_branch=vl_branch)
         return {
@@ -194,7 +198,7 @@ class VLMo(PretrainedModule):
         Returns:
             image_feats (B, I, D) after the last norm; cls_feats and cls_vlffn_feats as `infer_text`; raw_cls_feats.
         """
-        image = self._embed_image(batch, image_token_type_idx)
+        image = self.embed_image(_image(batch, image_token_type_idx), image_token_type_idx)
         masks = self.attention_masks(self.relative_position_bias_table, "image")
         hidden, vl_hidden = self.transformer.encode(image, masks, "image", vl_branch=vl_branch)
         return {
@@ -297,6 +301,12 @@ class VLMo(PretrainedModule):
         warmup = optim.warmup_length(s.warmup_steps, total)
         schedule = optim.build_schedule(optimizer, total, warmup, s.decay_power, s.end_lr)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def _image(batch: Batch, token_type: int) -> Tensor:
+    """The image of that token type: NLVR2's `image_0` and `image_1`, else `image`."""
+    name = f"image_{token_type - 1}"
+    return batch[name] if name in batch else batch["image"]
 
 
 def _text_fields(batch: Batch, mask_text: bool) -> Features:

@@ -196,6 +196,8 @@ def _quieten() -> None:
         ".*flops_per_batch.*",
         ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
         ".*pkg_resources is deprecated.*",
+        ".*Total length of `list` across ranks is zero.*",  # a data set without validation
+        ".*The dirpath has changed from .*",  # a resumed run has a folder of its own
         ".*number of training batches .* smaller than the logging interval.*",
     ):
         warnings.filterwarnings("ignore", pattern)

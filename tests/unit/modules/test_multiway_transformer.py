@@ -112,11 +112,9 @@ def test_vl_branch_passes_the_last_blocks_again(modality):
     model = moved(MultiWayTransformer(32, 16, 12, depth=4, num_heads=3, vl_start=2))
     x = torch.randn(2, 7, 12, dtype=torch.float64)
     masks = [mask_with_padding(2, 3, 7) for _ in range(4)]
-    for block, mask in zip(model.blocks[:2], masks[:2], strict=True):
-        x_before = block(x if block is model.blocks[0] else x_before, mask, modality)
-    by_hand = x_before
-    for block, mask in zip(model.blocks[2:], masks[2:], strict=True):
-        by_hand = block(by_hand, mask, "vl")
+    by_hand = x
+    for number, (block, mask) in enumerate(zip(model.blocks, masks, strict=True)):
+        by_hand = block(by_hand, mask, "vl" if number >= 2 else modality)
     hidden, branch = model.encode(x, masks, modality, vl_branch=True)
     assert torch.equal(branch, model.norm(by_hand))
     assert torch.equal(hidden, model.encode(x, masks, modality)[0])
@@ -161,7 +159,7 @@ def test_sizes_from_timm(name):
 
 
 def test_every_size_is_tested():
-    assert set(SIZES) == set(ARCHITECTURES)
+    assert set(SIZES) == set(ARCHITECTURES) - {"vlmo_micro_patch16"}  # (the tests' own)
 
 
 def test_timm_takes_options_and_has_no_weights():

@@ -96,9 +96,9 @@ def test_retrieval_contrasts_the_plain_features_alone():
 
 def test_contrast_is_computed_in_float32():
     image, text = F.normalize(torch.randn(2, 16, 32), dim=-1)
-    exact, exact_logits, _ = contrast(image, text, torch.tensor(4.6))
+    exact, exact_logits, _ = contrast(image, text, torch.tensor(4.6), False)
     with torch.autocast("cpu", torch.bfloat16):
-        loss, logits, _ = contrast(image, text, torch.tensor(4.6))
+        loss, logits, _ = contrast(image, text, torch.tensor(4.6), False)
     assert logits.dtype == torch.float32
     assert torch.equal(logits, exact_logits)
     assert torch.equal(loss, exact)
@@ -106,7 +106,7 @@ def test_contrast_is_computed_in_float32():
 
 def test_the_scale_is_never_clamped():
     unit = torch.eye(3)
-    _, logits, _ = contrast(unit, unit, torch.tensor(6.0))  # e^6 is four times CLIP's ceiling of 100
+    _, logits, _ = contrast(unit, unit, torch.tensor(6.0), False)  # e^6 is four times CLIP's ceiling of 100
     assert torch.allclose(logits, unit * torch.tensor(6.0).exp())
 
 
@@ -185,7 +185,11 @@ def test_targets_from_lists_and_from_padded_tensors():
 
 def test_questions_without_answers_are_not_measured():
     model, batch = model_of("vqa"), tiny.batch()
-    nobody = {"vqa_labels": torch.zeros(3, 0, dtype=torch.long), "vqa_scores": torch.zeros(3, 0), "vqa_answer": [[]] * 3}
+    nobody = {
+        "vqa_labels": torch.zeros(3, 0, dtype=torch.long),
+        "vqa_scores": torch.zeros(3, 0),
+        "vqa_answer": [[]] * 3,
+    }
     output = model(batch | nobody)["vqa"]
     assert output.updates == {}
     assert output.outputs["logits"].shape == (3, 7)
@@ -271,7 +275,9 @@ def test_stochastic_depth_and_dropout_are_for_training():
 
 UNUSED = "text_embeddings.position_embeddings.weight"
 # a pair passes the experts of one modality below the VL blocks only
-NOT_IN_PAIRS = tuple(f"blocks.{n}.{part}_{side}" for n in (4, 5) for part in ("norm2", "mlp") for side in ("text", "imag"))
+NOT_IN_PAIRS = tuple(
+    f"blocks.{n}.{part}_{side}" for n in (4, 5) for part in ("norm2", "mlp") for side in ("text", "imag")
+)
 NEVER = {
     ("mlm", "itc", "itm"): (UNUSED,),
     ("textmlm",): (UNUSED, "pooler.", "transformer.cls_token", "transformer.patch_embed.", "imag"),

@@ -108,7 +108,10 @@ def test_groups_hold_every_trained_parameter_once():
     assert head_spared == {f"vqa_classifier.{layer}.bias" for layer in (0, 1, 3)}
 
 
-@pytest.mark.parametrize("given, total, steps", [(0.1, 200, 20), (0.1, 15, 1), (0, 200, 0), (0.99, 100, 99), (150, 1500, 150), (1, 10, 1), (2500.0, 9, 2500)])
+@pytest.mark.parametrize(
+    "given, total, steps",
+    [(0.1, 200, 20), (0.1, 15, 1), (0, 200, 0), (0.99, 100, 99), (150, 1500, 150), (1, 10, 1), (2500.0, 9, 2500)],
+)
 def test_warm_up_is_a_fraction_below_1_else_steps(given, total, steps):
     assert optim.warmup_length(given, total) == steps
 

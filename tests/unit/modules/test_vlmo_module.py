@@ -146,7 +146,12 @@ def test_stage_2_trains_exactly_the_published_names():
     head |= {f"transform.{part}.{kind}" for part in ("dense", "LayerNorm") for kind in ("weight", "bias")}
     assert trained == experts | {f"text_embeddings.{name}" for name in embeddings} | {
         f"mlm_score.{name}" for name in head
-    } | {"token_type_embeddings.weight", "relative_position_bias_table", "transformer.norm.weight", "transformer.norm.bias"}
+    } | {
+        "token_type_embeddings.weight",
+        "relative_position_bias_table",
+        "transformer.norm.weight",
+        "transformer.norm.bias",
+    }
     assert not [name for name, _ in model.named_parameters() if "_vl" in name]
 
 

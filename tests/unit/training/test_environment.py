@@ -36,9 +36,15 @@ def test_no_gpu(choose):
 @pytest.mark.parametrize(
     "updates, message",
     [
-        ({"num_gpus": 2}, r"num_gpus=2: this machine has 1; ask for that many \(0 is the CPU\), or add accelerator=cpu"),
+        (
+            {"num_gpus": 2},
+            r"num_gpus=2: this machine has 1; ask for that many \(0 is the CPU\), or add accelerator=cpu",
+        ),
         ({"num_gpus": [0, 1]}, r"num_gpus=\[0, 1\]: this machine has 1 GPUs, none has number \[1\]"),
-        ({"use_sharded_training": True, "num_gpus": 0}, "DeepSpeed shards over GPUs only: set use_sharded_training=False"),
+        (
+            {"use_sharded_training": True, "num_gpus": 0},
+            "DeepSpeed shards over GPUs only: set use_sharded_training=False",
+        ),
         ({"strategy": "dpp"}, "strategy='dpp': Lightning has no such strategy"),
     ],
 )

@@ -51,17 +51,15 @@ class ITM(Objective):
             return None  # a single pair in a single process has no negative
         other_image = draw_negatives(similarities["t2i_logits"][:size])
         other_text = draw_negatives(similarities["i2t_logits"][:size])
-        ids, masks = gather_own_first(batch["text_ids"]), gather_own_first(batch["text_masks"])
-        pairs = (
-            batch,
-            {
-                "image": fetch_rows(batch["image"], other_image),
-                "text_ids": batch["text_ids"],
-                "text_masks": batch["text_masks"],
-            },
-            {"image": batch["image"], "text_ids": ids[other_text], "text_masks": masks[other_text]},
-        )
-        logits = model.itm_score(torch.cat([model.infer(pair)["cls_feats"] for pair in pairs]))
+        image, ids, masks = batch["image"], gather_own_first(batch["text_ids"]), gather_own_first(batch["text_masks"])
+        own = torch.arange(size, device=ids.device)
+        text_of = torch.cat([own, own, other_text])
+        pairs = {  # all in one pass
+            "image": torch.cat([image, fetch_rows(image, other_image), image]),
+            "text_ids": ids[text_of],
+            "text_masks": masks[text_of],
+        }
+        logits = model.itm_score(model.infer(pairs)["cls_feats"])
         labels = torch.zeros(3 * size, dtype=torch.long, device=logits.device)
         labels[:size] = 1
         loss = F.cross_entropy(logits.float(), labels)

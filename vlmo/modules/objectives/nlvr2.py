@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class NLVR2(Objective):
-    """The sentence with each picture in a joint pass of its own (image types 1 and 2); both pooled outputs together."""
+    """The sentence with each picture (image types 1 and 2) as a pair of its own; both pooled outputs together."""
 
     name = "nlvr2"
     metrics = {
@@ -37,8 +37,11 @@ class NLVR2(Objective):
         return {"nlvr2_classifier": classifier(2 * embed_dim, 2 * embed_dim, 2)}
 
     def compute(self, model: VLMo, batch: Batch, done: Mapping[str, ObjectiveOutput]) -> ObjectiveOutput:
-        pooled = [model.infer(batch, image_token_type_idx=i)["cls_feats"] for i in (1, 2)]
-        logits = model.nlvr2_classifier(torch.cat(pooled, dim=1))
+        # both pairs in one pass
+        text = model.embed_text(batch["text_ids"].repeat(2, 1))
+        image = torch.cat([model.embed_image(batch[f"image_{i}"], token_type=i + 1) for i in (0, 1)])
+        pooled = model.pooler(model.encode_pairs(text, image, batch["text_masks"].repeat(2, 1)))
+        logits = model.nlvr2_classifier(torch.cat(pooled.chunk(2), dim=1))
         labels = torch.as_tensor(batch["answers"], device=logits.device).long()
         losses = F.cross_entropy(logits.float(), labels, reduction="none")
         output = ObjectiveOutput(loss=losses.mean(), outputs={"logits": logits, "labels": labels})
