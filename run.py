@@ -48,6 +48,9 @@ def explain(error: Exception) -> str:
 def command_line(argv: list[str]) -> int:
     """Runs the command line; returns the exit code: 0, or 2 for a mistake in what was asked."""
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.INFO)
+    if not argv[1:] or {"-h", "--help"} & set(argv):
+        print(__doc__)
+        return 0
     debug = "-d" in argv or "--debug" in argv
     try:
         ex.run_commandline(argv if debug else [*argv, "--debug"])  # --debug: sacred leaves exceptions to us

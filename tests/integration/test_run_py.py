@@ -13,6 +13,7 @@ import torch
 import run
 from tests import tables
 from vlmo.errors import VLMoError
+from vlmo.training import runner
 
 REPOSITORY = Path(run.__file__).parent
 TASK = "task_mlm_itm_itc_base"
@@ -44,14 +45,19 @@ def words(named, options):
 
 
 @pytest.fixture
-def mistake(options, capsys):
+def mistake(options, capsys, monkeypatch):
     """The lines that a mistaken command line is answered with; it exits with 2, writes and shows nothing else."""
+
+    def too_late(config):
+        pytest.fail("a model is built before the mistake is found")
+
+    monkeypatch.setattr(runner, "VLMo", too_late)
 
     def lines(*named, **updates):
         assert run.command_line(["run.py", *words(named or (TASK,), options | updates)]) == 2
         shown = capsys.readouterr()
         assert "Traceback" not in shown.out + shown.err
-        assert "parameters" not in shown.out  # no model has been built
+        assert shown.out == ""
         assert not (options["log_dir"]).exists()
         found = shown.err.splitlines()
         assert all(line.startswith("error: ") for line in found)
@@ -210,12 +216,10 @@ def test_with_d_errors_are_not_caught(options):
 
 
 def test_other_errors_are_not_hidden(options, monkeypatch):
-    import vlmo.training.runner
-
     def broken(config):
         raise ZeroDivisionError
 
-    monkeypatch.setattr(vlmo.training.runner, "run", broken)
+    monkeypatch.setattr(runner, "run", broken)
     with pytest.raises(ZeroDivisionError):
         run.command_line(["run.py", *words([TASK], options)])
 

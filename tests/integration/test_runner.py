@@ -202,6 +202,16 @@ def test_the_same_seed_gives_the_same_losses_for_any_number_of_workers(go):
     assert training_losses(go(IRTR, **options, seed=2)) != first
 
 
+def test_the_seed_gives_the_weights(go):
+    def frozen(seed):  # by stage 2, so as they began
+        return torch.load(go(TEXT, seed=seed, max_steps=1).last, weights_only=True)["state_dict"][
+            "transformer.cls_token"
+        ]
+
+    assert torch.equal(frozen(1), frozen(1))
+    assert not torch.equal(frozen(1), frozen(2))
+
+
 def test_accumulation_takes_the_same_samples(go):
     options = {"drop_path_rate": 0.0, "max_steps": 2, "datasets": ["wikibk"]}
     whole = go(TEXT, **options, per_gpu_batchsize=4, batch_size=4)

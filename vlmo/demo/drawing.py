@@ -9,7 +9,7 @@ from PIL import Image, ImageChops, ImageDraw, ImageFilter
 from vlmo.demo.world import PICTURE_SIZE, QUARTER, Scene, Thing
 
 ZOOM = 4  # everything is drawn this much larger and reduced, which smooths the edges
-RADIUS = {"small": 7.5, "big": 12.5}  # pixels from the middle of a thing to its rim
+RADIUS = 12.5  # pixels from the middle of a thing to its rim
 Color = tuple[int, int, int]
 
 COLOR = {
@@ -35,14 +35,14 @@ def picture(scene: Scene) -> Image.Image:
     """The scene as an RGB image of PICTURE_SIZE x PICTURE_SIZE pixels."""
     image = _ground(scene.ground, scene.painting).copy()
     for thing in scene.things:
-        sticker = _sticker(thing.shape, thing.color, thing.size, thing.tilt)
+        sticker = _sticker(thing.shape, thing.color, thing.tilt)
         image.paste(sticker, (thing.column * QUARTER + thing.dx, thing.row * QUARTER + thing.dy), sticker)
     return image
 
 
 def box(thing: Thing) -> tuple[int, int, int, int]:
     """x, y, width, height of a thing in pixels, its rim included."""
-    radius = math.ceil(RADIUS[thing.size]) + 1
+    radius = math.ceil(RADIUS) + 1
     middle_x, middle_y = (thing.column * QUARTER + QUARTER // 2, thing.row * QUARTER + QUARTER // 2)
     left, top = max(0, middle_x + thing.dx - radius), max(0, middle_y + thing.dy - radius)
     right = min(PICTURE_SIZE, middle_x + thing.dx + radius)
@@ -79,10 +79,10 @@ def _spokes(radii: list[float], start: float) -> list[tuple[float, float]]:
 
 
 @cache
-def _sticker(shape: str, color: str, size: str, tilt: int) -> Image.Image:
+def _sticker(shape: str, color: str, tilt: int) -> Image.Image:
     """A quarter-sized RGBA image with the thing in its middle."""
     side = QUARTER * ZOOM
-    outline = [(x + side / 2, y + side / 2) for x, y in _outline(shape, RADIUS[size] * ZOOM)]
+    outline = [(x + side / 2, y + side / 2) for x, y in _outline(shape, RADIUS * ZOOM)]
     body = Image.new("L", (side, side), 0)
     ImageDraw.Draw(body).polygon(outline, fill=255)
     body = body.rotate(tilt, Image.Resampling.BICUBIC)

@@ -13,6 +13,7 @@ from vlmo.demo.statements import statement_set
 from vlmo.demo.texts import captions, regions, sentences
 from vlmo.demo.world import PICTURE_SIZE, Scene, Thing, World
 
+REGIONS = 4  # described in a picture of vg
 JPEG = {"format": "JPEG", "quality": 92, "subsampling": 0}
 
 
@@ -22,7 +23,7 @@ class Sizes:
 
     coco: int = 1500  # training, for captions and questions alike
     coco_val: int = 300  # each of Karpathy's val and test
-    vg: int = 1500
+    vg: int = 1200
     web: int = 500  # each of gcc and sbu
     f30k: int = 1200
     f30k_val: int = 300  # each of val and test
@@ -103,7 +104,7 @@ def _write_vg(root: Path, world: World, number: int) -> None:
         folder = "VG_100K" if index % 2 else "VG_100K_2"
         _save(root / "images" / folder / f"{index + 1}.jpg", scene)
         described = []
-        for text, things in regions(scene, world.rng)[:8]:
+        for text, things in regions(scene, world.rng)[:REGIONS]:
             x, y, width, height = _around(things)
             region = {"region_id": 100 * index + len(described), "image_id": index + 1, "phrase": text}
             described.append(region | {"x": x, "y": y, "width": width, "height": height})

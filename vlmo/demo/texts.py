@@ -17,9 +17,9 @@ def amount(number: int, what: str) -> str:
     return f"{NUMBERS[number]} {what}" + ("" if number == 1 else "s")
 
 
-def phrase(thing: Thing, size: bool = False) -> str:
-    """ "red circle", with its size "big red circle" """
-    return " ".join(thing.look if size else thing.look[1:])
+def phrase(thing: Thing) -> str:
+    """ "red circle" """
+    return " ".join(thing.look)
 
 
 def listing(parts: Sequence[str]) -> str:
@@ -32,7 +32,7 @@ def captions(scene: Scene, rng: random.Random) -> list[str]:
         _caption_looks(scene, rng),
         _caption_places(scene, rng),
         _caption_relation(scene, rng),
-        _caption_sizes(scene, rng),
+        _caption_number(scene, rng),
         _caption_looks(scene, rng),
     ]
 
@@ -45,8 +45,8 @@ def _caption_looks(scene: Scene, rng: random.Random) -> str:
     return f"{listing([phrase(thing) for thing in _some(scene, rng)])} on {scene.ground}."
 
 
-def _caption_sizes(scene: Scene, rng: random.Random) -> str:
-    return listing([phrase(thing, size=True) for thing in _some(scene, rng, 3)]) + f" on {scene.ground}."
+def _caption_number(scene: Scene, rng: random.Random) -> str:
+    return f"{amount(len(scene.things), 'shape')}: {listing([phrase(thing) for thing in _some(scene, rng)])}."
 
 
 def _caption_places(scene: Scene, rng: random.Random) -> str:

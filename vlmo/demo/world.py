@@ -1,6 +1,6 @@
 """The generated world: pictures of shapes, as descriptions. `drawing.py` paints them, `texts.py` talks about them.
 
-A picture has a ground and two to four things, at most one in each quarter. A quarter is 2 x 2 patches of the model, so
+A picture has a ground and two or three things, at most one in each quarter. A quarter is 2 x 2 patches of the model, so
 that few layers suffice to recognise a thing; which things lie where is for the model to work out.
 """
 
@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 SHAPES = ("circle", "square", "triangle", "star", "heart")
 COLORS = ("red", "yellow", "green", "blue", "purple", "black")
-SIZES = ("small", "big")
 GROUNDS = ("sand", "grass", "snow", "water")
 PLACES = ("top left", "top right", "bottom left", "bottom right")  # the quarters, in reading order
 
@@ -24,7 +23,6 @@ class Thing:
 
     shape: str
     color: str
-    size: str
     place: int
     dx: int = 0
     dy: int = 0
@@ -39,8 +37,8 @@ class Thing:
         return self.place % 2
 
     @property
-    def look(self) -> tuple[str, str, str]:
-        return self.size, self.color, self.shape
+    def look(self) -> tuple[str, str]:
+        return self.color, self.shape
 
 
 @dataclass(frozen=True)
@@ -91,7 +89,7 @@ class World:
 
     def _draw(self, colors: tuple[str, ...], shapes: tuple[str, ...]) -> Scene:
         rng = self.rng
-        number = rng.choices((2, 3, 4), weights=(4, 4, 2))[0]
+        number = rng.choice((2, 3))
         things: list[Thing] = []
         for place in sorted(rng.sample(range(len(PLACES)), number)):
             color, shape = rng.choice(colors), rng.choice(shapes)
@@ -99,5 +97,5 @@ class World:
                 other = rng.choice(things)
                 color, shape = (other.color, shape) if rng.random() < 0.5 else (color, other.shape)
             dx, dy = rng.randint(-JITTER, JITTER), rng.randint(-JITTER, JITTER)
-            things.append(Thing(shape, color, rng.choice(SIZES), place, dx, dy, rng.choice((-5, 0, 5))))
+            things.append(Thing(shape, color, place, dx, dy, rng.choice((-5, 0, 5))))
         return Scene(tuple(things), rng.choice(GROUNDS), rng.randrange(4))

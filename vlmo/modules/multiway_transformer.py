@@ -137,6 +137,7 @@ class MultiWayTransformer(nn.Module):
         layer_scale: initial value of LayerScale's gammas; None: no LayerScale.
         relative_positions: positions come from the relative position bias; else `pos_embed` is added to the image.
         drop_path_rate: stochastic depth of the last block; it rises linearly from 0.
+        init_std: deviation of the initial weights.
     """
 
     def __init__(
@@ -151,6 +152,7 @@ class MultiWayTransformer(nn.Module):
         layer_scale: float | None = 0.1,
         relative_positions: bool = True,
         drop_path_rate: float = 0.0,
+        init_std: float = 0.02,
     ) -> None:
         super().__init__()
         self.embed_dim, self.depth, self.num_heads, self.vl_start = embed_dim, depth, num_heads, vl_start
@@ -165,13 +167,13 @@ class MultiWayTransformer(nn.Module):
             for i, rate in enumerate(rates)
         )
         self.norm = nn.LayerNorm(embed_dim, eps=NORM_EPS)
-        self.init_weights()
+        self.init_weights(init_std)
 
-    def init_weights(self) -> None:
-        """Truncated normal of deviation 0.02; biases 0, norms 1."""
+    def init_weights(self, std: float) -> None:
+        """Truncated normal of deviation `std`; biases 0, norms 1."""
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Conv2d):
-                trunc_normal_(module.weight, std=0.02)
+                trunc_normal_(module.weight, std=std)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
         trunc_normal_(self.cls_token, std=0.02)
@@ -214,7 +216,8 @@ class MultiWayTransformer(nn.Module):
 # --- the sizes; to add one, write its entry and its function ----------------------------------------------------------
 
 ARCHITECTURES: dict[str, dict[str, Any]] = {
-    "vlmo_tiny_patch16": dict(embed_dim=192, depth=6, num_heads=6, vl_start=4),
+    # a narrow and shallow network learns from nothing only with a start that is less damped
+    "vlmo_tiny_patch16": dict(embed_dim=128, depth=4, num_heads=4, vl_start=3, layer_scale=1.0, init_std=0.09),
     "vlmo_base_patch16": dict(embed_dim=768, depth=12, num_heads=12, vl_start=10),
     "vlmo_base_plus_patch16": dict(
         embed_dim=544, depth=24, num_heads=16, vl_start=21, layer_scale=None, relative_positions=False

@@ -36,11 +36,12 @@ def test_pair():
     model, batch = tiny.model(STAGE3), tiny.batch()
     found = model.infer(batch)
     shapes = {name: tuple(value.shape) for name, value in found.items()}
+    width = model.transformer.embed_dim
     assert shapes == {
-        "text_feats": (3, 16, 192),
-        "image_feats": (3, 5, 192),
-        "cls_feats": (3, 192),
-        "raw_cls_feats": (3, 192),
+        "text_feats": (3, 16, width),
+        "image_feats": (3, 5, width),
+        "cls_feats": (3, width),
+        "raw_cls_feats": (3, width),
         "image_masks": (3, 5),
         "text_masks": (3, 16),
         "text_ids": (3, 16),
@@ -58,8 +59,8 @@ def test_pair():
 def test_text_and_image_alone():
     model, batch = tiny.model(STAGE3), tiny.batch()
     text, image = model.infer_text(batch), model.infer_image(batch)
-    assert text["text_feats"].shape == (3, 16, 192)
-    assert image["image_feats"].shape == (3, 5, 192)
+    assert text["text_feats"].shape == (3, 16, model.transformer.embed_dim)
+    assert image["image_feats"].shape == (3, 5, model.transformer.embed_dim)
     for found, side, hidden in ((text, "text", text["text_feats"]), (image, "image", image["image_feats"])):
         assert torch.equal(found["raw_cls_feats"], hidden[:, 0])
         assert torch.equal(found["cls_feats"], getattr(model, f"itc_{side}_proj")(hidden[:, 0]))
@@ -75,14 +76,14 @@ def test_vl_branch_by_hand():
     x = model.text_embeddings(batch["text_ids"]) + model.token_type_embeddings.weight[0]
     masks = model.attention_masks(model.relative_position_bias_table, "text", batch["text_masks"])
     for number, (block, mask) in enumerate(zip(model.transformer.blocks, masks, strict=True)):
-        x = block(x, mask, "vl" if number >= 4 else "text")
+        x = block(x, mask, "vl" if number >= model.transformer.vl_start else "text")
     by_hand = model.itc_vl_text_proj(model.transformer.norm(x)[:, 0])
     assert torch.allclose(model.infer_text(batch)["cls_vlffn_feats"], by_hand, atol=1e-6)
 
     x = model.transformer.embed_image(batch["image"]) + model.token_type_embeddings.weight[1]
     masks = model.attention_masks(model.relative_position_bias_table, "image")
     for number, (block, mask) in enumerate(zip(model.transformer.blocks, masks, strict=True)):
-        x = block(x, mask, "vl" if number >= 4 else "image")
+        x = block(x, mask, "vl" if number >= model.transformer.vl_start else "image")
     by_hand = model.itc_vl_image_proj(model.transformer.norm(x)[:, 0])
     assert torch.allclose(model.infer_image(batch)["cls_vlffn_feats"], by_hand, atol=1e-6)
 
@@ -136,7 +137,7 @@ def test_stage_2_trains_exactly_the_published_names():
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     experts = {
         f"transformer.blocks.{block}.{part}.{kind}"
-        for block in range(6)
+        for block in range(model.transformer.depth)
         for part in ("mlp_text.fc1", "mlp_text.fc2", "norm2_text")
         for kind in ("weight", "bias")
     }
