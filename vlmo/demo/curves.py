@@ -22,10 +22,13 @@ COLORS = {"pre-trained": "#1f6fb4", "from scratch": "#e07b39"}
 
 
 def read_curve(out: Path, run: str, metric: str) -> tuple[list[int], list[float]]:
-    """Steps and values that the newest run called `run` logged."""
+    """Steps and values that the newest training run called `run` logged."""
     files = sorted(out.glob(f"{run}_seed*/version_*/metrics.csv"), key=lambda path: path.stat().st_mtime)
-    with files[-1].open(newline="") as file:
-        rows = [(int(row["step"]) + 1, float(row[metric])) for row in csv.DictReader(file) if row.get(metric)]
+    rows: list[tuple[int, float]] = []
+    for path in files:
+        with path.open(newline="") as file:  # evaluations have files of their own, without training metrics
+            logged = [(int(row["step"]) + 1, float(row[metric])) for row in csv.DictReader(file) if row.get(metric)]
+        rows = logged or rows
     return [step for step, _ in rows], [value for _, value in rows]
 
 
