@@ -79,8 +79,8 @@ def test_beit_is_shown_and_not_converted(tmp_path, run):
         for name, tensor in tiny.model("task_textmlm_base").state_dict().items()
         if name.startswith("transformer.") and "_text" not in name
     }
-    state["rel_pos_bias.relative_position_bias_table"] = torch.zeros(9 + 3, 6)
-    state["head.weight"] = torch.zeros(10, 192)
+    state["rel_pos_bias.relative_position_bias_table"] = torch.zeros(9 + 3, 2)
+    state["head.weight"] = torch.zeros(10, 2)
     torch.save({"model": state}, tmp_path / "beit.pth")
     shown = table(run("show", tmp_path / "beit.pth")[1])
     assert shown["kind"].startswith("BEiT") and shown["stage"] == "1 (vision)" and shown["resolution"] == "32 px"

@@ -14,8 +14,10 @@ from vlmo.errors import VLMoError
 from vlmo.inference import InputError, Predictor
 from vlmo.inference.attention import attention_weights
 from vlmo.inference.inputs import load_image
+from vlmo.modules.multiway_transformer import ARCHITECTURES
 from vlmo.transforms import square_transform
 
+TINY = ARCHITECTURES["vlmo_tiny_patch16"]
 WORDS = list(dict.fromkeys(VOCABULARY))
 ANSWERS = ["yes", "no", "red", "blue"]  # fewer than the model has room for
 IMAGES = [picture(seed) for seed in range(3)]
@@ -171,12 +173,13 @@ def test_attention_weights_are_what_the_layer_uses(pairs):
 
 
 def test_attention_of_a_text_to_the_patches(pairs):
-    shown = pairs.attention(IMAGES[0], "the red cat", layers=[0, 5])
-    assert shown.tokens == ["[CLS]", "the", "red", "cat", "[SEP]"] and shown.layers == [0, 5]
-    assert shown.weights.shape == (2, 6, 5, 2, 2)
+    depth = TINY["depth"]
+    shown = pairs.attention(IMAGES[0], "the red cat", layers=[0, depth - 1])
+    assert shown.tokens == ["[CLS]", "the", "red", "cat", "[SEP]"] and shown.layers == [0, depth - 1]
+    assert shown.weights.shape == (2, TINY["num_heads"], 5, 2, 2)
     assert (shown.weights > 0).all() and (shown.weights.sum((-1, -2)) < 1).all()
     every = pairs.attention(IMAGES[0], "the red cat")
-    assert torch.equal(every.weights[[0, 5]], shown.weights)
+    assert torch.equal(every.weights[[0, depth - 1]], shown.weights)
     assert not any(module._forward_pre_hooks for module in pairs.model.modules())
     assert shown.image.size == shown.picture().size == (32, 32)
     assert shown.picture("cat").tobytes() != shown.picture("red").tobytes() != shown.picture(1, layer=0).tobytes()
@@ -184,8 +187,8 @@ def test_attention_of_a_text_to_the_patches(pairs):
     for wrong in ({"token": "dog"}, {"token": 5}, {"layer": 2}):
         with pytest.raises(VLMoError, match="token=|layer="):
             shown.picture(**wrong)
-    with pytest.raises(VLMoError, match="the model has 6, from 0"):
-        pairs.attention(IMAGES[0], "cat", layers=[6])
+    with pytest.raises(VLMoError, match=f"the model has {depth}, from 0"):
+        pairs.attention(IMAGES[0], "cat", layers=[depth])
 
 
 # --- what is handed in ------------------------------------------------------------------------------------------------
@@ -260,7 +263,7 @@ def test_missing_heads_and_branches(vqa, pairs):
     with pytest.raises(VLMoError, match="must be 'l' or 'vl'"):
         pairs.embed_texts(TEXTS, "v")
     retrieval = predictor("task_finetune_irtr_coco_base_image384")
-    assert retrieval.embed_texts(TEXTS).shape == (3, 192)
+    assert retrieval.embed_texts(TEXTS).shape == (3, TINY["embed_dim"])
     with pytest.raises(VLMoError, match="itc_vl_image_proj"):
         retrieval.rank(IMAGES, TEXTS, vl_branch=True)
 

@@ -90,11 +90,11 @@ def test_one_of_each(folder, run):
 def test_attention_as_picture_and_as_weights(folder, run, tmp_path):
     given = ("--image", images(folder)[0], "--text", "the red cat")
     status, (row,), _ = run(
-        "attention", "pairs", *given, "--output", tmp_path / "a.png", "--token", "red", "--layer", 2
+        "attention", "pairs", *given, "--output", tmp_path / "a.png", "--token", "red", "--layer", 1
     )
     shown = Predictor.from_pretrained(folder / "pairs", device="cpu").attention(*given[1::2])
     assert status == 0 and row["picture"] == str(tmp_path / "a.png")
-    assert Image.open(row["picture"]).tobytes() == shown.picture("red", 2).tobytes()
+    assert Image.open(row["picture"]).tobytes() == shown.picture("red", 1).tobytes()
     run("attention", "pairs", *given, "--output", tmp_path / "a.npz")
     weights = np.load(tmp_path / "a.npz")
     np.testing.assert_allclose(weights["weights"], shown.weights, atol=1e-6)
@@ -145,7 +145,7 @@ def test_embeddings_as_arrays(folder, run, tmp_path):
         np.testing.assert_allclose(
             arrays["image_embedding"], predictor.embed_images(images(folder), branch), rtol=0, atol=1e-6
         )
-        assert arrays["text_embedding"].shape == (2, 192)
+        assert len(arrays["text_embedding"]) == 2
 
 
 def test_rank(folder, run):

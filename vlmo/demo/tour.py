@@ -20,13 +20,13 @@ from vlmo.training.runner import run
 # As `vlmo_tiny_patch16` sees the world. No random crops or flips: left and right mean something here.
 COMMON: dict[str, Any] = {
     "model_arch": "vlmo_tiny_patch16",
-    "image_size": 64,
+    "image_size": 32,  # a quarter of a picture is one patch
     "max_text_len": 40,
     "train_transform_keys": ["square_transform"],
     "drop_path_rate": 0.0,
     "precision": 32,
     "num_gpus": 0,
-    "num_workers": 0,
+    "num_workers": 1,
     "lr_mult": 1,
     "max_epoch": 1000,
     "batch_size": 64,
@@ -47,14 +47,14 @@ class Stage:
 
 
 STAGES = (
-    Stage("stage2", "task_textmlm_base", 400, 1e-3),
-    Stage("stage3", "task_mlm_itm_itc_base", 1000, 1e-3, "stage2"),
-    Stage("vqa", "task_finetune_vqa_base_image480", 700, 1e-3, "stage3"),
-    Stage("vqa_scratch", "task_finetune_vqa_base_image480", 700, 1e-3),
-    Stage("nlvr2", "task_finetune_nlvr2_base", 500, 1e-3, "stage3"),
-    Stage("nlvr2_scratch", "task_finetune_nlvr2_base", 500, 1e-3),
-    Stage("f30k", "task_finetune_irtr_f30k_base", 200, 5e-4, "stage3"),
-    Stage("f30k_scratch", "task_finetune_irtr_f30k_base", 200, 5e-4),
+    Stage("stage2", "task_textmlm_base", 250, 1e-3),
+    Stage("stage3", "task_mlm_itm_itc_base", 500, 1e-3, "stage2"),
+    Stage("vqa", "task_finetune_vqa_base_image480", 600, 1e-3, "stage3"),
+    Stage("vqa_scratch", "task_finetune_vqa_base_image480", 600, 1e-3),
+    Stage("nlvr2", "task_finetune_nlvr2_base", 400, 1e-3, "stage3"),
+    Stage("nlvr2_scratch", "task_finetune_nlvr2_base", 400, 1e-3),
+    Stage("f30k", "task_finetune_irtr_f30k_base", 150, 5e-4, "stage3"),
+    Stage("f30k_scratch", "task_finetune_irtr_f30k_base", 150, 5e-4),
 )
 QUICK_STEPS = 3
 

@@ -32,4 +32,10 @@ def names_in_use(
     for problem in problems:
         log.warning(problem)
     saved = loaded.answers if loaded and "vqa" in settings.active else None
-    return (saved or answers if settings.test_only else answers or saved), vocabulary
+    answers = saved or answers if settings.test_only else answers or saved
+    if "vqa" in settings.active and settings.test_only and not answers:
+        log.warning(
+            f"{settings.load_path}: does not hold its answers, and there is no vqav2_answers.json in data_root: "
+            "no prediction file is written"
+        )
+    return answers, vocabulary

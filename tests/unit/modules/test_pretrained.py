@@ -79,7 +79,7 @@ def test_folder_holds_what_it_needs(tmp_path, vqa):
 
 
 def test_shards(tmp_path, vqa):
-    vqa.save_pretrained(tmp_path, max_shard_size="4MB")
+    vqa.save_pretrained(tmp_path, max_shard_size="1MB")
     shards = sorted(tmp_path.glob("model-*.safetensors"))
     assert len(shards) > 2 and not (tmp_path / "model.safetensors").exists()
     assert same(VLMo.from_pretrained(tmp_path), vqa)
@@ -122,7 +122,9 @@ def test_stage2_file_is_for_text(tmp_path):
     model = tiny.model("task_textmlm_base")
     torch.save(model.state_dict(), tmp_path / "stage2.pt")
     again = VLMo.from_pretrained(tmp_path / "stage2.pt", task="itc")
-    assert again.transformer.vl_start == 4 and any("mlp_vl" in name for name in again.load_report.new)
+    assert again.transformer.vl_start < again.transformer.depth and any(
+        "mlp_vl" in name for name in again.load_report.new
+    )
 
 
 # --- refusals ---------------------------------------------------------------------------------------------------------
