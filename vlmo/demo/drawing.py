@@ -41,13 +41,12 @@ def picture(scene: Scene) -> Image.Image:
 
 
 def box(thing: Thing) -> tuple[int, int, int, int]:
-    """x, y, width, height of a thing in pixels, its rim included."""
-    radius = math.ceil(RADIUS) + 1
-    middle_x, middle_y = (thing.column * QUARTER + QUARTER // 2, thing.row * QUARTER + QUARTER // 2)
-    left, top = max(0, middle_x + thing.dx - radius), max(0, middle_y + thing.dy - radius)
-    right = min(PICTURE_SIZE, middle_x + thing.dx + radius)
-    bottom = min(PICTURE_SIZE, middle_y + thing.dy + radius)
-    return left, top, right - left, bottom - top
+    """x, y, width, height of a thing in pixels, its rim included, its shadow not."""
+    opaque = _sticker(thing.shape, thing.color, thing.tilt).getchannel("A").point(lambda alpha: 255 * (alpha > 150))
+    left, top, right, bottom = opaque.getbbox() or (0, 0, QUARTER, QUARTER)
+    x, y = thing.column * QUARTER + thing.dx, thing.row * QUARTER + thing.dy
+    left, top = max(0, x + left), max(0, y + top)
+    return left, top, min(PICTURE_SIZE, x + right) - left, min(PICTURE_SIZE, y + bottom) - top
 
 
 def _outline(shape: str, radius: float) -> list[tuple[float, float]]:
@@ -89,23 +88,22 @@ def _sticker(shape: str, color: str, tilt: int) -> Image.Image:
     rim = body.filter(ImageFilter.MaxFilter(2 * ZOOM + 1))
     shadow = ImageChops.offset(rim, ZOOM, ZOOM).filter(ImageFilter.GaussianBlur(1.2 * ZOOM)).point(lambda a: a * 0.45)
 
-    dark = tuple(int(channel * 0.82) for channel in COLOR[color])
-    light = tuple(int(channel + (255 - channel) * 0.16) for channel in COLOR[color])
+    plain = Image.new("RGB", (side, side), COLOR[color])
+    dark, light = plain.point(lambda c: c * 0.82), plain.point(lambda c: c + (255 - c) * 0.16)
     sticker = Image.new("RGBA", (side, side), (20, 20, 40, 0))
     sticker.putalpha(shadow)
     white = Image.new("RGBA", (side, side), (255, 255, 255, 255))
     white.putalpha(rim)
-    fill = _gradient(light, dark, side).convert("RGBA")
+    fill = Image.composite(dark, light, _towards_bottom_right(side)).convert("RGBA")
     fill.putalpha(body)
     sticker = Image.alpha_composite(Image.alpha_composite(sticker, white), fill)
     return sticker.resize((QUARTER, QUARTER), Image.Resampling.LANCZOS)
 
 
-def _gradient(light: Color, dark: Color, side: int) -> Image.Image:
-    """RGB square that goes from `light` (top left) to `dark` (bottom right)."""
+def _towards_bottom_right(side: int) -> Image.Image:
+    """A mask that rises from 0 (top left) to 255 (bottom right)."""
     down = Image.linear_gradient("L").resize((side, side))
-    share = Image.blend(down, down.transpose(Image.Transpose.TRANSPOSE), 0.4)
-    return Image.composite(Image.new("RGB", (side, side), dark), Image.new("RGB", (side, side), light), share)
+    return Image.blend(down, down.transpose(Image.Transpose.TRANSPOSE), 0.4)
 
 
 @cache

@@ -64,8 +64,12 @@ def train_vocabulary(texts: Iterable[str], path: Path, size: int = VOCABULARY_SI
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    texts = list(texts)
+    letters = sorted({letter for text in texts for letter in text.lower() if letter.isalnum()})
+    # the trainer numbers ##letters in the order of a hash map and breaks ties by number: named here, all is determined
+    first = [*SPECIAL_TOKENS, *letters, *(f"##{letter}" for letter in letters)]
     trainer = trainers.WordPieceTrainer(
-        vocab_size=size, special_tokens=SPECIAL_TOKENS, continuing_subword_prefix="##", show_progress=False
+        vocab_size=size, special_tokens=first, continuing_subword_prefix="##", show_progress=False
     )
     tokenizer.train_from_iterator(texts, trainer)
     words = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])

@@ -75,7 +75,7 @@ def _sentences(texts: Iterable[str]) -> list[dict[str, Any]]:
 
 
 def _write_coco(root: Path, splits: dict[str, list[Scene]], rng: random.Random) -> None:
-    images = []
+    images: list[dict[str, Any]] = []
     for split, scenes in splits.items():
         folder = "train2014" if split == "train" else "val2014"
         for scene in scenes:
@@ -88,7 +88,7 @@ def _write_coco(root: Path, splits: dict[str, list[Scene]], rng: random.Random) 
 
 
 def _write_f30k(root: Path, world: World, sizes: Sizes) -> None:
-    images = []
+    images: list[dict[str, Any]] = []
     for split, number in (("train", sizes.f30k), ("val", sizes.f30k_val), ("test", sizes.f30k_val)):
         for scene in world.scenes(number):
             name = f"{1000 + len(images)}.jpg"
@@ -99,11 +99,11 @@ def _write_f30k(root: Path, world: World, sizes: Sizes) -> None:
 
 
 def _write_vg(root: Path, world: World, number: int) -> None:
-    images = []
+    images: list[dict[str, Any]] = []
     for index, scene in enumerate(world.scenes(number)):
         folder = "VG_100K" if index % 2 else "VG_100K_2"
         _save(root / "images" / folder / f"{index + 1}.jpg", scene)
-        described = []
+        described: list[dict[str, Any]] = []
         for text, things in regions(scene, world.rng)[:REGIONS]:
             x, y, width, height = _around(things)
             region = {"region_id": 100 * index + len(described), "image_id": index + 1, "phrase": text}

@@ -36,8 +36,12 @@ def _candidates(colors: tuple[str, ...], shapes: tuple[str, ...]) -> Iterator[tu
     for shape in shapes:
         yield from _existence(f"a {shape}", shape=shape)
     for ground in GROUNDS:
-        yield "ground", f"the left picture is on {ground}.", lambda a, b, g=ground: a.ground == g
-        yield "ground", f"the right picture is on {ground}.", lambda a, b, g=ground: b.ground == g
+        yield from _ground(ground)
+
+
+def _ground(ground: str) -> Iterator[tuple[str, str, Holds]]:
+    yield "ground", f"the left picture is on {ground}.", lambda a, b: a.ground == ground
+    yield "ground", f"the right picture is on {ground}.", lambda a, b: b.ground == ground
 
 
 def _existence(shown: str, **what: str) -> Iterator[tuple[str, str, Holds]]:

@@ -21,7 +21,7 @@ from vlmo.training.runner import run
 COMMON: dict[str, Any] = {
     "model_arch": "vlmo_tiny_patch16",
     "image_size": 32,  # a quarter of a picture is one patch
-    "max_text_len": 40,
+    "max_text_len": 16,  # the longest caption
     "train_transform_keys": ["square_transform"],
     "drop_path_rate": 0.0,
     "precision": 32,
@@ -47,12 +47,12 @@ class Stage:
 
 
 STAGES = (
-    Stage("stage2", "task_textmlm_base", 250, 1e-3),
-    Stage("stage3", "task_mlm_itm_itc_base", 500, 1e-3, "stage2"),
-    Stage("vqa", "task_finetune_vqa_base_image480", 600, 1e-3, "stage3"),
-    Stage("vqa_scratch", "task_finetune_vqa_base_image480", 600, 1e-3),
-    Stage("nlvr2", "task_finetune_nlvr2_base", 400, 1e-3, "stage3"),
-    Stage("nlvr2_scratch", "task_finetune_nlvr2_base", 400, 1e-3),
+    Stage("stage2", "task_textmlm_base", 250, 1.5e-3),
+    Stage("stage3", "task_mlm_itm_itc_base", 900, 1.5e-3, "stage2"),
+    Stage("vqa", "task_finetune_vqa_base_image480", 800, 1.5e-3, "stage3"),
+    Stage("vqa_scratch", "task_finetune_vqa_base_image480", 800, 1.5e-3),
+    Stage("nlvr2", "task_finetune_nlvr2_base", 500, 1e-3, "stage3"),
+    Stage("nlvr2_scratch", "task_finetune_nlvr2_base", 500, 1e-3),
     Stage("f30k", "task_finetune_irtr_f30k_base", 150, 5e-4, "stage3"),
     Stage("f30k_scratch", "task_finetune_irtr_f30k_base", 150, 5e-4),
 )

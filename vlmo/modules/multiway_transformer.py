@@ -217,7 +217,7 @@ class MultiWayTransformer(nn.Module):
 
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     # a narrow and shallow network learns from nothing only with a start that is less damped
-    "vlmo_tiny_patch16": dict(embed_dim=128, depth=4, num_heads=4, vl_start=3, layer_scale=1.0, init_std=0.09),
+    "vlmo_tiny_patch16": dict(embed_dim=96, depth=3, num_heads=4, vl_start=2, layer_scale=1.0, init_std=0.1),
     "vlmo_base_patch16": dict(embed_dim=768, depth=12, num_heads=12, vl_start=10),
     "vlmo_base_plus_patch16": dict(
         embed_dim=544, depth=24, num_heads=16, vl_start=21, layer_scale=None, relative_positions=False
