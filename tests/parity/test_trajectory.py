@@ -11,6 +11,7 @@ from vlmo.modules import optim
 RECORDED = json.loads((GOLDENS / "trajectory.json").read_text())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RECORDED)
 def test_losses_of_four_steps(name):
     model, config = models.build(name, max_steps=10, warmup_steps=2)

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
+# None whose reading starts another program, as EPS does.
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
 ORIENTATION = 0x0112  # EXIF tag
 
 
@@ -38,7 +40,7 @@ def decode_image(data: Any) -> Image.Image:
         with warnings.catch_warnings():
             # large but within the limit, odd EXIF, palette with transparency: the rules above cover them
             warnings.simplefilter("ignore")
-            image = Image.open(io.BytesIO(data))
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
             image.load()
             return to_upright_rgb(image)
     except Exception as error:  # Pillow's plugins raise almost anything on damaged bytes (struct.error, KeyError, ...)

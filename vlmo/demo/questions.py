@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vlmo.demo.texts import NUMBERS, OPPOSITE, relations
-from vlmo.demo.world import COLORS, GROUNDS, PLACES, SHAPES, Scene, Thing
+from vlmo.demo.texts import NUMBERS
+from vlmo.demo.world import COLORS, GROUNDS, SHAPES, Scene, Thing
 
 Asked = tuple[str, str, Sequence[str]]  # question, answer, answers that people may confuse it with
 
@@ -63,11 +63,6 @@ def _ask_shape(scene: Scene, rng: random.Random) -> Asked | None:
     return (f"what is the {thing.color} shape?", thing.shape, SHAPES) if thing else None
 
 
-def _ask_place(scene: Scene, rng: random.Random) -> Asked | None:
-    thing = _unique(scene, "shape", rng)
-    return (f"where is the {thing.shape}?", PLACES[thing.place], PLACES) if thing else None
-
-
 def _ask_ground(scene: Scene, rng: random.Random) -> Asked:
     return "what are the shapes on?", scene.ground, GROUNDS
 
@@ -91,33 +86,10 @@ def _ask_existence(scene: Scene, rng: random.Random) -> Asked:
     return f"is there a {color} {shape}?", truth, ("yes", "no")
 
 
-def _ask_neighbour(scene: Scene, rng: random.Random) -> Asked | None:
-    """The thing that is asked from is the only one of its shape."""
-    found = [(one, word, other) for one, word, other in relations(scene) if scene.count(shape=other.shape) == 1]
-    if not found:
-        return None
-    one, relation, other = rng.choice(found)
-    return f"what is {relation} the {other.shape}?", one.shape, SHAPES
-
-
-def _ask_relation(scene: Scene, rng: random.Random) -> Asked | None:
-    single = [thing for thing in scene.things if scene.count(shape=thing.shape) == 1]
-    found = [(one, word, other) for one, word, other in relations(scene) if one in single and other in single]
-    if not found:
-        return None
-    one, relation, other = rng.choice(found)
-    if rng.random() < 0.5:
-        return f"is the {one.shape} {relation} the {other.shape}?", "yes", ("yes", "no")
-    return f"is the {one.shape} {OPPOSITE[relation]} the {other.shape}?", "no", ("yes", "no")
-
-
 KINDS: tuple[Callable[[Scene, random.Random], Asked | None], ...] = (
     _ask_color,
     _ask_shape,
-    _ask_place,
     _ask_ground,
     _ask_number,
     _ask_existence,
-    _ask_neighbour,
-    _ask_relation,
 )

@@ -27,7 +27,7 @@ COMMON: dict[str, Any] = {
     "precision": 32,
     "num_gpus": 0,
     "num_workers": 1,
-    "lr_mult": 1,
+    "lr_mult": 10,
     "max_epoch": 1000,
     "batch_size": 64,
     "per_gpu_batchsize": 64,
@@ -48,11 +48,11 @@ class Stage:
 
 STAGES = (
     Stage("stage2", "task_textmlm_base", 250, 1.5e-3),
-    Stage("stage3", "task_mlm_itm_itc_base", 900, 1.5e-3, "stage2"),
-    Stage("vqa", "task_finetune_vqa_base_image480", 800, 1.5e-3, "stage3"),
-    Stage("vqa_scratch", "task_finetune_vqa_base_image480", 800, 1.5e-3),
-    Stage("nlvr2", "task_finetune_nlvr2_base", 500, 1e-3, "stage3"),
-    Stage("nlvr2_scratch", "task_finetune_nlvr2_base", 500, 1e-3),
+    Stage("stage3", "task_mlm_itm_itc_base", 600, 1.5e-3, "stage2"),
+    Stage("vqa", "task_finetune_vqa_base_image480", 700, 5e-4, "stage3"),
+    Stage("vqa_scratch", "task_finetune_vqa_base_image480", 700, 5e-4),
+    Stage("nlvr2", "task_finetune_nlvr2_base", 500, 5e-4, "stage3"),
+    Stage("nlvr2_scratch", "task_finetune_nlvr2_base", 500, 5e-4),
     Stage("f30k", "task_finetune_irtr_f30k_base", 150, 5e-4, "stage3"),
     Stage("f30k_scratch", "task_finetune_irtr_f30k_base", 150, 5e-4),
 )

@@ -7,8 +7,8 @@ that few layers suffice to recognise a thing; which things lie where is for the 
 import random
 from dataclasses import dataclass
 
-SHAPES = ("circle", "square", "triangle", "star", "heart")
-COLORS = ("red", "yellow", "green", "blue", "purple", "black")
+SHAPES = ("circle", "square", "triangle", "star")
+COLORS = ("red", "yellow", "green", "blue")
 GROUNDS = ("sand", "grass", "snow", "water")
 PLACES = ("top left", "top right", "bottom left", "bottom right")  # the quarters, in reading order
 

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,7 @@ class UnreadableImages(Callback):
             folder.mkdir(parents=True, exist_ok=True)
             with (folder / "unreadable_images.txt").open("a") as listing:
                 listing.writelines(f"{phase}: {line}\n" for line in skipped)
-        failed, total = self.failed[phase], len(loader.dataset)
+        failed, total = self.failed[phase], math.ceil(len(loader.dataset) / world_size())  # of this process
         if failed > MAX_FAILED_SHARE * total:
             raise VLMoError(
                 f"{failed} of {total} {phase} samples have images that cannot be decoded, more than "

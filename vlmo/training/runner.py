@@ -5,6 +5,7 @@ Order matters: whatever can be wrong is looked at before the model is built and 
 
 import json
 import logging
+import os
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -55,6 +56,7 @@ def run(config: Mapping[str, Any]) -> dict[str, float]:
         checkpoint.refuse_foreign(loaded)
     answers, vocabulary = names_in_use(settings, datamodule, loaded.metadata if loaded else None)
     resume = _resume_path(settings)
+    _check_log_dir(settings)
 
     _quieten()
     for notice in environment.notices:
@@ -177,6 +179,16 @@ def _check_resume(path: Path, model: VLMo) -> None:
         raise VLMoError(
             f"{path}: is not a checkpoint of this model and task that this project saved, so training cannot be "
             f"resumed from it; to start from its weights give it with load_path instead"
+        )
+
+
+def _check_log_dir(settings: Settings) -> None:
+    folder = Path(settings.log_dir).absolute()
+    while not folder.exists():
+        folder = folder.parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise VLMoError(
+            f"log_dir={settings.log_dir}: {folder} is no folder that can be written to; give another log_dir"
         )
 
 

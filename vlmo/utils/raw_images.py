@@ -7,8 +7,9 @@ from typing import NamedTuple
 
 from PIL import Image, UnidentifiedImageError
 
+from vlmo.datasets.image import FORMATS
+
 MAX_IMAGE_BYTES = 256 << 20  # keeps a batch far below Arrow's 2 GiB and the memory flat
-FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM")  # none whose reading starts another program (EPS)
 JPEG_END = b"\xff\xd9"
 TAIL = 64  # bytes in which a complete JPEG has its end marker; some cameras pad the file
 
