@@ -35,8 +35,8 @@ PUBLISHED = {
 
 
 def batch_size(batch: Mapping[str, Any]) -> int:
-    """Samples of a batch."""
-    return len(batch["text_ids"]) if "text_ids" in batch else 0
+    """Samples of a batch; 1 for one that lost all of its own as unreadable, as Lightning's counter expects some."""
+    return len(batch["text_ids"]) if "text_ids" in batch else 1
 
 
 def differences(settings: Settings) -> dict[str, Any]:
