@@ -4,6 +4,7 @@ Every run goes the way of `run.py`: a named config with updates, resolved and ha
 """
 
 import json
+import os
 import shlex
 import time
 from collections import Counter
@@ -11,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from vlmo.config import resolve
 from vlmo.demo.prepare import Prepared, prepare
@@ -48,13 +51,13 @@ class Stage:
 
 STAGES = (
     Stage("stage2", "task_textmlm_base", 250, 1.5e-3),
-    Stage("stage3", "task_mlm_itm_itc_base", 600, 1.5e-3, "stage2"),
-    Stage("vqa", "task_finetune_vqa_base_image480", 700, 5e-4, "stage3"),
-    Stage("vqa_scratch", "task_finetune_vqa_base_image480", 700, 5e-4),
-    Stage("nlvr2", "task_finetune_nlvr2_base", 500, 5e-4, "stage3"),
-    Stage("nlvr2_scratch", "task_finetune_nlvr2_base", 500, 5e-4),
-    Stage("f30k", "task_finetune_irtr_f30k_base", 150, 5e-4, "stage3"),
-    Stage("f30k_scratch", "task_finetune_irtr_f30k_base", 150, 5e-4),
+    Stage("stage3", "task_mlm_itm_itc_base", 550, 1.5e-3, "stage2"),
+    Stage("vqa", "task_finetune_vqa_base_image480", 600, 5e-4, "stage3"),
+    Stage("vqa_scratch", "task_finetune_vqa_base_image480", 600, 5e-4),
+    Stage("nlvr2", "task_finetune_nlvr2_base", 450, 5e-4, "stage3"),
+    Stage("nlvr2_scratch", "task_finetune_nlvr2_base", 450, 5e-4),
+    Stage("f30k", "task_finetune_irtr_f30k_base", 120, 5e-4, "stage3"),
+    Stage("f30k_scratch", "task_finetune_irtr_f30k_base", 120, 5e-4),
 )
 QUICK_STEPS = 3
 
@@ -62,6 +65,8 @@ QUICK_STEPS = 3
 def tour(out: Path, seed: int, quick: bool) -> dict[str, dict[str, float]]:
     """Runs everything below `out` and prints as it goes; returns the measured numbers of each evaluation."""
     start = time.monotonic()
+    # the loader's process has a core of its own: threads that share one wait for each other at every operation
+    torch.set_num_threads(max((os.cpu_count() or 1) - 1, 1))
     heading("the world: pictures, captions, questions, statements and text, in the official raw layouts")
     world = prepare(out / "world", seed, Sizes.quick() if quick else Sizes())
     print(f"converted to Arrow files in {world.data_root}; vocabulary of {world.vocabulary_size} words", flush=True)
@@ -125,7 +130,11 @@ def call(task: str, updates: dict[str, Any]) -> dict[str, float]:
 def command_line(task: str, updates: Mapping[str, Any]) -> str:
     """The call of run.py that is the same, without the options that the task has anyway."""
     own = resolve(task)
-    changed = [f"{name}={value}" for name, value in updates.items() if own[name] != value]
+    changed = [
+        f"{name}={json.dumps(value) if isinstance(value, list) else value}"
+        for name, value in updates.items()
+        if own[name] != value
+    ]
     return "$ python run.py with " + " ".join([task, *(shlex.quote(item) for item in changed)])
 
 
