@@ -17,7 +17,7 @@ from vlmo.config import ex, resolve  # before sacred itself: silences what its i
 # isort: split
 from sacred.utils import ConfigAddedError, NamedConfigNotFoundError, SacredError
 
-from vlmo.errors import VLMoError
+from vlmo.errors import VLMoError, tell
 
 
 @ex.main
@@ -57,9 +57,7 @@ def command_line(argv: list[str]) -> int:
     except (VLMoError, SacredError) as error:
         if debug:
             raise
-        for line in explain(error).splitlines():
-            print(f"error: {line}", file=sys.stderr)
-        return 2
+        return tell(explain(error))
     return 0
 
 

@@ -17,7 +17,7 @@ import torch
 
 from vlmo.datasets.checks import read_answers_file
 from vlmo.datasets.text import load_tokenizer, vocabulary_of
-from vlmo.errors import VLMoError
+from vlmo.errors import VLMoError, tell
 from vlmo.modules.checkpoint import vlmo_names
 from vlmo.modules.checkpoint_file import read
 from vlmo.modules.metadata import Metadata, contradictions, vocabulary_hash
@@ -151,8 +151,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             convert(options.file, options.out, options.answers, options.tokenizer)
         print(show(options.file if options.command == "show" else options.out))
     except VLMoError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return tell(error)
     return 0
 
 

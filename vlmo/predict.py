@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vlmo.errors import VLMoError
+from vlmo.errors import VLMoError, tell
 from vlmo.inference import AttentionMap, Predictor
 from vlmo.inference.records import Row, image_files, predict_rows, read_rows, write_jsonl, write_npz
 
@@ -251,9 +251,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return run(_parser().parse_args(arguments))
     except VLMoError as error:
-        for line in str(error).splitlines():
-            print(f"error: {line}", file=sys.stderr)
-        return 2
+        return tell(error)
 
 
 if __name__ == "__main__":

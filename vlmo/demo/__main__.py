@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from vlmo.demo.tour import tour
-from vlmo.errors import VLMoError
+from vlmo.errors import VLMoError, tell
 
 
 def main() -> int:
@@ -22,8 +22,7 @@ def main() -> int:
     try:
         tour(arguments.out, arguments.seed, arguments.quick)
     except VLMoError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return tell(error)
     return 0
 
 

@@ -46,7 +46,6 @@ class Stage:
     steps: int
     learning_rate: float
     start: str | None = None
-    datasets: tuple[str, ...] = ()
 
 
 STAGES = (

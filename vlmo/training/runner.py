@@ -207,7 +207,6 @@ def _quieten() -> None:
         ".*Experiment logs directory .* exists and is not empty.*",  # TensorBoard's, the same one
         ".*flops_per_batch.*",
         ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
-        ".*pkg_resources is deprecated.*",
         ".*Total length of `list` across ranks is zero.*",  # a data set without validation
         ".*The dirpath has changed from .*",  # a resumed run has a folder of its own
         ".*number of training batches .* smaller than the logging interval.*",

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Sequence
 from types import ModuleType
 
-from vlmo.errors import VLMoError
+from vlmo.errors import VLMoError, tell
 from vlmo.utils import (
     write_coco_karpathy,
     write_conceptual_caption,
@@ -74,8 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         make_arrow(options.pop("root"), options.pop("out"), **options)
     except VLMoError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return tell(error)
     except KeyboardInterrupt:
         print("interrupted: nothing was written", file=sys.stderr)
         return 128 + signal.SIGINT
