@@ -51,8 +51,8 @@ class Stage:
 STAGES = (
     Stage("stage2", "task_textmlm_base", 250, 1.5e-3),
     Stage("stage3", "task_mlm_itm_itc_base", 550, 1.5e-3, "stage2"),
-    Stage("vqa", "task_finetune_vqa_base_image480", 600, 5e-4, "stage3"),
-    Stage("vqa_scratch", "task_finetune_vqa_base_image480", 600, 5e-4),
+    Stage("vqa", "task_finetune_vqa_base_image480", 1000, 5e-4, "stage3"),
+    Stage("vqa_scratch", "task_finetune_vqa_base_image480", 1000, 5e-4),
     Stage("nlvr2", "task_finetune_nlvr2_base", 450, 5e-4, "stage3"),
     Stage("nlvr2_scratch", "task_finetune_nlvr2_base", 450, 5e-4),
     Stage("f30k", "task_finetune_irtr_f30k_base", 120, 5e-4, "stage3"),
