@@ -34,18 +34,26 @@ def decode_image(data: Any) -> Image.Image:
     Raises:
         UndecodableImage: with the reason.
     """
+    with warnings.catch_warnings():
+        # large but within the limit, odd EXIF, palette with transparency: the rules above cover them
+        warnings.simplefilter("ignore")
+        image = _load(data)
+        try:
+            return to_upright_rgb(image)
+        except (ValueError, OSError, MemoryError) as error:  # not every error: a mistake in here is no broken image
+            raise UndecodableImage(f"{type(error).__name__}: {error}") from error
+
+
+def _load(data: Any) -> Image.Image:
     if data is None:
         raise UndecodableImage("there is no image")
     try:
-        with warnings.catch_warnings():
-            # large but within the limit, odd EXIF, palette with transparency: the rules above cover them
-            warnings.simplefilter("ignore")
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
-            image.load()
-            return to_upright_rgb(image)
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        image.load()
     except Exception as error:  # Pillow's plugins raise almost anything on damaged bytes (struct.error, KeyError, ...)
         text = "unknown or damaged format" if isinstance(error, Image.UnidentifiedImageError) else str(error)
         raise UndecodableImage(f"{type(error).__name__}: {text}") from error
+    return image
 
 
 def to_upright_rgb(image: Image.Image) -> Image.Image:

@@ -16,6 +16,7 @@ from vlmo.distributed import alone, world_size
 from vlmo.errors import VLMoError
 from vlmo.modules import optim
 from vlmo.modules.attention_masks import AttentionMasks
+from vlmo.modules.checkpoint_file import Checkpoint
 from vlmo.modules.heads import ITCHead, ITMHead, MLMHead, Pooler, init_head
 from vlmo.modules.multiway_transformer import ARCHITECTURES, build_transformer
 from vlmo.modules.objectives import ObjectiveOutput, get_objectives, objective_names
@@ -46,6 +47,7 @@ class VLMo(PretrainedModule):
 
     Args:
         config: a resolved config (`vlmo.config.resolve`).
+        loaded: the file at `load_path`, where it has been read already.
 
     Raises:
         VLMoError: for a config that cannot work, and for a file that does not fit.
@@ -63,7 +65,7 @@ class VLMo(PretrainedModule):
     vqa_classifier: nn.Sequential
     nlvr2_classifier: nn.Sequential
 
-    def __init__(self, config: dict[str, Any]) -> None:
+    def __init__(self, config: dict[str, Any], loaded: Checkpoint | None = None) -> None:
         super().__init__()
         settings = Settings.from_config(config, {"architectures": ARCHITECTURES, "losses": objective_names()})
         self.settings = settings
@@ -106,7 +108,7 @@ class VLMo(PretrainedModule):
 
         if settings.load_path:
             required = [head for o in self.objectives for head in o.evaluation_heads] if settings.test_only else []
-            self.load_weights(settings.load_path, required)
+            self.load_weights(loaded or settings.load_path, required)
         if "textmlm" in settings.active:
             for name, parameter in self.named_parameters():
                 parameter.requires_grad_(any(part in name for part in STAGE2_TRAINS))

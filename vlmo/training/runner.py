@@ -62,7 +62,8 @@ def run(config: Mapping[str, Any]) -> dict[str, float]:
     for notice in environment.notices:
         log.warning(notice)
     pl.seed_everything(settings.seed, workers=True, verbose=False)
-    model = VLMo(dict(config))
+    model = VLMo(dict(config), loaded)
+    del loaded  # (its tensors would stay in memory beside the model's)
     model.answers, model.vocabulary = answers, vocabulary
     if resume:
         _check_resume(Path(resume), model)
