@@ -3,7 +3,9 @@
 import json
 import logging
 import math
+import shutil
 
+import pyarrow as pa
 import pytest
 import torch
 
@@ -112,6 +114,19 @@ def test_retrieval(irtr, go):
     test = go(IRTR, test_only=True, load_path=str(irtr.last))
     for name in ("ir_r1", "tr_r1", "val_ir_r1", "val_tr_r1"):
         assert test.metrics[f"recalls/{name}"] == pytest.approx(irtr.metrics[f"recalls/{name}"])
+
+
+def test_retrieval_without_a_test_split(irtr, go, data, tmp_path, caplog):
+    nothing = {"image": pa.nulls(0), "caption": pa.nulls(0)}
+    for name in ("train", "val"):
+        shutil.copy(data / f"f30k_caption_karpathy_{name}.arrow", tmp_path)
+    tables.write_table(tmp_path / "f30k_caption_karpathy_test.arrow", nothing)
+    trained = go(IRTR, data_root=str(tmp_path), max_steps=1)
+    assert "f30k_caption_karpathy_test.arrow: has no caption; going on without it" in caplog.text
+    evaluated = go(IRTR, data_root=str(tmp_path), test_only=True, load_path=str(irtr.last))
+    for metrics in (trained.metrics, evaluated.metrics):
+        assert "recalls/val_avg" in metrics and "recalls/test_avg" not in metrics
+    assert evaluated.metrics["recalls/val_ir_r1"] == pytest.approx(irtr.metrics["recalls/val_ir_r1"])
 
 
 def test_the_stages_start_from_one_another(stage2, stage3, go, capsys):

@@ -26,6 +26,7 @@ from vlmo.transforms import keys_to_transforms
 log = logging.getLogger(__name__)
 
 STAGE_SPLITS = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}
+RECALL_SPLITS = ("val", "test")  # both are measured, whatever the stage
 
 
 class MTDataModule(LightningDataModule):
@@ -62,9 +63,13 @@ class MTDataModule(LightningDataModule):
         Raises:
             VLMoError: with one line for each problem found.
         """
-        findings = check_tables(
-            self.settings.data_root, self.specs, self._splits(stage), self.settings.vqav2_label_size
-        )
+        s = self.settings
+        needed = [("train",)] if stage == "fit" else []
+        if s.get_recall_metric and any(spec.retrieval for spec in self.specs.values()):
+            needed.append(RECALL_SPLITS)
+        elif stage != "fit":
+            needed.append(STAGE_SPLITS[stage])
+        findings = check_tables(s.data_root, self.specs, self._splits(stage), needed, s.vqav2_label_size)
         problems = findings.problems + self._option_problems()
         if problems:
             raise VLMoError("\n".join(problems))
@@ -76,7 +81,7 @@ class MTDataModule(LightningDataModule):
 
     def _splits(self, stage: str) -> tuple[str, ...]:
         splits = STAGE_SPLITS[stage]
-        recall = ("val", "test") if self.settings.get_recall_metric else ()  # both are measured, whatever the stage
+        recall = RECALL_SPLITS if self.settings.get_recall_metric else ()
         return tuple(dict.fromkeys(splits + recall))
 
     def _option_problems(self) -> list[str]:
@@ -107,18 +112,18 @@ class MTDataModule(LightningDataModule):
             self._open(split)
 
     def _open(self, split: str) -> dict[str, BaseDataset]:
-        """The data sets that have files for `split`, by name."""
+        """The data sets that have texts for `split`, by name."""
         if split not in self._opened:
             s = self.settings
             keys = s.train_transform_keys if split == "train" else s.val_transform_keys
             (transform,) = keys_to_transforms(keys, s.image_size, s.autocontrast)
             masker = TokenMasker(self.tokenizer, s.mlm_prob, s.whole_word_masking)
             files = {name: split_files(self.root, spec, split) for name, spec in self.specs.items()}
-            self._opened[split] = {
+            opened = {
                 name: self.specs[name].dataset(paths, self.tokenizer, s.max_text_len, masker, transform)
                 for name, paths in files.items()
-                if paths
             }
+            self._opened[split] = {name: dataset for name, dataset in opened.items() if len(dataset)}
         return self._opened[split]
 
     def _loader(self, dataset: Dataset, sampler: Iterable, drop_last: bool = False, once: bool = False) -> DataLoader:
@@ -160,10 +165,9 @@ class MTDataModule(LightningDataModule):
         """In order, not augmented; no loader if none of the data sets has test data."""
         return self._eval_loader("test")
 
-    @property
-    def has_validation(self) -> bool:
-        """Whether any of the data sets has validation data."""
-        return any(split_files(self.root, spec, "val") for spec in self.specs.values())
+    def has(self, split: str) -> bool:
+        """Whether any of the data sets has texts for "train", "val" or "test"."""
+        return bool(self._open(split))
 
     def _eval_loader(self, split: str) -> DataLoader | list[DataLoader]:
         datasets = list(self._open(split).values())

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,10 +20,11 @@ from vlmo.errors import VLMoError
 
 @dataclass
 class Findings:
-    """One line each: problems stop the run, warnings are worth a look."""
+    """One line each: problems stop the run, warnings are worth a look; and the number of texts of each split."""
 
     problems: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    texts: Counter[str] = field(default_factory=Counter)
 
 
 def find_files(root: Path, names: Iterable[str]) -> dict[str, list[Path]]:
@@ -42,13 +44,20 @@ def split_files(root: Path, spec: DatasetSpec, split: str) -> list[Path]:
     return [path for paths in find_files(root, spec.files(split)).values() for path in paths]
 
 
-def check_tables(data_root: str, specs: Mapping[str, DatasetSpec], splits: Sequence[str], label_size: int) -> Findings:
+def check_tables(
+    data_root: str,
+    specs: Mapping[str, DatasetSpec],
+    splits: Sequence[str],
+    needed: Sequence[Sequence[str]],
+    label_size: int,
+) -> Findings:
     """Looks at every file that the splits need.
 
     Args:
         data_root: folder of the Arrow files.
         specs: data sets by name.
-        splits: of "train", "val" and "test"; the first is the one the run cannot do without.
+        splits: of "train", "val" and "test". A file of "train" must hold texts; one of the others may be empty.
+        needed: groups of splits; the run is for nothing if all of a group are empty.
         label_size: number of VQA answers that the model has room for.
     """
     findings = Findings()
@@ -61,8 +70,12 @@ def check_tables(data_root: str, specs: Mapping[str, DatasetSpec], splits: Seque
         return findings
     for name, spec in specs.items():
         _check_dataset(root, name, spec, splits, label_size, findings)
-    if not findings.problems and not any(split_files(root, spec, splits[0]) for spec in specs.values()):
-        findings.problems.append(f"datasets={list(specs)}: none has files for {splits[0]} in {root}")
+    if not findings.problems:
+        findings.problems += [
+            f"datasets={list(specs)}: none has texts for {' or '.join(group)} in {root}"
+            for group in needed
+            if not any(findings.texts[split] for split in group)
+        ]
     return findings
 
 
@@ -77,7 +90,7 @@ def _check_dataset(
         if paths:
             targets = any(stem in spec.files(split) for split in splits if split != "test")
             problems = [problem for path in paths for problem in _check_columns(path, spec, targets)]
-            problems = problems or _check_length(name, stem, paths, spec)
+            problems = problems or _count_texts(name, stem, paths, spec, findings)
             findings.problems += problems
             findings.warnings += _gaps(name, stem, paths)
             labelled += [] if problems or not targets else paths
@@ -124,14 +137,21 @@ def _check_columns(path: Path, spec: DatasetSpec, targets: bool) -> list[str]:
     return problems
 
 
-def _check_length(name: str, stem: str, paths: Sequence[Path], spec: DatasetSpec) -> list[str]:
+def _count_texts(name: str, stem: str, paths: Sequence[Path], spec: DatasetSpec, findings: Findings) -> list[str]:
+    """Fills in `findings.texts`, and warns of an empty table; returns problems."""
     try:
         texts = ArrowTables(paths, spec.dataset.text_column).num_texts
     except VLMoError as error:
         return [str(error)]
+    for split in ("train", "val", "test"):
+        findings.texts[split] += texts if stem in spec.files(split) else 0
     if texts or stem in spec.optional:
         return []
-    return [f"{name}: {paths[0].parent / stem}.arrow: has no {spec.dataset.text_column}"]
+    line = f"{name}: {paths[0].parent / stem}.arrow: has no {spec.dataset.text_column}"
+    if stem in spec.train:
+        return [line]
+    findings.warnings.append(f"{line}; going on without it")  # such as a Karpathy JSON without a test split
+    return []
 
 
 def _is_binary(kind: pa.DataType) -> bool:

@@ -20,7 +20,7 @@ class RetrievalEvaluation(Callback):
         for split, prefix in (("val", "recalls/val_"), ("test", "recalls/")):
             assert isinstance(pl_module, VLMo)
             image_loader, text_loader = trainer.datamodule.retrieval_loaders(split)  # type: ignore[attr-defined]
-            if not len(image_loader):
+            if not len(text_loader.dataset):  # (of all processes: whether to go on is decided alike in each)
                 continue
             autocast = trainer.precision_plugin.forward_context
             images, image_owner = encode(pl_module, image_loader, "image", autocast)

@@ -72,12 +72,14 @@ def run(config: Mapping[str, Any]) -> dict[str, float]:
     if trainer.is_global_zero:
         print(summary(settings, environment, model), flush=True)
 
-    if settings.test_only:
+    if settings.test_only and datamodule.has("test"):
         trainer.test(model, datamodule=datamodule, verbose=False)
+    elif settings.test_only:  # recall on val is what there is to measure
+        trainer.validate(model, datamodule=datamodule, verbose=False)
     else:
         _save_settings(settings, trainer)
         trainer.fit(model, datamodule=datamodule, ckpt_path=resume)
-        if trainer.global_step != model.validated_at and datamodule.has_validation:
+        if trainer.global_step != model.validated_at and datamodule.has("val"):
             trainer.validate(model, datamodule=datamodule, verbose=False)  # training ended between two validations
     measured = {name: float(value) for name, value in trainer.callback_metrics.items()}
     if trainer.is_global_zero:
@@ -135,7 +137,7 @@ def _callbacks(settings: Settings, datamodule: MTDataModule, answers: list[str] 
         callbacks.append(LearningRateMonitor(logging_interval="step"))
         # after each validation; where there is none to be had, after each epoch
         checkpoints = ModelCheckpoint(
-            save_top_k=-1, save_last=True, save_on_train_epoch_end=not datamodule.has_validation
+            save_top_k=-1, save_last=True, save_on_train_epoch_end=not datamodule.has("val")
         )
         callbacks += [checkpoints, LastCheckpoint()]
     return callbacks

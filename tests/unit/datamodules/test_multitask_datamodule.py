@@ -162,7 +162,7 @@ def test_sets_without_validation(make):
     module = make("task_mlm_itm_itc_base", datasets=["vg"])
     module.setup("fit")
     assert module.val_dataloader() == []
-    with pytest.raises(VLMoError, match="none has files for test"):
+    with pytest.raises(VLMoError, match="none has texts for test"):
         module.check("test")
 
 

@@ -11,8 +11,9 @@ from vlmo.datasets import DATASETS
 from vlmo.datasets.checks import answers_in_tables, check_tables, find_files, split_files
 
 
-def check(root, *names, splits=("train", "val"), label_size=3):
-    return check_tables(str(root), {name: DATASETS[name] for name in names}, splits, label_size)
+def check(root, *names, splits=("train", "val"), needed=None, label_size=3):
+    specs = {name: DATASETS[name] for name in names}
+    return check_tables(str(root), specs, splits, needed or [splits[:1]], label_size)
 
 
 WRITERS = {
@@ -82,7 +83,7 @@ def test_optional_files_are_warned_about(tmp_path):
 def test_no_data_for_the_first_split(tmp_path):
     tables.write_captions(tmp_path, "vg")
     assert check(tmp_path, "vg").problems == []
-    assert "none has files for test" in check(tmp_path, "vg", splits=("test",)).problems[0]
+    assert "none has texts for test in" in check(tmp_path, "vg", splits=("test",)).problems[0]
 
 
 def test_damaged_files_and_wrong_columns(tmp_path):
@@ -107,11 +108,25 @@ def test_tables_without_samples(tmp_path):
     tables.write_table(tmp_path / "coco_caption_karpathy_restval.arrow", nothing)  # optional: may be empty
     tables.write_table(tmp_path / "coco_caption_karpathy_train.arrow", nothing)
     no_captions = {"image": [b""], "caption": pa.array([[]], pa.list_(pa.string()))}
-    tables.write_table(tmp_path / "coco_caption_karpathy_val.arrow", no_captions)
-    assert check(tmp_path, "coco").problems == [
-        f"coco: {tmp_path}/coco_caption_karpathy_train.arrow: has no caption",
-        f"coco: {tmp_path}/coco_caption_karpathy_val.arrow: has no caption",
-    ]
+    val = tables.write_table(tmp_path / "coco_caption_karpathy_val.arrow", no_captions)
+    findings = check(tmp_path, "coco")
+    assert findings.problems == [f"coco: {tmp_path}/coco_caption_karpathy_train.arrow: has no caption"]
+    assert findings.warnings == [f"coco: {val}: has no caption; going on without it"]
+    tables.write_captions(tmp_path, "coco_caption_karpathy_train")
+    assert check(tmp_path, "coco").problems == []
+
+
+def test_something_must_be_left_to_measure(tmp_path):
+    tables.write_coco(tmp_path)
+    splits, needed = ("train", "val", "test"), [("train",), ("val", "test")]
+    nothing = {"image": pa.nulls(0), "caption": pa.nulls(0)}
+    tables.write_table(tmp_path / "coco_caption_karpathy_test.arrow", nothing)
+    findings = check(tmp_path, "coco", splits=splits, needed=needed)
+    assert (findings.problems, len(findings.warnings)) == ([], 1)
+    assert findings.texts == {"train": 16, "val": 8, "test": 0}
+    tables.write_table(tmp_path / "coco_caption_karpathy_val.arrow", nothing)
+    findings = check(tmp_path, "coco", splits=splits, needed=needed)
+    assert findings.problems == [f"datasets=['coco']: none has texts for val or test in {tmp_path}"]
 
 
 def test_labels_beyond_the_classifier(tmp_path):
