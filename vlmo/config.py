@@ -51,6 +51,8 @@ ex.add_config(
     image_only=False,  # refused: no objective trains on images alone
     text_only=False,  # refused: text alone is loss_names.textmlm with the set wikibk
     num_workers=8,  # loader processes a device
+    prefetch_factor=2,  # batches that each of them makes ahead
+    group_by_length=False,  # True: batches of texts of similar length, so that less is padded (stage 2)
     # --- text ----------------------------------------------------------------------------------------------------
     tokenizer="bert-base-uncased",  # hub name, local folder, or a vocab.txt
     vocab_size=30522,  # rows of the word embedding

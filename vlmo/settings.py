@@ -58,6 +58,8 @@ class Settings(pydantic.BaseModel):
     image_only: bool
     text_only: bool
     num_workers: Count
+    prefetch_factor: PositiveInt = 2
+    group_by_length: bool = False
     tokenizer: Annotated[str, Field(min_length=1)]
     vocab_size: PositiveInt
     max_text_len: Annotated[Int, Field(ge=3)]
@@ -214,6 +216,11 @@ def _data(s: Settings) -> list[str]:
             problems.append(f"datasets={list(s.datasets)}: {name} trains on {sorted(fitting[name])} only")
     if "textmlm" not in s.active and "wikibk" in s.datasets:
         problems.append(f"datasets={list(s.datasets)}: wikibk has no images; it is for textmlm only")
+    if s.group_by_length and "textmlm" not in s.active:
+        problems.append(
+            "group_by_length=True: is for textmlm; beside an image a text's padding costs little, and contrast and "
+            "negatives would come from texts of one length"
+        )
     return problems
 
 
@@ -293,7 +300,7 @@ def _evaluation(s: Settings) -> list[str]:
 
 _RULES: tuple[tuple[tuple[str, ...], Callable[[Settings], list[str]]], ...] = (
     (("loss_names",), _losses),
-    (("loss_names", "datasets"), _data),
+    (("loss_names", "datasets", "group_by_length"), _data),
     (("image_size",), _image_size),
     (("max_text_len", "max_text_len_of_initckpt"), _text_length),
     (("batch_size", "per_gpu_batchsize", "num_gpus", "num_nodes", "loss_names", "test_only"), _batch),

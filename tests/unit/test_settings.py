@@ -71,6 +71,12 @@ def test_all_problems_at_once():
     assert len(lines) == 8
 
 
+def test_only_texts_alone_are_grouped_by_length():
+    assert problems("task_textmlm_base", group_by_length=True) == []
+    (line,) = problems("task_mlm_itm_itc_base", group_by_length=True)
+    assert line.startswith("group_by_length=True: is for textmlm;")
+
+
 @pytest.mark.parametrize(
     "option", ["batch_size", "seed", "image_size", "max_steps", "num_workers", "per_gpu_batchsize"]
 )

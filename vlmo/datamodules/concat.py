@@ -33,3 +33,12 @@ class ConcatDataset(Dataset):
             return sample
         numbers = {"raw_index": index, "img_index": sample["img_index"] + int(self._image_starts[part])}
         return sample | {name: number for name, number in numbers.items() if name in sample}
+
+    def text_sizes(self, indices: np.ndarray) -> np.ndarray:
+        """Bytes of the texts of the samples number `indices` (N,), int64 (N,)."""
+        sizes = np.zeros(len(indices), np.int64)
+        parts = np.searchsorted(self._starts, indices, side="right") - 1
+        for part, dataset in enumerate(self.datasets):
+            mine = parts == part
+            sizes[mine] = dataset.tables.text_sizes(indices[mine] - self._starts[part])
+        return sizes

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from vlmo.datamodules.collate import Collator
 from vlmo.datamodules.concat import ConcatDataset
-from vlmo.datamodules.samplers import ShuffleSampler, eval_sampler
+from vlmo.datamodules.samplers import LengthGroupedSampler, ShuffleSampler, eval_sampler
 from vlmo.datasets import DATASETS, BaseDataset, ImageView, TextView
 from vlmo.datasets.checks import answers_in_tables, check_tables, read_answers, split_files
 from vlmo.datasets.text import TokenMasker, load_tokenizer
@@ -136,22 +136,27 @@ class MTDataModule(LightningDataModule):
             num_workers=s.num_workers,
             collate_fn=Collator(self.tokenizer.pad_token_id, s.max_text_len),
             pin_memory=on_gpu,
+            prefetch_factor=s.prefetch_factor if s.num_workers else None,
             drop_last=drop_last,
             persistent_workers=s.num_workers > 0 and not once,
             generator=torch.Generator(),  # else workers' seeds come from the global one, which dropout draws from
         )
 
     def train_dataloader(self) -> DataLoader:
-        """Shuffled anew each epoch, augmented.
+        """Shuffled anew each epoch (with `group_by_length`, texts of similar length together), augmented.
 
         Raises:
             VLMoError: if there are fewer samples than processes.
         """
         dataset = ConcatDataset(list(self._open("train").values()))
-        sampler = ShuffleSampler(len(dataset), self.settings.seed, rank(), world_size())
+        s = self.settings
+        order = (len(dataset), s.seed, rank(), world_size())
+        sampler = ShuffleSampler(*order)
+        if s.group_by_length:
+            sampler = LengthGroupedSampler(*order, s.per_gpu_batchsize, dataset.text_sizes)
         if len(sampler) == 0:
             raise VLMoError(f"{len(dataset)} training samples are too few for {world_size()} processes")
-        full = len(sampler) >= self.settings.per_gpu_batchsize
+        full = len(sampler) >= s.per_gpu_batchsize
         if not full and rank() == 0:
             size = len(sampler) * world_size()
             log.warning(f"there are only {len(dataset)} training samples: a batch has {size} over all devices")

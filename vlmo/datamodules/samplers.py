@@ -1,9 +1,10 @@
 """Which samples a process sees, in which order, with which seed."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import Sampler
 
 
@@ -38,9 +39,46 @@ class ShuffleSampler(Sampler):
         epoch_seed = int(torch.randint(2**62, (), generator=generator))
         # 4 bytes a sample (600 MB for the 150 million texts of stage 2), and no Python list of that length
         order = torch.randperm(self.length, generator=generator, dtype=torch.int32)
-        for part in order[self.rank : len(self) * self.world : self.world].split(8192):
-            for index in part.tolist():
+        for part in self._parts(order[: len(self) * self.world], generator):
+            for index in part[self.rank :: self.world].tolist():
                 yield index, epoch_seed
+
+    def _parts(self, order: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
+        """The order (of all processes) in pieces, each a multiple of `world` long."""
+        yield from order.split(8192 * self.world)
+
+
+class LengthGroupedSampler(ShuffleSampler):
+    """A `ShuffleSampler` whose batches hold texts of similar length, so that little is padded.
+
+    The random order is cut into stretches of 100 batches (of all processes together); within a stretch the samples are
+    sorted by length, cut into batches, and the batches shuffled. So a batch is drawn from 100 batches' worth of random
+    samples, all processes meet texts of the same length at the same step, and what an epoch leaves out stays random.
+    """
+
+    STRETCH = 100  # batches
+
+    def __init__(
+        self, length: int, seed: int, rank: int, world: int, batch: int, lengths: Callable[[np.ndarray], np.ndarray]
+    ):
+        """
+        Args:
+            length, seed, rank, world: as of `ShuffleSampler`.
+            batch: samples a process takes at a time.
+            lengths: the lengths of the texts with given sample numbers, in any unit; asked for a stretch at a time.
+        """
+        super().__init__(length, seed, rank, world)
+        self.lengths = lengths
+        self.batch = batch
+
+    def _parts(self, order: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
+        size = self.batch * self.world
+        full = len(order) // size * size
+        for stretch in order[:full].split(self.STRETCH * size):
+            lengths = torch.from_numpy(self.lengths(stretch.numpy()))
+            batches = stretch[lengths.argsort(stable=True)].view(-1, size)
+            yield batches[torch.randperm(len(batches), generator=generator)].flatten()
+        yield order[full:]
 
 
 def eval_sampler(length: int, rank: int, world: int) -> range:

@@ -117,6 +117,23 @@ class ArrowTables:
         item = int(position - offsets[row])
         return Place(record, row, item, int(self._table[batch]), int(self._row_starts[batch]) + row)
 
+    def text_sizes(self, indices: np.ndarray) -> np.ndarray:
+        """Bytes of the texts number `indices` (N,), int64 (N,): read from the offsets of the texts, not the texts."""
+        sizes = np.zeros(len(indices), np.int64)
+        batches = np.searchsorted(self._text_starts, indices, side="right") - 1
+        order = np.argsort(batches, kind="stable")
+        for part in np.split(order, np.flatnonzero(np.diff(batches[order])) + 1) if len(order) else ():
+            batch = int(batches[part[0]])
+            record = self._record(batch)
+            texts = record.column(self.text_column).values
+            if not len(texts) or not _is_text(texts.type):
+                continue
+            positions = indices[part] - self._text_starts[batch] + int(_offsets(record, self.text_column)[0])
+            width = np.int64 if pa.types.is_large_string(texts.type) else np.int32
+            offsets = np.frombuffer(texts.buffers()[1], width)[texts.offset :]
+            sizes[part] = offsets[positions + 1] - offsets[positions]
+        return sizes
+
     def row(self, index: int) -> Place:
         """The place of row number `index`, at its first text.
 
@@ -140,6 +157,10 @@ class ArrowTables:
 def _offsets(record: pa.RecordBatch, column: str) -> np.ndarray:
     """(rows + 1,) where each row's list begins among the values: a view into the mapped file."""
     return record.column(column).offsets.to_numpy()
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
 
 def _find(starts: np.ndarray, index: int) -> tuple[int, int]:

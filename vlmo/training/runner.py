@@ -136,9 +136,7 @@ def _callbacks(settings: Settings, datamodule: MTDataModule, answers: list[str] 
     if not settings.fast_dev_run:
         callbacks.append(LearningRateMonitor(logging_interval="step"))
         # after each validation; where there is none to be had, after each epoch
-        checkpoints = ModelCheckpoint(
-            save_top_k=-1, save_last=True, save_on_train_epoch_end=not datamodule.has("val")
-        )
+        checkpoints = ModelCheckpoint(save_top_k=-1, save_last=True, save_on_train_epoch_end=not datamodule.has("val"))
         callbacks += [checkpoints, LastCheckpoint()]
     return callbacks
 

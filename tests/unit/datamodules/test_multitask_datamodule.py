@@ -80,15 +80,29 @@ def test_batches_do_not_depend_on_the_number_of_workers(make):
     assert_same(runs[0], runs[2])
 
 
-def test_workers_can_be_spawned(make):
-    module = make("task_finetune_vqa_base_image480", num_workers=1)
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_workers_need_not_be_forked(make, method):
+    module, here = (make("task_finetune_irtr_coco_base_image384", num_workers=number) for number in (1, 0))
+    loaders = []
+    for each in (module, here):
+        each.setup("fit")
+        loaders.append(each.train_dataloader() if method == "spawn" else each.retrieval_loaders("test")[0])
+    loaders[0].multiprocessing_context = method
+    assert_same(*map(list, loaders))
+
+
+def test_loader_options(make, monkeypatch):
+    module = make("task_finetune_irtr_coco_base_image384", num_workers=2, prefetch_factor=3)
     module.setup("fit")
-    loader = module.train_dataloader()
-    loader.multiprocessing_context = "spawn"
-    spawned = list(loader)
-    here = make("task_finetune_vqa_base_image480")
-    here.setup("fit")
-    assert_same(spawned, list(here.train_dataloader()))
+    train, (images, texts) = module.train_dataloader(), module.retrieval_loaders("test")
+    assert [loader.prefetch_factor for loader in (train, images, texts)] == [3, 3, 3]
+    assert [loader.persistent_workers for loader in (train, images, texts)] == [True, False, False]
+    assert not train.pin_memory
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert not module.train_dataloader().pin_memory  # num_gpus=0
+    on_gpu = make("task_finetune_irtr_coco_base_image384", num_gpus=1)
+    on_gpu.setup("fit")
+    assert on_gpu.train_dataloader().pin_memory
 
 
 def test_processes_share_the_samples(make, monkeypatch):
@@ -120,6 +134,17 @@ def test_text_only(make):
     assert sizes(batches) == [4, 4]
     assert "image" not in batches[0]
     assert sizes(module.val_dataloader()) == [4, 1]
+
+
+def test_texts_of_similar_length_together(make):
+    module = make("task_textmlm_base", per_gpu_batchsize=2, batch_size=2, group_by_length=True)
+    texts = [["a " * length] for length in (30, 2, 20, 3, 29, 21)]
+    tables.write_table(module.root / "wikibk_train_0.arrow", {"caption": texts[:4]})
+    tables.write_table(module.root / "wikibk_train_1.arrow", {"caption": texts[4:]})
+    module.setup("fit")
+    for epoch in range(3):
+        lengths = [sorted(batch["text_masks"].sum(1).tolist()) for batch in _epoch(module.train_dataloader(), epoch)]
+        assert sorted(lengths) == [[4, 5], [22, 23], [31, 32]]
 
 
 def test_vqa(make):

@@ -1,9 +1,10 @@
 """Which process sees which samples."""
 
+import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vlmo.datamodules.samplers import ShuffleSampler, eval_sampler
+from vlmo.datamodules.samplers import LengthGroupedSampler, ShuffleSampler, eval_sampler
 
 
 def drawn(length, world, seed=1, epoch=0):
@@ -36,6 +37,52 @@ def test_the_global_batches_do_not_depend_on_the_number_of_processes():
     for step in range(3):
         together = shares[0][4 * step : 4 * step + 4] + shares[1][4 * step : 4 * step + 4]
         assert sorted(together) == sorted(alone[8 * step : 8 * step + 8])
+
+
+def grouped(lengths, batch, world, seed=1, epoch=0):
+    """What each process is given."""
+    lengths, shares = np.array(lengths, np.int64), []
+    for rank in range(world):
+        sampler = LengthGroupedSampler(len(lengths), seed, rank, world, batch, lengths.take)
+        sampler.STRETCH = 3
+        sampler.set_epoch(epoch)
+        shares.append(list(sampler))
+        assert len(sampler) == len(shares[-1])
+    return shares
+
+
+@given(st.lists(st.integers(1, 30), max_size=60), st.integers(1, 4), st.integers(1, 3))
+def test_grouping_by_length_keeps_every_sample_once(lengths, batch, world):
+    shares = grouped(lengths, batch, world)
+    assert [len(share) for share in shares] == [len(lengths) // world] * world
+    # the same samples and seed as without grouping, in another order
+    assert sorted(pair for share in shares for pair in share) == sorted(
+        pair for share in drawn(len(lengths), world) for pair in share
+    )
+    assert shares == grouped(lengths, batch, world)
+
+
+@given(st.lists(st.integers(1, 30), min_size=24, max_size=60), st.integers(1, 4))
+def test_the_batches_of_a_stretch_do_not_overlap_in_length(lengths, batch):
+    """Over both processes: what is taken at the same step has the same length, or nearly."""
+    shares = grouped(lengths, batch, 2)
+    stretch = 3 * batch
+    for start in range(0, len(lengths) // (2 * batch) * batch, stretch):
+        end = min(start + stretch, len(lengths) // (2 * batch) * batch)
+        spans = []
+        for step in range(start, end, batch):
+            taken = [lengths[number] for share in shares for number, _ in share[step : step + batch]]
+            spans.append((min(taken), max(taken)))
+        spans.sort()
+        assert all(first[1] <= second[0] for first, second in zip(spans, spans[1:], strict=False))
+
+
+def test_grouped_order_changes_with_epoch_and_run():
+    lengths = list(range(40)) * 2
+    runs = [grouped(lengths, 4, 1, seed, epoch)[0] for seed, epoch in ((1, 0), (1, 1), (2, 0))]
+    assert len({tuple(number for number, _ in run) for run in runs}) == 3
+    first = [[lengths[number] for number, _ in run[:4]] for run in runs]
+    assert len({tuple(lengths) for lengths in first}) > 1  # not always the shortest first
 
 
 @given(st.integers(0, 40), st.integers(1, 5))

@@ -4,6 +4,7 @@ import pickle
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given
@@ -37,6 +38,8 @@ def test_every_table_comes_back_exactly(tables, kind):
         assert [(place.image, place.item, place.list_item("caption")) for place in found] == wanted
         names = [opened.row(image).scalar("name").as_py() for image in range(opened.num_rows)]
         assert names == [str(index) for rows, _ in tables for index in range(len(rows))]
+        draw = np.random.default_rng(0).permutation(len(wanted))
+        assert opened.text_sizes(draw).tolist() == [len(wanted[index][2].encode()) for index in draw]
         for outside in (-1, opened.num_texts):
             with pytest.raises(IndexError):
                 opened.text(outside)
