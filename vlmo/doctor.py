@@ -8,12 +8,11 @@ be looked at is.
 
 import importlib.metadata
 import logging
-import math
 import re
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property, partial
 from pathlib import Path
@@ -251,6 +250,7 @@ class Examination:
             yield f"continues {path}"
 
     def disk(self) -> Iterator[str]:
+        from vlmo.training.disk import checkpoint_size, num_checkpoints
         from vlmo.training.runner import check_log_dir
 
         check_log_dir(self.settings)
@@ -258,16 +258,17 @@ class Examination:
         while not folder.exists():
             folder = folder.parent
         free = shutil.disk_usage(folder).free
-        plan = ""
-        if self.texts["train"] and not self.settings.fast_dev_run:
-            number, size = checkpoints(self.settings, self.texts), checkpoint_size(self.model)
-            plan = f"the run will write about {number:,} checkpoints of {_gigabytes(size)}"
-            if number * size > free:
-                raise VLMoError(
-                    f"log_dir={self.settings.log_dir}: {plan}, and has {_gigabytes(free)} free; give another log_dir, "
-                    "or validate more rarely (val_check_interval)"
-                )
-        yield f"{self.settings.log_dir}: {_gigabytes(free)} free" + (f"; {plan}" if plan else "")
+        if self.settings.fast_dev_run or not self.texts["train"]:
+            yield f"{self.settings.log_dir}: {_gigabytes(free)} free"
+            return
+        number, size = num_checkpoints(self.settings, self.texts), checkpoint_size(self.model)
+        plan = f"the run will write about {number:,} checkpoints of {_gigabytes(size)}"
+        if number * size > free:
+            raise VLMoError(
+                f"log_dir={self.settings.log_dir}: {plan}, and has {_gigabytes(free)} free; give another log_dir, or "
+                "validate more rarely (val_check_interval)"
+            )
+        yield f"{self.settings.log_dir}: {_gigabytes(free)} free; {plan}"
 
     def checks(self) -> Iterator[tuple[str, Callable[[], Iterable[str]]]]:
         """All of them, by name."""
@@ -282,27 +283,6 @@ class Examination:
         yield "names", self.names
         yield "resuming", self.resuming
         yield "disk", self.disk
-
-
-def checkpoint_size(model: "VLMo") -> int:
-    """Bytes of a training checkpoint: the weights, and what the optimizer keeps of those that are trained."""
-    kept = {"adamw": 2, "adam": 2, "sgd": 1}[model.settings.optim_type]
-    trained = sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
-    return sum(tensor.nbytes for tensor in model.state_dict().values()) + kept * trained
-
-
-def checkpoints(s: "Settings", texts: Mapping[str, int]) -> int:
-    """How many a run writes: one a validation (without validation data, one an epoch), and the last."""
-    epoch = max(texts["train"] // s.pairs_per_pass, 1)  # batches
-    ends = [epoch * s.max_epoch] if s.max_epoch else []
-    ends += [s.max_steps * s.accumulation] if s.max_steps else []
-    if not texts["val"]:
-        between = epoch
-    elif isinstance(s.val_check_interval, int):
-        between = s.val_check_interval
-    else:
-        between = max(int(epoch * s.val_check_interval), 1)
-    return math.ceil(min(ends, default=0) / between) + 1
 
 
 def _gigabytes(size: float) -> str:
