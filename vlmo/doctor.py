@@ -258,8 +258,8 @@ class Examination:
         while not folder.exists():
             folder = folder.parent
         free = shutil.disk_usage(folder).free
+        yield f"{self.settings.log_dir}: {_gigabytes(free)} free"
         if self.settings.fast_dev_run or not self.texts["train"]:
-            yield f"{self.settings.log_dir}: {_gigabytes(free)} free"
             return
         number, size = num_checkpoints(self.settings, self.texts), checkpoint_size(self.model)
         plan = f"the run will write about {number:,} checkpoints of {_gigabytes(size)}"
@@ -268,7 +268,7 @@ class Examination:
                 f"log_dir={self.settings.log_dir}: {plan}, and has {_gigabytes(free)} free; give another log_dir, or "
                 "validate more rarely (val_check_interval)"
             )
-        yield f"{self.settings.log_dir}: {_gigabytes(free)} free; {plan}"
+        yield plan
 
     def checks(self) -> Iterator[tuple[str, Callable[[], Iterable[str]]]]:
         """All of them, by name."""
