@@ -7,15 +7,14 @@ python run.py print_config with <named config>     every option with its value, 
 python run.py -d with ...                          the full traceback of an error
 """
 
-import difflib
 import logging
 import sys
 from typing import Any
 
-from vlmo.config import ex, resolve  # before sacred itself: silences what its import warns of
+from vlmo.config import ex, explain  # before sacred itself: silences what its import warns of
 
 # isort: split
-from sacred.utils import ConfigAddedError, NamedConfigNotFoundError, SacredError
+from sacred.utils import SacredError
 
 from vlmo.errors import VLMoError, tell
 
@@ -26,23 +25,6 @@ def main(_config: dict[str, Any]) -> None:
     from vlmo.training.runner import run  # after the command line is known to be right: it imports torch
 
     run(_config)
-
-
-def explain(error: Exception) -> str:
-    """What a person should read of an error of theirs: one line a problem."""
-    if isinstance(error, NamedConfigNotFoundError):
-        name = str(error).split('"')[1]
-        near = difflib.get_close_matches(name, ex.named_configs, 3, cutoff=0.5)
-        return f"{name}: there is no such named config" + (f"; did you mean {' or '.join(near)}?" if near else "")
-    if isinstance(error, ConfigAddedError):
-        lines = []
-        for name in error.__conflicting_configs__:
-            options = resolve()
-            options |= {f"loss_names.{loss}": None for loss in options["loss_names"]}
-            near = difflib.get_close_matches(name, options, 1)
-            lines.append(f"{name}: there is no such option" + (f"; did you mean {near[0]}?" if near else ""))
-        return "\n".join(lines)
-    return str(error)
 
 
 def command_line(argv: list[str]) -> int:

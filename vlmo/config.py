@@ -7,6 +7,7 @@ have the published values (VLMo, arXiv 2111.02358); `vlmo/settings.py` checks th
 """
 
 import copy
+import difflib
 import logging
 import warnings
 from typing import Any
@@ -15,6 +16,7 @@ warnings.filterwarnings("ignore", "pkg_resources is deprecated")  # sacred 0.8 s
 
 import sacred  # noqa: E402
 from sacred.initialize import create_run  # noqa: E402
+from sacred.utils import ConfigAddedError, NamedConfigNotFoundError  # noqa: E402
 
 from vlmo.errors import VLMoError  # noqa: E402
 
@@ -207,3 +209,20 @@ def resolve(*named_configs: str, **updates: Any) -> dict[str, Any]:
     """
     run = create_run(ex, "print_config", copy.deepcopy(updates), named_configs)
     return copy.deepcopy(dict(run.config))
+
+
+def explain(error: Exception) -> str:
+    """What a person should read of an error of theirs, sacred's or ours: one line a problem."""
+    if isinstance(error, NamedConfigNotFoundError):
+        name = str(error).split('"')[1]
+        near = difflib.get_close_matches(name, ex.named_configs, 3, cutoff=0.5)
+        return f"{name}: there is no such named config" + (f"; did you mean {' or '.join(near)}?" if near else "")
+    if isinstance(error, ConfigAddedError):
+        lines = []
+        for name in error.__conflicting_configs__:
+            options = resolve()
+            options |= {f"loss_names.{loss}": None for loss in options["loss_names"]}
+            near = difflib.get_close_matches(name, options, 1)
+            lines.append(f"{name}: there is no such option" + (f"; did you mean {near[0]}?" if near else ""))
+        return "\n".join(lines)
+    return str(error)

@@ -109,6 +109,16 @@ class Settings(pydantic.BaseModel):
         Raises:
             VLMoError: with one line for each problem found.
         """
+        settings, problems = cls.examine(config, known)
+        if problems:
+            raise VLMoError("\n".join(problems))
+        return settings
+
+    @classmethod
+    def examine(
+        cls, config: Mapping[str, Any], known: Mapping[str, Iterable[str]] | None = None
+    ) -> tuple["Settings", list[str]]:
+        """As `from_config`, for those who go on looking: the settings as far as they are right, and the problems."""
         problems: list[str] = []
         bad: set[str] = set()
         try:
@@ -122,10 +132,7 @@ class Settings(pydantic.BaseModel):
         for fields, rule in _RULES:
             if not bad.intersection(fields):
                 problems += rule(settings)
-        problems += _unknown_names(settings, known or {}, bad)
-        if problems:
-            raise VLMoError("\n".join(problems))
-        return settings
+        return settings, problems + _unknown_names(settings, known or {}, bad)
 
     @property
     def active(self) -> tuple[str, ...]:

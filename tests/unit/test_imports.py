@@ -33,7 +33,7 @@ COMMAND = 7
 LEVEL = {part: level for level, parts in LEVELS.items() for part in parts}
 NAMES = {"PIL": "pillow", "pkg_resources": "setuptools", "pytorch_lightning": "pytorch-lightning"}
 # What a requirement itself requires, and what is asked for only by those who use it.
-INDIRECT = {"huggingface_hub", "tokenizers", "deepspeed", "fairscale", "easy_vqa"}
+INDIRECT = {"huggingface_hub", "tokenizers", "packaging", "deepspeed", "fairscale", "easy_vqa"}
 
 
 def imports(path: Path) -> Iterator[tuple[str, bool]]:

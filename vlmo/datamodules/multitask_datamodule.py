@@ -64,12 +64,12 @@ class MTDataModule(LightningDataModule):
             VLMoError: with one line for each problem found.
         """
         s = self.settings
-        needed = [("train",)] if stage == "fit" else []
+        needed: list[tuple[str, ...]] = [("train",)] if stage == "fit" else []
         if s.get_recall_metric and any(spec.retrieval for spec in self.specs.values()):
             needed.append(RECALL_SPLITS)
         elif stage != "fit":
             needed.append(STAGE_SPLITS[stage])
-        findings = check_tables(s.data_root, self.specs, self._splits(stage), needed, s.vqav2_label_size)
+        findings = check_tables(s.data_root, self.specs, self.splits(stage), needed, s.vqav2_label_size)
         problems = findings.problems + self._option_problems()
         if problems:
             raise VLMoError("\n".join(problems))
@@ -79,7 +79,8 @@ class MTDataModule(LightningDataModule):
             for warning in new:
                 log.warning(warning)
 
-    def _splits(self, stage: str) -> tuple[str, ...]:
+    def splits(self, stage: str) -> tuple[str, ...]:
+        """What `stage` reads."""
         splits = STAGE_SPLITS[stage]
         recall = RECALL_SPLITS if self.settings.get_recall_metric else ()
         return tuple(dict.fromkeys(splits + recall))
@@ -108,7 +109,7 @@ class MTDataModule(LightningDataModule):
     def setup(self, stage: str) -> None:
         """Checks and opens the tables that `stage` reads. Raises VLMoError as `check` does."""
         self.check(stage)
-        for split in self._splits(stage):
+        for split in self.splits(stage):
             self._open(split)
 
     def _open(self, split: str) -> dict[str, BaseDataset]:

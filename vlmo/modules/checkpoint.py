@@ -80,16 +80,21 @@ def load(model: nn.Module, source: str | Path | Checkpoint, required: Iterable[s
     checkpoint = source if isinstance(source, Checkpoint) else read(source)
     target = model.state_dict()
     adapted, report = adapt(checkpoint, target)
+    require(checkpoint, report, required)
+    with torch.no_grad():
+        for name, tensor in adapted.items():
+            target[name].copy_(tensor)
+    return report
+
+
+def require(checkpoint: Checkpoint, report: Report, required: Iterable[str]) -> None:
+    """Raises VLMoError if the file lacks names that begin so (see `load`)."""
     missing = [prefix for prefix in required if any(name.startswith(prefix) for name in report.new)]
     if missing:
         raise VLMoError(
             f"{checkpoint.path}: lacks {', '.join(missing)}, which this task needs; "
             "give a checkpoint that was trained on the task with load_path=FILE, or train first (test_only=False)"
         )
-    with torch.no_grad():
-        for name, tensor in adapted.items():
-            target[name].copy_(tensor)
-    return report
 
 
 def refuse_foreign(checkpoint: Checkpoint) -> None:

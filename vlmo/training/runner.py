@@ -55,8 +55,8 @@ def run(config: Mapping[str, Any]) -> dict[str, float]:
     if loaded:
         checkpoint.refuse_foreign(loaded)
     answers, vocabulary = names_in_use(settings, datamodule, loaded.metadata if loaded else None)
-    resume = _resume_path(settings)
-    _check_log_dir(settings)
+    resume = resume_path(settings)
+    check_log_dir(settings)
 
     _quieten()
     for notice in environment.notices:
@@ -66,7 +66,7 @@ def run(config: Mapping[str, Any]) -> dict[str, float]:
     del loaded  # (its tensors would stay in memory beside the model's)
     model.answers, model.vocabulary = answers, vocabulary
     if resume:
-        _check_resume(Path(resume), model)
+        check_resume(Path(resume), model)
     trainer = build_trainer(settings, environment, datamodule, answers)
     if settings.test_only:
         _warn_of_resizing(model, settings)
@@ -153,7 +153,7 @@ def _warn_of_resizing(model: VLMo, settings: Settings) -> None:
             )
 
 
-def _resume_path(settings: Settings) -> str | None:
+def resume_path(settings: Settings) -> str | None:
     """The checkpoint that training continues from, if any."""
     if settings.test_only:
         return None
@@ -170,7 +170,7 @@ def _resume_path(settings: Settings) -> str | None:
     return None
 
 
-def _check_resume(path: Path, model: VLMo) -> None:
+def check_resume(path: Path, model: VLMo) -> None:
     """Resuming takes over the state of a run as a whole, so the model must be the same."""
     if path.is_dir():
         return  # sharded: Lightning's to read
@@ -183,7 +183,7 @@ def _check_resume(path: Path, model: VLMo) -> None:
         )
 
 
-def _check_log_dir(settings: Settings) -> None:
+def check_log_dir(settings: Settings) -> None:
     folder = Path(settings.log_dir).absolute()
     while not folder.exists():
         folder = folder.parent

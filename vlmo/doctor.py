@@ -1,0 +1,329 @@
+"""Looks at everything that a run needs, without training: the same command line as run.py's.
+
+python -m vlmo.doctor with data_root=<ARROW_ROOT> <named config> load_path=<CKPT> ...
+
+Prints a checklist, and at the end "ready" (exit status 0) or what to do (2). No problem hides another: what can still
+be looked at is.
+"""
+
+import importlib.metadata
+import logging
+import re
+import shutil
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+# The packages themselves are one of the things to look at: whatever needs one is imported where it is used.
+from vlmo.errors import VLMoError
+
+if TYPE_CHECKING:
+    from vlmo.modules import VLMo
+    from vlmo.modules.checkpoint_file import Checkpoint
+    from vlmo.settings import Settings
+
+REQUIREMENTS = Path(__file__).parent.parent / "requirements.txt"
+INSTALL = "pip install -r requirements.txt"
+SHOWN = ("torch", "pytorch-lightning", "transformers", "pyarrow")  # versions worth reading
+MARKS = {"problem": "[XX]", "note": "[!!]", "good": "[ok]", "blocked": "[--]"}
+
+log = logging.getLogger("vlmo.doctor")  # (as a command, this module's name is another)
+
+
+class Checklist:
+    """Runs checks, prints what each finds, and remembers the problems (each once, whoever found it)."""
+
+    def __init__(self) -> None:
+        self.problems: dict[str, None] = {}
+
+    def look(self, name: str, check: Callable[[], Iterable[str]]) -> None:
+        """`check` yields lines to read, warns through the log, and raises VLMoError with a line for each problem."""
+        good: list[str] = []
+        problems: list[str] = []
+        with _warnings() as notes:
+            try:
+                good.extend(check())
+            except VLMoError as error:
+                problems = str(error).splitlines()
+        new = [line for line in problems if line not in self.problems]
+        self.problems |= dict.fromkeys(problems)
+        lines = [*(("problem", line) for line in new), *(("note", line) for line in notes)]
+        lines += [("good", line) for line in good]
+        if not lines and problems:
+            lines = [("blocked", "not looked at: a problem above stands in the way")]
+        for number, (kind, line) in enumerate(lines):
+            print(f"{MARKS[kind]} {name if not number else '':<12} {line}", flush=True)
+
+    def conclude(self) -> int:
+        """Prints the end of the list; returns the exit status."""
+        if not self.problems:
+            print("ready")
+            return 0
+        print("\nwhat to do:")
+        for number, problem in enumerate(self.problems, 1):
+            print(f"{number:>3}. {problem}")
+        return 2
+
+
+@contextmanager
+def _warnings() -> Iterator[list[str]]:
+    """What this package warns of meanwhile."""
+    lines: list[str] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger("vlmo")
+    logger.addHandler(handler)
+    try:
+        yield lines
+    finally:
+        logger.removeHandler(handler)
+
+
+# --- packages ---------------------------------------------------------------------------------------------------------
+
+
+def requirements() -> list[str]:
+    """Lines such as "torch>=2.11": of the file beside the package, or as it was installed."""
+    if not REQUIREMENTS.is_file():
+        return importlib.metadata.requires("vlmo") or []
+    lines = [line.split("#")[0].strip() for line in REQUIREMENTS.read_text().splitlines()]
+    return [line for line in lines if line]
+
+
+def packages() -> Iterator[str]:
+    """Are all there, in versions that work? Raises VLMoError with a line for each that is not."""
+    from packaging.requirements import Requirement
+
+    problems, versions = [], {}
+    for line in requirements():
+        required = Requirement(line)
+        if required.marker and not required.marker.evaluate({"extra": ""}):
+            continue
+        try:
+            version = importlib.metadata.version(required.name)
+        except importlib.metadata.PackageNotFoundError:
+            problems.append(f"{required.name}: is not installed: {INSTALL}")
+            continue
+        versions[required.name] = version
+        if not required.specifier.contains(version, prereleases=True):
+            problems.append(f"{required.name} {version}: {required.specifier} is needed: {INSTALL}")
+    if problems:
+        raise VLMoError("\n".join(problems))
+    yield f"{len(versions)}, among them {', '.join(f'{name} {versions[name]}' for name in SHOWN)}"
+
+
+# --- the run ----------------------------------------------------------------------------------------------------------
+
+
+def resolve_leniently(words: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """The config of a command line (what follows `with`) without the options that do not exist, and those as problems.
+
+    Raises:
+        VLMoError: if a named config does not exist: what the run shall be is unknown.
+    """
+    from vlmo.config import explain, resolve
+
+    # isort: split
+    from sacred.arg_parser import get_config_updates
+    from sacred.utils import ConfigAddedError, SacredError
+
+    problems: list[str] = []
+    while True:
+        updates, named = get_config_updates(words)
+        try:
+            return resolve(*named, **updates), problems
+        except (ConfigAddedError, VLMoError) as error:
+            problems += explain(error).splitlines()
+            wrong = {re.split("[=:]", line)[0] for line in problems}
+            right = [word for word in words if word.split("=")[0].strip() not in wrong]
+            if right == words:
+                raise VLMoError("\n".join(problems)) from error
+            words = right
+        except SacredError as error:
+            raise VLMoError(explain(error)) from error
+
+
+class Examination:
+    """The checks of one run, in the order in which the runner makes them."""
+
+    def __init__(self, settings: "Settings") -> None:
+        from vlmo.datamodules.multitask_datamodule import MTDataModule
+        from vlmo.datasets import DATASETS
+
+        self.settings = settings
+        known = tuple(name for name in settings.datasets if name in DATASETS)
+        self.datamodule = MTDataModule(settings.model_copy(update={"datasets": known}))
+        self.stage = "test" if settings.test_only else "fit"
+        self.texts: Counter[str] = Counter()  # by split
+
+    @cached_property
+    def model(self) -> "VLMo":
+        """Shapes only, no memory. Raises VLMoError as the model does."""
+        import torch
+
+        from vlmo.config import resolve
+        from vlmo.modules import VLMo
+        from vlmo.modules.metadata import options_of
+
+        # of what shapes the model alone, so that a mistake elsewhere does not keep it from being built
+        with torch.device("meta"):
+            return VLMo(resolve(**options_of(self.settings), datasets=list(self.datamodule.specs)))
+
+    @cached_property
+    def loaded(self) -> "Checkpoint | None":
+        """What `load_path` holds. Raises VLMoError if it is no checkpoint."""
+        from vlmo.modules import checkpoint
+
+        loaded = checkpoint.read(self.settings.load_path) if self.settings.load_path else None
+        if loaded:
+            checkpoint.refuse_foreign(loaded)
+        return loaded
+
+    def devices(self) -> Iterator[str]:
+        from vlmo.training.environment import choose_environment
+
+        environment = choose_environment(self.settings)
+        for notice in environment.notices:
+            log.warning(notice)
+        count = self.settings.devices * self.settings.num_nodes
+        yield (
+            f"{environment.accelerator}, {count} process{'es' * (count > 1)}, strategy {environment.strategy}, "
+            f"precision {environment.precision}"
+        )
+
+    def tables(self) -> Iterator[str]:
+        """All that the runner checks of files, tokenizer and options of the data."""
+        self.datamodule.check(self.stage)
+        yield f"{', '.join(self.datamodule.specs)} in {self.datamodule.root}: columns as needed"
+
+    def split(self, name: str, split: str) -> Iterator[str]:
+        from vlmo.datasets.survey import survey
+
+        found = survey(self.datamodule.root, self.datamodule.specs[name], split)
+        self.texts[split] += found.texts
+        if found.files:
+            yield f"{name} {split}: {found}"
+        if not found.undecodable:
+            return
+        line = (
+            f"{name} {split}: {len(found.undecodable)} of {found.sampled} sampled images cannot be decoded, such as "
+            f"{found.undecodable[0]}; with more than 1 % a run stops: make the file anew (DATA.md)"
+        )
+        if len(found.undecodable) > found.sampled / 2:
+            raise VLMoError(line)
+        log.warning(line)
+
+    def checkpoint(self) -> Iterator[str]:
+        if self.loaded:
+            size = sum(tensor.nbytes for tensor in self.loaded.tensors.values())
+            yield f"{self.loaded.path}: {len(self.loaded.tensors)} tensors, {_gigabytes(size)}"
+
+    def fit(self) -> Iterator[str]:
+        """The model, and what it would take of the checkpoint."""
+        from vlmo.modules import checkpoint
+
+        yield f"{self.settings.model_arch}: {sum(p.numel() for p in self.model.parameters()) / 1e6:,.1f} M parameters"
+        if self.loaded:
+            _, report = checkpoint.adapt(self.loaded, self.model.state_dict())
+            yield from str(report).splitlines()[1:]
+            heads = [head for objective in self.model.objectives for head in objective.evaluation_heads]
+            checkpoint.require(self.loaded, report, heads if self.settings.test_only else ())
+
+    def names(self) -> Iterator[str]:
+        """The words, and the answers of VQA: are they those that the checkpoint was trained with?"""
+        from vlmo.training.names import names_in_use
+
+        metadata = self.loaded.metadata if self.loaded else None
+        answers, vocabulary = names_in_use(self.settings, self.datamodule, metadata)
+        yield f"{len(vocabulary):,} words" + (f", {len(answers):,} answers" if answers else "")
+
+    def resuming(self) -> Iterator[str]:
+        from vlmo.training.runner import check_resume, resume_path
+
+        path = resume_path(self.settings)
+        if path:
+            check_resume(Path(path), self.model)
+            yield f"continues {path}"
+
+    def disk(self) -> Iterator[str]:
+        from vlmo.training.disk import checkpoint_size, num_checkpoints
+        from vlmo.training.runner import check_log_dir
+
+        check_log_dir(self.settings)
+        folder = Path(self.settings.log_dir).absolute()
+        while not folder.exists():
+            folder = folder.parent
+        free = shutil.disk_usage(folder).free
+        yield f"{self.settings.log_dir}: {_gigabytes(free)} free"
+        if self.settings.fast_dev_run or not self.texts["train"]:
+            return
+        number, size = num_checkpoints(self.settings, self.texts), checkpoint_size(self.model)
+        plan = f"the run will write about {number:,} checkpoints of {_gigabytes(size)}"
+        if number * size > free:
+            raise VLMoError(
+                f"log_dir={self.settings.log_dir}: {plan}, and has {_gigabytes(free)} free; give another log_dir, or "
+                "validate more rarely (val_check_interval)"
+            )
+        yield plan
+
+    def checks(self) -> Iterator[tuple[str, Callable[[], Iterable[str]]]]:
+        """All of them, by name."""
+        yield "devices", self.devices
+        yield "data", self.tables
+        if self.settings.data_root and self.datamodule.root.is_dir():
+            for name in self.datamodule.specs:
+                for split in self.datamodule.splits(self.stage):
+                    yield "", partial(self.split, name, split)
+        yield "checkpoint", self.checkpoint
+        yield "model", self.fit
+        yield "names", self.names
+        yield "resuming", self.resuming
+        yield "disk", self.disk
+
+
+def _gigabytes(size: float) -> str:
+    return f"{size / 1e9:,.1f} GB"
+
+
+def examine(words: Sequence[str]) -> int:
+    """The whole checklist for what follows `with` on the command line; returns the exit status."""
+    checklist = Checklist()
+    checklist.look("packages", packages)
+    if any("is not installed" in problem for problem in checklist.problems):
+        return checklist.conclude()
+    from vlmo.settings import Settings
+    from vlmo.training.runner import KNOWN
+
+    problems: list[str] = []
+    settings: Settings | None = None
+
+    def options() -> Iterator[str]:
+        nonlocal settings
+        config, unknown = resolve_leniently(words)
+        settings, wrong = Settings.examine(config, KNOWN)
+        problems.extend(unknown + wrong)
+        if problems:
+            raise VLMoError("\n".join(problems))
+        yield f"{', '.join(settings.active)} on {', '.join(settings.datasets)}; run {settings.run_name}"
+
+    checklist.look("options", options)
+    if settings is not None:
+        for name, check in Examination(settings).checks():
+            checklist.look(name, check)
+    return checklist.conclude()
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs the command line; returns the exit status: 0 if all is ready, 2 if there is something to do."""
+    if not arguments or arguments[0] != "with":
+        print(__doc__)
+        return 0 if set(arguments) <= {"-h", "--help"} else 2
+    return examine(arguments[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,32 @@
+"""What a training run will write."""
+
+import math
+from collections.abc import Mapping
+
+from vlmo.modules import VLMo
+from vlmo.settings import Settings
+
+
+def checkpoint_size(model: VLMo) -> int:
+    """Bytes of a training checkpoint: the weights, and what the optimizer keeps of those that are trained."""
+    kept = {"adamw": 2, "adam": 2, "sgd": 1}[model.settings.optim_type]
+    trained = sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
+    return sum(tensor.nbytes for tensor in model.state_dict().values()) + kept * trained
+
+
+def num_checkpoints(s: Settings, texts: Mapping[str, int]) -> int:
+    """How many checkpoints a run writes: one a validation (without validation data, one an epoch), and the last.
+
+    Args:
+        texts: number of samples by split.
+    """
+    epoch = max(texts["train"] // s.pairs_per_pass, 1)  # batches
+    ends = [epoch * s.max_epoch] if s.max_epoch else []
+    ends += [s.max_steps * s.accumulation] if s.max_steps else []
+    if not texts["val"]:
+        between = epoch
+    elif isinstance(s.val_check_interval, int):
+        between = s.val_check_interval
+    else:
+        between = max(int(epoch * s.val_check_interval), 1)
+    return math.ceil(min(ends, default=0) / between) + 1
