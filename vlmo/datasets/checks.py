@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 
 from vlmo.datasets import DatasetSpec
 from vlmo.datasets.arrow_tables import ArrowTables, open_table
+from vlmo.datasets.nlvr2_dataset import NLVR2Dataset, sentence_numbers
 from vlmo.datasets.vqa_dataset import ANSWERS_FILE, VQADataset
 from vlmo.errors import VLMoError
 
@@ -132,6 +133,22 @@ def _check_length(name: str, stem: str, paths: Sequence[Path], spec: DatasetSpec
     if texts or stem in spec.optional:
         return []
     return [f"{name}: {paths[0].parent / stem}.arrow: has no {spec.dataset.text_column}"]
+
+
+def unnumbered_sentences(root: Path, specs: Mapping[str, DatasetSpec]) -> list[str]:
+    """A warning for each NLVR2 table to be evaluated that does not hold the sentences' official numbers."""
+    paths = [
+        path
+        for spec in specs.values()
+        if issubclass(spec.dataset, NLVR2Dataset)
+        for path in split_files(root, spec, "test")
+        if sentence_numbers(path) is None
+    ]
+    return [
+        f"{path}: does not tell the numbers of a pair's sentences, the prediction file counts them in order; for the "
+        "official script make the table anew"
+        for path in paths
+    ]
 
 
 def _is_binary(kind: pa.DataType) -> bool:
