@@ -32,4 +32,5 @@ class PairView(Dataset):
             assert isinstance(sample, dict), "an image that could be read before"
             self._last = (number, sample["image"])
         text = self.text_view[int(self.texts[index])]
+        assert isinstance(text, dict)
         return {"image": self._last[1], "text_ids": text["text_ids"], "raw_index": index}

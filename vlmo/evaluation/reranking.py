@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from vlmo.distributed import sum_over_processes
+from vlmo.evaluation import retrieval
 from vlmo.evaluation.retrieval import Autocast, Encoded, num_ahead, own_chunks, to_device
 from vlmo.modules import VLMo
 
@@ -23,11 +24,19 @@ PairLoader = Callable[[np.ndarray, np.ndarray], Iterable[dict[str, Any]]]
 
 
 def candidates(queries: Encoded, items: Encoded, k: int) -> Tensor:
-    """(Q, k) places in `items` of the k that score highest, best first; fewer if there are fewer items."""
-    k = min(k, len(items.features))
-    places = queries.number.new_zeros(len(queries.features), k)
+    """Places in `items` of the k that score highest, and of those that tie with the last of them, best first.
+
+    Without the ties, rounding would choose between two equal texts. Of a model that scores all alike they are cut at k
+    more.
+
+    Returns:
+        (Q, up to 2k) int64, -1 where a query has fewer candidates.
+    """
+    k, width = min(k, len(items.features)), min(2 * k, len(items.features))
+    places = queries.number.new_zeros(len(queries.features), width)
     for part, scores, _ in own_chunks(queries, items):
-        places[part] = scores.topk(k, dim=1).indices
+        best = scores.topk(width, dim=1)
+        places[part] = best.indices.masked_fill(best.values < best.values[:, k - 1 : k] - retrieval.TIE, -1)
     return sum_over_processes(places)
 
 
@@ -65,27 +74,29 @@ def reranked(
     Where no own item is among them, the rank stays that of the contrast.
 
     Args:
-        ranks: (texts,), (images,) as `best_ranks` gives them.
+        ranks: (texts,) and (images,) as `best_ranks` gives them.
         pair_loader: makes the loader of this process's share of pairs, from the numbers of their images and texts.
     """
-    images_of, texts_of = candidates(texts, images, k), candidates(images, texts, k)
-    text_places = torch.arange(len(texts.number), device=texts.number.device)[:, None]
-    image_places = torch.arange(len(images.number), device=images.number.device)[:, None]
+    sides = (texts, images), (images, texts)
+    found = [candidates(queries, items, k) for queries, items in sides]
     # a pair as one number, the image first: sorted by it, pairs of the same image follow one another
-    codes = images_of * len(texts.number) + text_places, image_places * len(texts.number) + texts_of
-    pairs = torch.cat([code.flatten() for code in codes]).unique()
-    image_numbers = images.number[pairs // len(texts.number)].cpu().numpy()
-    text_numbers = texts.number[pairs % len(texts.number)].cpu().numpy()
+    num_texts = len(texts.number)
+    rows = [torch.arange(len(places), device=places.device)[:, None] for places in found]
+    codes = [found[0] * num_texts + rows[0], rows[1] * num_texts + found[1]]
+    pairs = torch.cat([code[places >= 0] for code, places in zip(codes, found, strict=True)]).unique()
+    image_numbers, text_numbers = (
+        side.number[place].cpu().numpy() for side, place in ((images, pairs // num_texts), (texts, pairs % num_texts))
+    )
     scores = match_scores(model, pair_loader(image_numbers, text_numbers), len(pairs), autocast)
     image_ranks, text_ranks = (
-        _reranked(rank, scores[torch.searchsorted(pairs, code)], queries.owner[:, None] == items.owner[places])
-        for rank, code, queries, items, places in zip(
-            ranks, codes, (texts, images), (images, texts), (images_of, texts_of), strict=True
-        )
+        _reranked(rank, scores[torch.searchsorted(pairs, code).clamp(max=len(pairs) - 1)], places, queries, items)
+        for rank, code, places, (queries, items) in zip(ranks, codes, found, sides, strict=True)
     )
     return image_ranks, text_ranks
 
 
-def _reranked(ranks: Tensor, scores: Tensor, own: Tensor) -> Tensor:
-    """(Q,) from the ranks of the contrast (Q,), and for the candidates (Q, k) their scores and whether they are own."""
-    return torch.where(own.any(dim=1), num_ahead(scores, own, TIE), ranks)
+def _reranked(ranks: Tensor, scores: Tensor, places: Tensor, queries: Encoded, items: Encoded) -> Tensor:
+    """(Q,) from the ranks of the contrast (Q,), and the candidates' scores and places (Q, candidates)."""
+    there = places >= 0
+    own = (queries.owner[:, None] == items.owner[places]) & there
+    return torch.where(own.any(dim=1), num_ahead(scores.masked_fill(~there, -torch.inf), own, TIE), ranks)

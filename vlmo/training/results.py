@@ -47,9 +47,8 @@ class Row(NamedTuple):
 def published(settings: Settings) -> dict[str, float]:
     """By log tag, the results that a run with these settings can be compared with, in percent."""
     size = settings.model_arch.removeprefix("vlmo_").removesuffix("_patch16")
-    keys = [key for key in ("vqa", "nlvr2") if key in settings.active]
-    if "irtr" in settings.active and len(settings.datasets) == 1:
-        keys += settings.datasets
+    recall = settings.datasets if "irtr" in settings.active and len(settings.datasets) == 1 else ()
+    keys = [*settings.active, *recall]
     found: dict[str, float] = {}
     for key in keys:
         if PUBLISHED_AT.get(key) == settings.image_size:

@@ -84,8 +84,9 @@ def run(config: Mapping[str, Any]) -> dict[str, float]:
         measured = _measured(trainer)
     if trainer.is_global_zero:
         print(results(settings, measured), flush=True)
-        for path in (path for callback in trainer.callbacks for path in getattr(callback, "written", ())):
-            print(f"  predictions: {path}", flush=True)
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            for path in callback.written if isinstance(callback, VQAPredictions | NLVR2Predictions) else ():
+                print(f"  predictions: {path}", flush=True)
         if trainer.loggers and not settings.test_only:
             print(f"  logs and checkpoints: {trainer.log_dir}", flush=True)
     return measured
