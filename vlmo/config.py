@@ -81,7 +81,7 @@ ex.add_config(
     # --- evaluation ----------------------------------------------------------------------------------------------
     test_only=False,  # evaluate load_path, train nothing
     get_recall_metric=False,  # retrieval recall on val and test at each validation
-    get_recall_rerank_metric=False,  # refused for now: re-ranking with ITM
+    get_recall_rerank_metric=False,  # recall also after ITM has ordered the first k_test candidates of each query anew
     k_test=32,  # candidates that re-ranking looks at
     val_check_interval=1.0,  # validate every so many batches (int), or this share of an epoch (float)
     fast_dev_run=False,  # True or n: n batches of everything, nothing saved

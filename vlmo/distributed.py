@@ -125,3 +125,20 @@ def fetch_rows(rows: Tensor, index: Tensor) -> Tensor:
     fetched = torch.empty_like(received)
     fetched[by_owner] = received
     return fetched
+
+
+def sum_over_processes(values: Tensor) -> Tensor:
+    """The sum over all processes, of each element; without gradient."""
+    values = values.detach().clone()
+    if world_size() > 1:
+        dist.all_reduce(values)
+    return values
+
+
+def gather_objects(part: list[Any]) -> list[Any]:
+    """The entries of the lists of all processes, in the order of their ranks; anything that can be pickled."""
+    if world_size() == 1:
+        return part
+    parts: list[Any] = [None] * world_size()
+    dist.all_gather_object(parts, part)
+    return [entry for entries in parts for entry in entries]

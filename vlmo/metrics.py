@@ -23,7 +23,11 @@ class Mean(Metric):
     def update(self, value: Tensor, count: Tensor | int = 1) -> None:
         """value: scalar mean over `count` samples; nothing is added where `count` is 0, whatever the value."""
         count = torch.as_tensor(count, device=value.device)
-        self.total += torch.where(count > 0, value.detach().double() * count, 0.0)
+        self.add(torch.where(count > 0, value.detach().double() * count, 0.0), count)
+
+    def add(self, total: Tensor, count: Tensor | int) -> None:
+        """A sum over `count` samples: of whole numbers it is exact, in whatever batches they come."""
+        self.total += total
         self.count += count
 
     def compute(self) -> Tensor:
@@ -36,9 +40,8 @@ class Accuracy(Mean):
 
     def update(self, logits: Tensor, labels: Tensor) -> None:  # type: ignore[override]
         """logits: (N, classes); labels: (N,)"""
-        hits = (logits.argmax(-1) == labels) & (labels != IGNORE)
-        count = (labels != IGNORE).sum()
-        super().update(hits.sum() / count.clamp(min=1), count)
+        counted = labels != IGNORE
+        self.add(((logits.argmax(-1) == labels) & counted).sum(), counted.sum())
 
 
 class VQAScore(Mean):
@@ -47,7 +50,7 @@ class VQAScore(Mean):
     def update(self, logits: Tensor, targets: Tensor) -> None:  # type: ignore[override]
         """logits, targets: (N, answers); targets are the scores, 0 where an answer was not given."""
         scores = targets.gather(1, logits.argmax(-1, keepdim=True))
-        super().update(scores.sum() / max(len(scores), 1), len(scores))
+        self.add(scores.sum(dtype=torch.float64), len(scores))
 
 
 def recall_at_k(ranks: Tensor, k: int) -> Tensor:
@@ -56,4 +59,4 @@ def recall_at_k(ranks: Tensor, k: int) -> Tensor:
     Args:
         ranks: (queries,) number of items that stand before the best relevant one.
     """
-    return (ranks < k).float().mean()
+    return (ranks < k).double().mean().float()

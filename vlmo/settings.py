@@ -20,7 +20,6 @@ REFUSED = {
     "draw_false_text": "no objective reads false texts: ITM draws its negatives from the batch",
     "image_only": "no objective trains on images alone",
     "text_only": "text alone is trained with the named config task_textmlm_base",
-    "get_recall_rerank_metric": "there is no re-ranking by ITM; get_recall_metric=True ranks by contrastive features",
 }
 
 
@@ -297,6 +296,12 @@ def _evaluation(s: Settings) -> list[str]:
         problems.append("test_only=True: evaluates a checkpoint; give it with load_path=FILE")
     if s.get_recall_metric and not {"itc", "irtr"} & set(s.active):
         problems.append("get_recall_metric=True: recall ranks by contrastive features; it needs loss_names.irtr or itc")
+    if s.get_recall_rerank_metric and not s.get_recall_metric:
+        problems.append("get_recall_rerank_metric=True: orders anew what get_recall_metric=True ranks; set that too")
+    if s.get_recall_rerank_metric and "itm" not in s.active and not s.load_path:
+        problems.append(
+            "get_recall_rerank_metric=True: needs an ITM head that has been trained; give a file with load_path=FILE"
+        )
     if isinstance(s.val_check_interval, float) and s.val_check_interval > 1:
         problems.append(
             f"val_check_interval={s.val_check_interval}: a share of an epoch is at most 1.0; "
@@ -315,5 +320,15 @@ _RULES: tuple[tuple[tuple[str, ...], Callable[[Settings], list[str]]], ...] = (
     (("learning_rate", "end_lr"), _learning_rate),
     (("num_gpus", "accelerator", "use_sharded_training", "strategy"), _devices),
     (tuple(REFUSED), _refused),
-    (("test_only", "load_path", "get_recall_metric", "loss_names", "val_check_interval"), _evaluation),
+    (
+        (
+            "test_only",
+            "load_path",
+            "get_recall_metric",
+            "get_recall_rerank_metric",
+            "loss_names",
+            "val_check_interval",
+        ),
+        _evaluation,
+    ),
 )

@@ -117,7 +117,11 @@ BAD = {
     "two shardings": ({"use_sharded_training": True, "strategy": "fsdp"}, "strategy=fsdp is not: drop one"),
     "nothing to test": ({"test_only": True}, "give it with load_path=FILE"),
     "recall of nothing": ({"get_recall_metric": True, "loss_names": losses(mlm=1)}, "needs loss_names.irtr or itc"),
-    "re-ranking": ({"get_recall_rerank_metric": True}, "get_recall_rerank_metric=True: refused, "),
+    "re-ranking of nothing": ({"get_recall_rerank_metric": True}, "get_recall_metric=True ranks; set that too"),
+    "re-ranking by a new head": (
+        {"get_recall_rerank_metric": True, "get_recall_metric": True, "loss_names": losses(irtr=1)},
+        "needs an ITM head that has been trained; give a file with load_path=FILE",
+    ),
     "false images": ({"draw_false_image": 1}, "draw_false_image=1: refused, "),
     "false texts": ({"draw_false_text": 1}, "draw_false_text=1: refused, "),
     "images only": ({"image_only": True}, "image_only=True: refused, "),
@@ -160,6 +164,7 @@ GOOD = {
     "cpu processes": {"num_gpus": 2, "accelerator": "cpu"},
     "some batches": {"fast_dev_run": 3},
     "extra pairs": {"datasets": ["coco", "vqa", "nlvr2"]},
+    "re-ranking while ITM learns": {"get_recall_rerank_metric": True, "get_recall_metric": True},
     "contrast that is half as heavy": {"loss_names": losses(itc=0.5, itm=2.0)},
 }
 

@@ -20,11 +20,12 @@ class Collator:
         text_ids, text_ids_mlm, text_masks, text_labels (-100), text_labels_mlm (-100 where not masked): int64 (B, T)
         raw_index, img_index, cap_index, qid: int64 (B,)
         vqa_labels (padded with -1): int64 (B, K), vqa_scores (padded with 0): float (B, K)
-        answers: bool (B,)
+        answers, answered: bool (B,)
         text, table_name, identifier: list of B strings; vqa_answer: list of B lists of strings
         skipped: list with a line for each sample that is left out because its image cannot be decoded
+        skipped_targets: list of their targets, each a dict of plain values
 
-    B is the number of samples that are left; if there are none, `skipped` is the only field.
+    B is the number of samples that are left; if there are none, only the last two fields are there.
     """
 
     def __init__(self, pad_id: int, max_text_len: int):
@@ -39,7 +40,9 @@ class Collator:
             batch["text_masks"] = (torch.arange(batch["text_ids"].shape[1]) < lengths[:, None]).long()
         if "text_ids_mlm" in batch:
             batch["text_labels"] = torch.full_like(batch["text_ids"], IGNORED)
-        return batch | {"skipped": [sample.reason for sample in samples if isinstance(sample, Skipped)]}
+        skipped = [sample for sample in samples if isinstance(sample, Skipped)]
+        targets = [sample.targets for sample in skipped]
+        return batch | {"skipped": [sample.reason for sample in skipped], "skipped_targets": targets}
 
     def _field(self, name: str, values: list[Any]) -> Any:
         match name:
@@ -55,7 +58,7 @@ class Collator:
                 return _pad(values, 0, max(map(len, values)), torch.float32)
             case "raw_index" | "img_index" | "cap_index" | "qid":
                 return torch.tensor(values)
-            case "answers":
+            case "answers" | "answered":
                 return torch.tensor(values, dtype=torch.bool)
             case _:
                 return values

@@ -7,15 +7,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from pytorch_lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset
 
 from vlmo.datamodules.collate import Collator
 from vlmo.datamodules.concat import ConcatDataset
-from vlmo.datamodules.samplers import LengthGroupedSampler, ShuffleSampler, eval_sampler
+from vlmo.datamodules.pairs import PairView
+from vlmo.datamodules.samplers import LengthGroupedSampler, ShuffleSampler, eval_batches
 from vlmo.datasets import DATASETS, BaseDataset, ImageView, TextView
-from vlmo.datasets.checks import answers_in_tables, check_tables, read_answers, split_files
+from vlmo.datasets.checks import answers_in_tables, check_tables, read_answers, split_files, unnumbered_sentences
 from vlmo.datasets.text import TokenMasker, load_tokenizer
 from vlmo.datasets.vqa_dataset import VQADataset
 from vlmo.distributed import rank, world_size
@@ -37,6 +39,9 @@ class MTDataModule(LightningDataModule):
     of equal steps, and no loss among the pairs of a batch meets a lone pair. With fewer samples than a batch holds, a
     smaller batch is what there is. Evaluation takes every sample exactly once.
     """
+
+    # of an evaluation with fewer batches than processes, some processes have none
+    allow_zero_length_dataloader_with_multiple_devices = True
 
     def __init__(self, config: Mapping[str, Any] | Settings):
         super().__init__()
@@ -73,6 +78,8 @@ class MTDataModule(LightningDataModule):
         problems = findings.problems + self._option_problems()
         if problems:
             raise VLMoError("\n".join(problems))
+        if stage == "test":
+            findings.warnings += unnumbered_sentences(self.root, self.specs)
         new = [warning for warning in findings.warnings if warning not in self._warned]
         self._warned += new
         if rank() == 0:
@@ -127,21 +134,23 @@ class MTDataModule(LightningDataModule):
             self._opened[split] = {name: dataset for name, dataset in opened.items() if len(dataset)}
         return self._opened[split]
 
-    def _loader(self, dataset: Dataset, sampler: Iterable, drop_last: bool = False, once: bool = False) -> DataLoader:
+    def _loader(self, dataset: Dataset, once: bool = False, **sampling: Any) -> DataLoader:
         s = self.settings
         on_gpu = s.num_gpus != 0 and s.accelerator != "cpu" and torch.cuda.is_available()
         return DataLoader(
             dataset,
-            s.per_gpu_batchsize,
-            sampler=sampler,
             num_workers=s.num_workers,
             collate_fn=Collator(self.tokenizer.pad_token_id, s.max_text_len),
             pin_memory=on_gpu,
             prefetch_factor=s.prefetch_factor if s.num_workers else None,
-            drop_last=drop_last,
             persistent_workers=s.num_workers > 0 and not once,
             generator=torch.Generator(),  # else workers' seeds come from the global one, which dropout draws from
+            **sampling,
         )
+
+    def _eval_loader(self, dataset: ConcatDataset, once: bool = False) -> DataLoader:
+        batches = eval_batches(len(dataset), self.settings.per_gpu_batchsize, rank(), world_size())
+        return self._loader(dataset, once, batch_sampler=batches)
 
     def train_dataloader(self) -> DataLoader:
         """Shuffled anew each epoch (with `group_by_length`, texts of similar length together), augmented.
@@ -161,26 +170,27 @@ class MTDataModule(LightningDataModule):
         if not full and rank() == 0:
             size = len(sampler) * world_size()
             log.warning(f"there are only {len(dataset)} training samples: a batch has {size} over all devices")
-        return self._loader(dataset, sampler, drop_last=full)
+        return self._loader(dataset, batch_size=self.settings.per_gpu_batchsize, sampler=sampler, drop_last=full)
 
     def val_dataloader(self) -> DataLoader | list[DataLoader]:
         """In order, not augmented; no loader if none of the data sets has validation data."""
-        return self._eval_loader("val")
+        return self._split_loader("val")
 
     def test_dataloader(self) -> DataLoader | list[DataLoader]:
         """In order, not augmented; no loader if none of the data sets has test data."""
-        return self._eval_loader("test")
+        return self._split_loader("test")
 
     def has(self, split: str) -> bool:
         """Whether any of the data sets has texts for "train", "val" or "test"."""
         return bool(self._open(split))
 
-    def _eval_loader(self, split: str) -> DataLoader | list[DataLoader]:
+    def _split_loader(self, split: str) -> DataLoader | list[DataLoader]:
         datasets = list(self._open(split).values())
-        if not datasets:
-            return []
-        dataset = ConcatDataset(datasets)
-        return self._loader(dataset, eval_sampler(len(dataset), rank(), world_size()))
+        return self._eval_loader(ConcatDataset(datasets)) if datasets else []
+
+    def _retrieval_views(self, split: str) -> tuple[ConcatDataset, ConcatDataset]:
+        datasets = [dataset for name, dataset in self._open(split).items() if self.specs[name].retrieval]
+        return ConcatDataset([ImageView(d) for d in datasets]), ConcatDataset([TextView(d) for d in datasets])
 
     def retrieval_loaders(self, split: str) -> tuple[DataLoader, DataLoader]:
         """Images and texts apart, of all data sets that recall is measured on: each image once, each text once.
@@ -189,13 +199,27 @@ class MTDataModule(LightningDataModule):
             split: "val" or "test".
 
         Returns:
-            loaders of {"image", "img_index", "skipped"} and {"text_ids", "text_masks", "img_index", "skipped"}; a
-            text belongs to the image of the same `img_index`. Each process gets its share, of both.
+            loaders of {"image", "raw_index", "img_index"} and {"text_ids", "text_masks", "raw_index", "img_index"},
+            beside what is skipped; a text belongs to the image of the same `img_index`. Each process gets its share,
+            of both.
         """
-        datasets = [dataset for name, dataset in self._open(split).items() if self.specs[name].retrieval]
-        views = (ConcatDataset([ImageView(d) for d in datasets]), ConcatDataset([TextView(d) for d in datasets]))
-        images, texts = (self._loader(view, eval_sampler(len(view), rank(), world_size()), once=True) for view in views)
+        images, texts = (self._eval_loader(view, once=True) for view in self._retrieval_views(split))
         return images, texts
+
+    def pair_loader(self, split: str, images: np.ndarray, texts: np.ndarray) -> DataLoader:
+        """This process's share of pairs, by the numbers that `retrieval_loaders` give: an image and a text each.
+
+        Args:
+            images, texts: (pairs,) their numbers, the same on all processes. Pairs of the same image should follow
+                one another: it is then decoded once for all of them.
+
+        Returns:
+            loader of {"image", "text_ids", "text_masks", "raw_index"}; the last is the number of the pair.
+        """
+        batches = eval_batches(len(images), self.settings.per_gpu_batchsize, 0, 1)
+        share = slice(rank() * len(batches) // world_size(), (rank() + 1) * len(batches) // world_size())
+        pairs = PairView(*self._retrieval_views(split), images, texts)
+        return self._loader(pairs, once=True, batch_sampler=batches[share])
 
     def vqa_answers(self) -> list[str] | None:
         """The answer of each VQA label, from the file beside the tables, else as far as the tables show it.

@@ -81,6 +81,11 @@ class LengthGroupedSampler(ShuffleSampler):
         yield order[full:]
 
 
-def eval_sampler(length: int, rank: int, world: int) -> range:
-    """Every sample exactly once over all processes, in order; so processes may differ by one sample."""
-    return range(rank, length, world)
+def eval_batches(length: int, batch_size: int, rank: int, world: int) -> list[range]:
+    """This process's batches of an evaluation: every sample exactly once over all processes, in order.
+
+    Batches are dealt out whole. So a batch holds the same samples, and the same padding, whatever the number of
+    processes, and what is computed of it is equal to the last bit.
+    """
+    starts = range(0, length, batch_size)
+    return [range(start, min(start + batch_size, length)) for start in starts[rank::world]]

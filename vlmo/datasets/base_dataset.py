@@ -21,6 +21,7 @@ class Skipped(NamedTuple):
     """Stands for a sample whose image cannot be decoded; the batch goes on without it."""
 
     reason: str
+    targets: dict[str, Any]  # what is known of the sample all the same: an answer is owed to each question
 
 
 class BaseDataset(Dataset):
@@ -65,7 +66,7 @@ class BaseDataset(Dataset):
         image_seed, masking_seed = np.random.SeedSequence([seed, index]).generate_state(2, np.uint64)
         images = self.images(place, int(image_seed))
         if isinstance(images, Skipped):
-            return images
+            return images._replace(targets=self.targets(place))
         text = place.list_item(self.text_column) or ""
         ids = self.text_ids(text)
         ids_mlm, labels = self.masker(ids, np.random.default_rng(masking_seed))
@@ -92,7 +93,7 @@ class BaseDataset(Dataset):
                     image = decode_image(place.scalar(column).as_buffer())
                 except UndecodableImage as error:
                     name = self.tables.paths[place.table].stem
-                    return Skipped(f"{name}: image row {place.image} of the data set ({column}): {error}")
+                    return Skipped(f"{name}: image row {place.image} of the data set ({column}): {error}", {})
                 images[column] = self.transform(image)
         return images
 
@@ -108,7 +109,7 @@ class ImageView(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any] | Skipped:
         images = self.dataset.images(self.dataset.tables.row(index), seed=0)
-        return images if isinstance(images, Skipped) else images | {"img_index": index}
+        return images if isinstance(images, Skipped) else images | {"raw_index": index, "img_index": index}
 
 
 class TextView(Dataset):
@@ -123,4 +124,4 @@ class TextView(Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         place = self.dataset.tables.text(index)
         text = place.list_item(self.dataset.text_column) or ""
-        return {"text_ids": self.dataset.text_ids(text), "img_index": place.image}
+        return {"text_ids": self.dataset.text_ids(text), "raw_index": index, "img_index": place.image}

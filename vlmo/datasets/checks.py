@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 
 from vlmo.datasets import DatasetSpec
 from vlmo.datasets.arrow_tables import ArrowTables, open_table
+from vlmo.datasets.nlvr2_dataset import NLVR2Dataset, sentence_numbers
 from vlmo.datasets.vqa_dataset import ANSWERS_FILE, VQADataset
 from vlmo.errors import VLMoError
 
@@ -152,6 +153,22 @@ def _count_texts(name: str, stem: str, paths: Sequence[Path], spec: DatasetSpec,
         return [line]
     findings.warnings.append(f"{line}; going on without it")  # such as a Karpathy JSON without a test split
     return []
+
+
+def unnumbered_sentences(root: Path, specs: Mapping[str, DatasetSpec]) -> list[str]:
+    """A warning for each NLVR2 table to be evaluated that does not hold the sentences' official numbers."""
+    paths = [
+        path
+        for spec in specs.values()
+        if issubclass(spec.dataset, NLVR2Dataset)
+        for path in split_files(root, spec, "test")
+        if sentence_numbers(path) is None
+    ]
+    return [
+        f"{path}: does not tell the numbers of a pair's sentences, the prediction file counts them in order; for the "
+        "official script make the table anew"
+        for path in paths
+    ]
 
 
 def _is_binary(kind: pa.DataType) -> bool:

@@ -1,13 +1,29 @@
 """Sentences about pairs of images that are true or false."""
 
+import json
+from functools import cached_property
+from pathlib import Path
 from typing import Any, ClassVar
 
-from vlmo.datasets.arrow_tables import Place
+from vlmo.datasets.arrow_tables import Place, open_table
 from vlmo.datasets.base_dataset import BaseDataset
+
+# In a table's metadata: JSON, the official numbers of a pair's sentences by the pair's identifier, of the pairs for
+# which they are not 0, 1, ... in order. (The published tables have no room for them.)
+NUMBERS_KEY = b"sentence_numbers"
+
+
+def sentence_numbers(path: str | Path) -> dict[str, list[int]] | None:
+    """What a table's metadata says of the sentences' numbers; None if it says nothing."""
+    metadata = open_table(path).schema.metadata or {}
+    return json.loads(metadata[NUMBERS_KEY]) if NUMBERS_KEY in metadata else None
 
 
 class NLVR2Dataset(BaseDataset):
-    """A sample is one sentence with both images; the file's name tells dev from test."""
+    """A sample is one sentence with both images; the file's name tells dev from test.
+
+    `identifier` is that of the sentence: {split}-{set}-{pair}-{sentence}.
+    """
 
     text_column: ClassVar[str] = "questions"
     image_columns: ClassVar[tuple[str, ...]] = ("image_0", "image_1")
@@ -19,9 +35,17 @@ class NLVR2Dataset(BaseDataset):
         "identifier": "anything",
     }
 
+    @cached_property
+    def _numbers(self) -> list[dict[str, list[int]]]:
+        """By file."""
+        return [sentence_numbers(path) or {} for path in self.tables.paths]
+
     def targets(self, place: Place) -> dict[str, Any]:
+        pair = place.scalar("identifier").as_py()
+        numbers = self._numbers[place.table].get(pair)
         return {
             "answers": place.list_item("answers") == "True",
             "table_name": self.tables.paths[place.table].stem,
-            "identifier": place.scalar("identifier").as_py(),
+            "identifier": f"{pair}-{numbers[place.item] if numbers else place.item}",
+            "sentence": place.list_item(self.text_column),
         }

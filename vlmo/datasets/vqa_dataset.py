@@ -9,7 +9,11 @@ ANSWERS_FILE = "vqav2_answers.json"  # beside the tables: list of the answers, i
 
 
 class VQADataset(BaseDataset):
-    """A sample is one question with its image; a question of a test table has no answers."""
+    """A sample is one question with its image.
+
+    `answered` tells a question of a test table, of whose answers nothing is known, from one whose answers are all
+    outside the vocabulary.
+    """
 
     text_column: ClassVar[str] = "questions"
     columns: ClassVar[dict[str, str]] = {"image": "binary", "questions": "a list", "question_id": "a list"}
@@ -18,9 +22,11 @@ class VQADataset(BaseDataset):
     )
 
     def targets(self, place: Place) -> dict[str, Any]:
+        labels = place.list_item("answer_labels")
         return {
             "qid": place.list_item("question_id"),
+            "answered": labels is not None,
             "vqa_answer": place.list_item("answers") or [],
-            "vqa_labels": place.list_item("answer_labels") or [],
+            "vqa_labels": labels or [],
             "vqa_scores": place.list_item("answer_scores") or [],
         }

@@ -6,18 +6,18 @@ below, then its head and loss) -> metrics and logs.
 
 from collections.abc import Mapping
 from contextlib import nullcontext
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchmetrics import Metric
 
-from vlmo.distributed import alone, world_size
+from vlmo.distributed import alone
 from vlmo.errors import VLMoError
 from vlmo.modules import optim
 from vlmo.modules.attention_masks import AttentionMasks
 from vlmo.modules.checkpoint_file import Checkpoint
 from vlmo.modules.heads import ITCHead, ITMHead, MLMHead, Pooler, init_head
+from vlmo.modules.measures import Measures
 from vlmo.modules.multiway_transformer import ARCHITECTURES, build_transformer
 from vlmo.modules.objectives import ObjectiveOutput, get_objectives, objective_names
 from vlmo.modules.pretrained import PretrainedModule
@@ -25,7 +25,6 @@ from vlmo.modules.relative_position import num_table_rows
 from vlmo.modules.text_embeddings import TextEmbeddings
 from vlmo.settings import Settings
 
-PHASES = ("train", "val", "test")
 # What stage 2 trains, by substring of the name; the shared attention and the vision experts keep what stage 1 learnt
 # (paper: section 3.3).
 STAGE2_TRAINS = (
@@ -108,19 +107,14 @@ class VLMo(PretrainedModule):
 
         if settings.load_path:
             required = [head for o in self.objectives for head in o.evaluation_heads] if settings.test_only else []
+            if settings.get_recall_rerank_metric and (settings.test_only or "itm" not in settings.active):
+                required.append("itm_score")  # nothing else gives it a meaning
             self.load_weights(loaded or settings.load_path, required)
         if "textmlm" in settings.active:
             for name, parameter in self.named_parameters():
                 parameter.requires_grad_(any(part in name for part in STAGE2_TRAINS))
 
-        self.metrics = nn.ModuleDict(
-            {
-                f"{phase}/{objective.name}/{key}": metric()
-                for phase in PHASES
-                for objective in self.objectives
-                for key, metric in objective.metrics.items()
-            }
-        )
+        self.measures = Measures(self.objectives)
 
     def _add_heads(self, settings: Settings, dim: int) -> None:
         for objective in self.objectives:
@@ -129,6 +123,9 @@ class VLMo(PretrainedModule):
                     if isinstance(head, nn.Module):
                         init_head(head)
                     setattr(self, name, head)
+        if settings.get_recall_rerank_metric and not hasattr(self, "itm_score"):
+            self.itm_score = ITMHead(dim)  # no objective trains it: it comes with the file
+            init_head(self.itm_score)
 
     # --- encoders ----------------------------------------------------------------------------------------------------
 
@@ -249,16 +246,16 @@ class VLMo(PretrainedModule):
         with nullcontext() if phase == "train" else alone():
             outputs = self(batch)
         size = len(batch["text_ids"])
-        for name, output in outputs.items():
-            for key, arguments in output.updates.items():
-                metric = cast(Metric, self.metrics[f"{phase}/{name}/{key}"])
-                if phase != "train":
-                    metric.update(*arguments)
-                else:  # calling a metric updates it and gives the value of this batch
-                    self.log(f"{name}/train/{key}", metric(*arguments), batch_size=size)
-            for key, value in output.scalars.items() if phase == "train" else ():
-                self.log(f"{name}/train/{key}", value, batch_size=size)
+        self.measures.update(phase, outputs)
+        if phase == "train":
+            for name, output in outputs.items():
+                for key, value in output.scalars.items():
+                    self.log(f"{name}/train/{key}", value, batch_size=size)
         return outputs
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Logs what the step measured: over all its passes, on all processes."""
+        self.log_dict(self.measures.of_step())
 
     def on_train_epoch_end(self) -> None:
         self._log_epoch("train")
@@ -272,23 +269,13 @@ class VLMo(PretrainedModule):
 
     def _log_epoch(self, phase: str) -> None:
         """Logs every metric that was updated as `{objective}/{phase}/{key}_epoch`, and `{phase}/the_metric`."""
-        values: dict[str, Tensor] = {}
-        for name, module in self.metrics.items():
-            metric = cast(Metric, module)
-            if not name.startswith(f"{phase}/") or not (metric.update_called or world_size() > 1):
-                continue  # (computing is collective: every process takes part, also one that saw no sample)
-            _, objective, key = name.split("/", 2)
-            value = metric.compute()
-            if metric.update_called or not value.isnan():
-                values[f"{objective}/{key}"] = value
-                tag = f"{objective}/{key}" if "/" in key else f"{objective}/{phase}/{key}"
-                self.log(f"{tag}_epoch", value)
-                if phase != "train":
-                    self.log(tag, value)
-            metric.reset()
-        heads = [
-            [values[f"{o.name}/{key}"] for key in o.headline if f"{o.name}/{key}" in values] for o in self.objectives
-        ]
+        values = self.measures.of_epoch(phase)
+        for (name, key), value in values.items():
+            tag = f"{name}/{key}" if "/" in key else f"{name}/{phase}/{key}"
+            self.log(f"{tag}_epoch", value)
+            if phase != "train":
+                self.log(tag, value)
+        heads = [[values[o.name, key] for key in o.headline if (o.name, key) in values] for o in self.objectives]
         scores = [float(torch.stack(found).mean()) for found in heads if found]
         if phase != "train" and self.retrieval_recall is not None:
             scores.append(self.retrieval_recall)

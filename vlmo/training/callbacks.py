@@ -1,17 +1,15 @@
-"""What happens around the steps: unreadable images, prediction files, the last checkpoint."""
+"""What happens around the steps: unreadable images, the last checkpoint."""
 
-import json
 import logging
 import math
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 
-from vlmo.distributed import rank, world_size
+from vlmo.distributed import world_size
 from vlmo.errors import VLMoError
 
 log = logging.getLogger(__name__)
@@ -79,38 +77,6 @@ class UnreadableImages(Callback):
     def _report(self, phase: str) -> None:
         if self.failed[phase]:
             log.warning(f"{phase}: {self.failed[phase]} samples left out, their images cannot be decoded")
-
-
-class VQAPredictions(Callback):
-    """Writes the predicted answers of a test run as the VQA server takes them: `log_dir/vqa_submit_<name>.json`."""
-
-    def __init__(self, path: Path, answers: list[str]) -> None:
-        self.path = path
-        self.answers = answers
-        self.predictions: list[dict[str, Any]] = []
-
-    def on_test_batch_end(
-        self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        if "vqa" in outputs:
-            # a model may have room for more answers than there are
-            best = outputs["vqa"].outputs["logits"][:, : len(self.answers)].argmax(-1).tolist()
-            for question, answer in zip(batch["qid"].tolist(), best, strict=True):
-                self.predictions.append({"question_id": question, "answer": self.answers[answer]})
-
-    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        parts: list[Any] = [self.predictions]
-        if world_size() > 1:
-            parts = [None] * world_size()
-            dist.all_gather_object(parts, self.predictions)
-        if rank() == 0:
-            rows = sorted((row for part in parts for row in part), key=lambda row: row["question_id"])
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            unfinished = self.path.with_suffix(".json.part")
-            unfinished.write_text(json.dumps(rows))
-            unfinished.replace(self.path)
-            log.info(f"{len(rows)} answers written to {self.path}")
-        self.predictions = []
 
 
 class LastCheckpoint(Callback):

@@ -1,4 +1,4 @@
-"""What the person sees: the summary at the start, a line of numbers while training, the results at the end."""
+"""What the person sees of a run: the summary at the start, and a line of numbers while training."""
 
 import json
 import sys
@@ -16,22 +16,6 @@ from vlmo.config import resolve
 from vlmo.modules import VLMo, optim
 from vlmo.settings import Settings
 from vlmo.training.environment import Environment
-
-# Published results (test-dev; test-P; TR@1 / IR@1), in percent, by objective or data set and architecture.
-PUBLISHED = {
-    "vqa": {"base": "VQA test-dev 76.6", "base_plus": "VQA test-dev 78.5", "large": "VQA test-dev 79.9"},
-    "nlvr2": {"base": "NLVR2 test-P 83.3", "base_plus": "NLVR2 test-P 85.1", "large": "NLVR2 test-P 86.9"},
-    "coco": {
-        "base": "COCO TR@1/IR@1 74.8/57.2",
-        "base_plus": "COCO TR@1/IR@1 76.3/58.6",
-        "large": "COCO TR@1/IR@1 78.2/60.6",
-    },
-    "f30k": {
-        "base": "Flickr30K TR@1/IR@1 92.3/79.3",
-        "base_plus": "Flickr30K TR@1/IR@1 93.2/81.8",
-        "large": "Flickr30K TR@1/IR@1 95.3/84.5",
-    },
-}
 
 
 def batch_size(batch: Mapping[str, Any]) -> int:
@@ -147,19 +131,3 @@ def console_callbacks(settings: Settings) -> list[Callback]:
     bar = TQDMProgressBar(refresh_rate=1 if sys.stderr.isatty() else 0)
     throughput = ThroughputMonitor(batch_size_fn=batch_size, window_size=10)
     return [throughput, ConsoleLine(settings.log_every_n_steps), bar]
-
-
-def results(settings: Settings, metrics: Mapping[str, Any]) -> str:
-    """The table printed at the end: what was measured, and what the paper reports for this model and task."""
-    shown = {
-        name: float(value)
-        for name, value in sorted(metrics.items())
-        if "/" in name and "train/" not in name and not name.startswith("lr-") and not name.endswith("_epoch")
-    }
-    lines = ["", "results"] + [f"  {name:<28} {value:.4f}" for name, value in shown.items()]
-    size = settings.model_arch.removeprefix("vlmo_").removesuffix("_patch16")
-    keys = [*settings.active, *(settings.datasets if "irtr" in settings.active else ())]
-    expected = [PUBLISHED[key][size] for key in keys if size in PUBLISHED.get(key, {})]
-    if expected:
-        lines.append(f"  published for {settings.model_arch}: {'; '.join(expected)}")
-    return "\n".join(lines)

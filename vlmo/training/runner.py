@@ -22,10 +22,12 @@ from vlmo.modules import VLMo, checkpoint
 from vlmo.modules.multiway_transformer import ARCHITECTURES
 from vlmo.modules.objectives import objective_names
 from vlmo.settings import Settings
-from vlmo.training.callbacks import LastCheckpoint, UnreadableImages, VQAPredictions
-from vlmo.training.console import console_callbacks, results, summary
+from vlmo.training.callbacks import LastCheckpoint, UnreadableImages
+from vlmo.training.console import console_callbacks, summary
 from vlmo.training.environment import Environment, choose_environment
 from vlmo.training.names import names_in_use
+from vlmo.training.predictions import NLVR2Predictions, VQAPredictions
+from vlmo.training.results import results
 from vlmo.training.retrieval import RetrievalEvaluation
 
 log = logging.getLogger(__name__)
@@ -73,21 +75,38 @@ def run(config: Mapping[str, Any]) -> dict[str, float]:
     if trainer.is_global_zero:
         print(summary(settings, environment, model), flush=True)
 
-    if settings.test_only and datamodule.has("test"):
-        trainer.test(model, datamodule=datamodule, verbose=False)
-    elif settings.test_only:  # recall on val is what there is to measure
-        trainer.validate(model, datamodule=datamodule, verbose=False)
+    if settings.test_only:
+        measured = _evaluate(settings, trainer, model, datamodule)
     else:
         _save_settings(settings, trainer)
         trainer.fit(model, datamodule=datamodule, ckpt_path=resume)
         if trainer.global_step != model.validated_at and datamodule.has("val"):
             trainer.validate(model, datamodule=datamodule, verbose=False)  # training ended between two validations
-    measured = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        measured = _measured(trainer)
     if trainer.is_global_zero:
         print(results(settings, measured), flush=True)
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            for path in callback.written if isinstance(callback, VQAPredictions | NLVR2Predictions) else ():
+                print(f"  predictions: {path}", flush=True)
         if trainer.loggers and not settings.test_only:
             print(f"  logs and checkpoints: {trainer.log_dir}", flush=True)
     return measured
+
+
+def _evaluate(settings: Settings, trainer: pl.Trainer, model: VLMo, datamodule: MTDataModule) -> dict[str, float]:
+    """The numbers of a test run. The answers to VQA's test are not known: what is held out of val shows the score."""
+    measured: dict[str, float] = {}
+    testable = datamodule.has("test")  # if not, recall on val is what there is to measure
+    if not testable or ("vqa" in settings.active and datamodule.has("val")):
+        trainer.validate(model, datamodule=datamodule, verbose=False)
+        measured = _measured(trainer)
+    if testable:
+        trainer.test(model, datamodule=datamodule, verbose=False)
+    return measured | _measured(trainer)
+
+
+def _measured(trainer: pl.Trainer) -> dict[str, float]:
+    return {name: float(value) for name, value in trainer.callback_metrics.items()}
 
 
 def build_trainer(
@@ -129,10 +148,13 @@ def build_trainer(
 def _callbacks(settings: Settings, datamodule: MTDataModule, answers: list[str] | None) -> list[Callback]:
     callbacks: list[Callback] = [UnreadableImages()]
     if settings.get_recall_metric:
-        callbacks.append(RetrievalEvaluation())
-    if settings.test_only and answers is not None:
-        path = Path(settings.log_dir) / f"vqa_submit_{Path(settings.load_path).stem}.json"
-        callbacks.append(VQAPredictions(path, answers))
+        callbacks.append(RetrievalEvaluation(rerank=settings.k_test if settings.get_recall_rerank_metric else 0))
+    if settings.test_only and not settings.fast_dev_run:
+        folder, name = Path(settings.log_dir), Path(settings.load_path).stem
+        if answers is not None:
+            callbacks.append(VQAPredictions(folder / f"vqa_submit_{name}.json", answers))
+        if "nlvr2" in settings.active:
+            callbacks.append(NLVR2Predictions(folder, name))
     callbacks += console_callbacks(settings)
     if not settings.fast_dev_run:
         callbacks.append(LearningRateMonitor(logging_interval="step"))

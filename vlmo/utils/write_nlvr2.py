@@ -3,8 +3,9 @@
 The annotations have one JSON object a line; sentences about the same pair of pictures share a row.
 """
 
+import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -31,6 +32,7 @@ FILES = {
     "unbalanced_test1": "unbalanced/unbalanced_test1.json",
 }
 REQUIRED = ("train", "dev", "test1")
+NUMBERS_KEY = "sentence_numbers"  # in a table's metadata; vlmo/datasets/nlvr2_dataset.py reads it (and needs torch)
 SCHEMA = pa.schema(
     {
         "image_0": pa.binary(),
@@ -49,6 +51,7 @@ class Pair(NamedTuple):
     identifier: str
     sentences: list[str]
     labels: list[str]  # "True" or "False"
+    numbers: list[int]  # of the sentences, in their identifiers
 
 
 def make_arrow(root: str, dataset_root: str, *, num_workers: int = 1) -> Report:
@@ -75,11 +78,17 @@ def write_pairs(conversion: Conversion, pairs: Mapping[str, list[Pair]]) -> None
 
     def rows() -> Iterator[tuple[str, Row]]:
         for name, of_name in pairs.items():
-            for images, identifier, sentences, labels in of_name:
-                columns = {"questions": sentences, "answers": labels, "identifier": identifier}
-                yield name, Row(columns, {"image_0": images[0], "image_1": images[1]})
+            for pair in of_name:
+                columns = {"questions": pair.sentences, "answers": pair.labels, "identifier": pair.identifier}
+                yield name, Row(columns, {"image_0": pair.images[0], "image_1": pair.images[1]})
 
-    conversion.write({name: Table(f"nlvr2_{name}", SCHEMA) for name in pairs}, rows)
+    conversion.write({name: Table(f"nlvr2_{name}", _schema(of_name)) for name, of_name in pairs.items()}, rows)
+
+
+def _schema(pairs: Iterable[Pair]) -> pa.Schema:
+    """The published columns, with the sentences' numbers where the order does not tell them."""
+    numbers = {pair.identifier: pair.numbers for pair in pairs if pair.numbers != list(range(len(pair.numbers)))}
+    return SCHEMA.with_metadata({NUMBERS_KEY: json.dumps(numbers)})
 
 
 def truth(record: dict[str, Any], where: str) -> str:
@@ -94,17 +103,18 @@ def truth(record: dict[str, Any], where: str) -> str:
 def _read_pairs(path: str, root: str, name: str) -> dict[str, Pair]:
     pairs: dict[str, Pair] = {}
     for where, record in read_records(path):
-        stem, dash, _ = field(record, "identifier", str, where).rpartition("-")  # the last part numbers the sentence
-        if not dash:
+        stem, dash, number = field(record, "identifier", str, where).rpartition("-")
+        if not dash or not number.isdecimal():
             raise VLMoError(f"{where}: 'identifier' must be like dev-850-0-1")
         if stem not in pairs:
             folder = (
                 os.path.join("images", "train", _directory(record, where)) if name == "train" else name.split("_")[-1]
             )
             first, second = (inside(root, os.path.join(folder, f"{stem}-img{side}.png"), where) for side in (0, 1))
-            pairs[stem] = Pair((first, second), stem, [], [])
+            pairs[stem] = Pair((first, second), stem, [], [], [])
         pairs[stem].sentences.append(field(record, "sentence", str, where))
         pairs[stem].labels.append(truth(record, where))
+        pairs[stem].numbers.append(int(number))
     return pairs
 
 

@@ -51,7 +51,8 @@ def make_arrow(
     splits = share_out({key: pair.split for key, pair in pairs.items()}, val_share, test_share, seed, path)
     tables: dict[str, list[Pair]] = {table_name: [] for table_name in TABLES.values()}
     for images, pair in pairs.items():
-        tables[TABLES[splits[images]]].append(Pair(images, pair.identifier, pair.sentences, pair.labels))
+        numbers = list(range(len(pair.sentences)))
+        tables[TABLES[splits[images]]].append(Pair(images, pair.identifier, pair.sentences, pair.labels, numbers))
     with Conversion(dataset_root, "nlvr2", num_workers) as conversion:
         write_pairs(conversion, tables)
     return conversion.report

@@ -171,8 +171,10 @@ def _shuffled(questions: Mapping[Key, list[Question]], seed: int) -> dict[Key, l
 
 
 def _row(split: Split, image: Any, asked: list[Question], label_of: Mapping[str, int] | None) -> Row:
-    """The row of an image; without `label_of` nothing is known of the answers."""
-    labelled = [label_answers(question.answers, label_of) for question in asked] if label_of is not None else []
+    """The row of an image; without `label_of` nothing is known of the answers, and null stands for those of one."""
+    labelled: list[tuple[list | None, list | None, list | None]] = []
+    if label_of is not None:
+        labelled = [label_answers(q.answers, label_of) if q.answers else (None, None, None) for q in asked]
     columns = {
         "questions": [question.text for question in asked],
         "answers": [answers for answers, _, _ in labelled],

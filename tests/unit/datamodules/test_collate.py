@@ -38,15 +38,15 @@ def test_text_is_padded_to_the_longest(lengths):
 
 def test_skipped_samples_are_listed():
     collate = Collator(pad_id=0, max_text_len=20)
-    batch = collate([text_sample(3, 0), Skipped("a: damaged"), text_sample(3, 2)])
+    batch = collate([text_sample(3, 0), Skipped("a: damaged", {"qid": 7}), text_sample(3, 2)])
     assert batch["raw_index"].tolist() == [0, 2]
-    assert batch["skipped"] == ["a: damaged"]
-    assert collate([Skipped("a"), Skipped("b")]) == {"skipped": ["a", "b"]}
+    assert (batch["skipped"], batch["skipped_targets"]) == (["a: damaged"], [{"qid": 7}])
+    assert collate([Skipped("a", {}), Skipped("b", {})]) == {"skipped": ["a", "b"], "skipped_targets": [{}, {}]}
 
 
 def test_vqa_fields():
     samples = [
-        {"vqa_labels": labels, "vqa_scores": scores, "qid": qid, "vqa_answer": answer}
+        {"vqa_labels": labels, "vqa_scores": scores, "qid": qid, "vqa_answer": answer, "answered": bool(answer)}
         for labels, scores, qid, answer in (([3, 9], [1.0, 0.3], 2**40, ["yes", "no"]), ([], [], 5, []))
     ]
     batch = Collator(pad_id=0, max_text_len=20)(samples)
@@ -54,6 +54,7 @@ def test_vqa_fields():
     assert torch.equal(batch["vqa_scores"], torch.tensor([[1.0, 0.3], [0.0, 0.0]]))
     assert batch["qid"].tolist() == [2**40, 5]
     assert batch["vqa_answer"] == [["yes", "no"], []]
+    assert batch["answered"].tolist() == [True, False]
     unanswered = Collator(pad_id=0, max_text_len=20)(samples[1:])
     assert unanswered["vqa_labels"].shape == (1, 0)
 

@@ -2,6 +2,7 @@
 
 import logging
 
+import numpy as np
 import pytest
 import torch
 
@@ -9,6 +10,8 @@ from tests import tables
 from vlmo.config import resolve
 from vlmo.datamodules import multitask_datamodule
 from vlmo.datamodules.multitask_datamodule import MTDataModule
+from vlmo.datasets import base_dataset
+from vlmo.datasets.image import decode_image
 from vlmo.errors import VLMoError
 
 
@@ -116,7 +119,7 @@ def test_processes_share_the_samples(make, monkeypatch):
         val.append([index for batch in module.val_dataloader() for index in batch["raw_index"].tolist()])
     assert [len(share) for share in train] == [6, 6]  # of 8 a process: two full batches
     assert not set(train[0]) & set(train[1])
-    assert val == [[0, 2, 4, 6], [1, 3, 5, 7]]
+    assert val == [[0, 1, 2, 6, 7], [3, 4, 5]]
 
 
 def test_fewer_samples_than_a_batch(make, caplog):
@@ -172,15 +175,58 @@ def test_nlvr2(make):
     assert names == ["nlvr2_dev"] * 6 + ["nlvr2_test1"] * 6
 
 
+def test_nlvr2_tables_that_do_not_tell_the_numbers_of_sentences(make, caplog):
+    with caplog.at_level(logging.WARNING):
+        make("task_finetune_nlvr2_base").check("fit")
+        assert "numbers of a pair's sentences" not in caplog.text
+        make("task_finetune_nlvr2_base", test_only=True, load_path="x.ckpt").check("test")
+    assert caplog.text.count("does not tell the numbers of a pair's sentences") == 2
+
+
 def test_retrieval(make):
     module = make("task_finetune_irtr_coco_base_image384", datasets=["coco", "f30k", "vg"])
     module.setup("fit")
     images, texts = (list(loader) for loader in module.retrieval_loaders("test"))
-    assert images[0].keys() == {"image", "img_index", "skipped"}
-    assert texts[0].keys() == {"text_ids", "text_masks", "img_index", "skipped"}
+    always = {"raw_index", "img_index", "skipped", "skipped_targets"}
+    assert images[0].keys() == {"image"} | always
+    assert texts[0].keys() == {"text_ids", "text_masks"} | always
     assert torch.cat([batch["img_index"] for batch in images]).tolist() == list(range(7))  # 4 of coco, 3 of f30k
     wanted = [image for image in range(4) for _ in range(2)] + [4 + image for image in range(3) for _ in range(5)]
     assert torch.cat([batch["img_index"] for batch in texts]).tolist() == wanted
+
+
+@pytest.mark.parametrize("world", [1, 2, 5])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_chosen_pairs(make, monkeypatch, world, workers):
+    module = make("task_finetune_irtr_coco_base_image384", datasets=["coco", "f30k"], num_workers=workers)
+    module.setup("fit")
+    images, texts = (
+        {number: {name: value[row] for name, value in batch.items() if "skipped" not in name}
+         for batch in loader for row, number in enumerate(batch["raw_index"].tolist())}
+        for loader in module.retrieval_loaders("test")
+    )  # fmt: skip
+    chosen = np.array([0, 0, 0, 2, 2, 5, 5, 5, 5, 6]), np.array([0, 7, 22, 3, 4, 8, 0, 1, 2, 13])
+    monkeypatch.setattr(multitask_datamodule, "world_size", lambda: world)
+    found = []
+    for rank in range(world):
+        monkeypatch.setattr(multitask_datamodule, "rank", lambda rank=rank: rank)
+        for batch in module.pair_loader("test", *chosen):
+            for row, pair in enumerate(batch["raw_index"].tolist()):
+                image, text = chosen[0][pair], texts[chosen[1][pair]]
+                assert torch.equal(batch["image"][row], images[image]["image"])
+                real = int(batch["text_masks"][row].sum())
+                assert batch["text_ids"][row, :real].tolist() == text["text_ids"][: text["text_masks"].sum()].tolist()
+                found.append(pair)
+    assert found == list(range(10))  # each process has a run of them
+
+
+def test_an_image_is_decoded_once_for_its_pairs(make, monkeypatch):
+    module = make("task_finetune_irtr_coco_base_image384", per_gpu_batchsize=2)
+    module.setup("fit")
+    read = []
+    monkeypatch.setattr(base_dataset, "decode_image", lambda data: read.append(1) or decode_image(data))
+    list(module.pair_loader("test", np.repeat([0, 3], 5), np.arange(8).repeat(2)[:10]))
+    assert len(read) == 2
 
 
 def test_sets_without_validation(make):

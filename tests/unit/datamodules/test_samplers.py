@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vlmo.datamodules.samplers import LengthGroupedSampler, ShuffleSampler, eval_sampler
+from vlmo.datamodules.samplers import LengthGroupedSampler, ShuffleSampler, eval_batches
 
 
 def drawn(length, world, seed=1, epoch=0):
@@ -85,7 +85,11 @@ def test_grouped_order_changes_with_epoch_and_run():
     assert len({tuple(lengths) for lengths in first}) > 1  # not always the shortest first
 
 
-@given(st.integers(0, 40), st.integers(1, 5))
-def test_evaluation_takes_every_sample_once(length, world):
-    shares = [eval_sampler(length, rank, world) for rank in range(world)]
-    assert sorted(number for share in shares for number in share) == list(range(length))
+@given(st.integers(0, 40), st.integers(1, 9), st.integers(1, 5))
+def test_evaluation_takes_every_sample_once_in_the_same_batches(length, batch_size, world):
+    shares = [eval_batches(length, batch_size, rank, world) for rank in range(world)]
+    batches = sorted((list(batch) for share in shares for batch in share), key=lambda batch: batch[0])
+    assert [number for batch in batches for number in batch] == list(range(length))
+    assert batches == [list(batch) for batch in eval_batches(length, batch_size, 0, 1)]
+    assert all(len(batch) == batch_size for batch in batches[:-1])
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1

@@ -102,10 +102,10 @@ def test_undecodable_images_become_skipped(open_dataset, tmp_path):
 def test_views_for_retrieval(open_dataset, tmp_path):
     columns = {"image": [tables.png(0), b"damaged"], "caption": [["a cat"], ["a dog", "red"]]}
     dataset = open_dataset("coco", tables.write_table(tmp_path / "t.arrow", columns))
-    assert ImageView(dataset)[0].keys() == {"image", "img_index"}
+    assert ImageView(dataset)[0].keys() == {"image", "raw_index", "img_index"}
     texts = [TextView(dataset)[index] for index in range(len(TextView(dataset)))]  # the damaged image is not looked at
     assert [text["img_index"] for text in texts] == [0, 1, 1]
-    assert texts[1] == {"text_ids": dataset.text_ids("a dog"), "img_index": 1}
+    assert texts[1] == {"text_ids": dataset.text_ids("a dog"), "raw_index": 1, "img_index": 1}
 
 
 def test_text_samples_have_no_image(open_dataset, tmp_path):
@@ -127,13 +127,26 @@ def test_vqa_samples(open_dataset, tmp_path):
     assert (sample["qid"], sample["vqa_labels"], sample["vqa_scores"], sample["vqa_answer"]) == (11, [], [], [])
 
 
+def test_unknown_answers_are_not_those_outside_the_vocabulary(open_dataset, tmp_path):
+    tables.write_vqa(tmp_path)
+    assert open_dataset("vqa", tmp_path / "vqav2_train.arrow")[3]["answered"]
+    assert not open_dataset("vqa", tmp_path / "vqav2_test.arrow")[3]["answered"]
+    columns = {"image": [tables.png(0)], "questions": [["a", "b", "c"]], "question_id": [[0, 1, 2]]}
+    columns |= {"answers": [[["yes"], [], None]], "answer_labels": [[[0], [], None]]}
+    columns |= {"answer_scores": [[[1.0], [], None]]}
+    dataset = open_dataset("vqa", tables.write_table(tmp_path / "vqav2_own.arrow", columns))
+    assert [dataset[index]["answered"] for index in range(3)] == [True, True, False]
+    assert [dataset[index]["vqa_labels"] for index in range(3)] == [[0], [], []]
+
+
 def test_nlvr2_samples(open_dataset, tmp_path):
     tables.write_nlvr2(tmp_path)
     dataset = open_dataset("nlvr2", tmp_path / "nlvr2_dev.arrow", tmp_path / "nlvr2_test1.arrow")
     samples = [dataset[index] for index in (0, 7)]
     assert [s["answers"] for s in samples] == [True, False]
     assert [s["table_name"] for s in samples] == ["nlvr2_dev", "nlvr2_test1"]
-    assert [s["identifier"] for s in samples] == ["dev-0-0", "test1-0-0"]
+    assert [s["identifier"] for s in samples] == ["dev-0-0-0", "test1-0-0-1"]
+    assert [s["sentence"] for s in samples] == ["the left cat runs .", "a dog ."]
     assert not torch.equal(samples[0]["image_0"], samples[0]["image_1"])
 
 

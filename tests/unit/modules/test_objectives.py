@@ -204,11 +204,21 @@ def test_questions_without_answers_are_not_measured():
     nobody = {
         "vqa_labels": torch.zeros(3, 0, dtype=torch.long),
         "vqa_scores": torch.zeros(3, 0),
-        "vqa_answer": [[]] * 3,
     }
-    output = model(batch | nobody)["vqa"]
+    output = model(batch | nobody | {"answered": torch.tensor([False] * 3)})["vqa"]
     assert output.updates == {}
     assert output.outputs["logits"].shape == (3, 7)
+
+
+def test_of_some_questions_the_answers_are_known():
+    model, batch = model_of("vqa"), tiny.batch()
+    some = model(batch | {"answered": torch.tensor([True, False, True])})["vqa"]
+    assert torch.equal(some.loss, model(batch)["vqa"].loss)
+    logits, targets = some.updates["score"]
+    assert torch.equal(targets, some.outputs["targets"][[0, 2]])
+    loss, count = some.updates["loss"]
+    assert count == 2
+    assert torch.allclose(loss, 7 * F.binary_cross_entropy_with_logits(logits, targets))
 
 
 # --- NLVR2 ------------------------------------------------------------------------------------------------------------

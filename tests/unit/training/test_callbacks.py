@@ -1,15 +1,12 @@
 """What is counted and written around the steps."""
 
-import json
 import logging
 from types import SimpleNamespace
 
 import pytest
-import torch
 
 from vlmo.errors import VLMoError
-from vlmo.modules.objectives import ObjectiveOutput
-from vlmo.training.callbacks import UnreadableImages, VQAPredictions
+from vlmo.training.callbacks import UnreadableImages
 
 
 @pytest.fixture
@@ -60,21 +57,3 @@ def test_without_a_run_folder_nothing_is_written(trainer, tmp_path, monkeypatch)
     trainer.log_dir, trainer.loggers = str(tmp_path), []  # as Lightning's is with fast_dev_run
     UnreadableImages().on_train_batch_end(trainer, None, None, skipped(2), 0)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_predicted_answers(trainer, tmp_path):
-    path = tmp_path / "new" / "vqa_submit_best.json"
-    callback = VQAPredictions(path, ["no", "yes"])
-    for questions, best in (([30, 10], [1, 0]), ([20], [1])):
-        logits = 9.0 * torch.nn.functional.one_hot(torch.tensor(best), 3)
-        logits[:, 2] = 20  # an output for which there is no answer
-        outputs = {"vqa": ObjectiveOutput(torch.zeros(()), {"logits": logits})}
-        callback.on_test_batch_end(trainer, None, outputs, {"qid": torch.tensor(questions)}, 0)
-    callback.on_test_batch_end(trainer, None, {}, {"skipped": ["one"]}, 2)
-    callback.on_test_epoch_end(trainer, None)
-    assert json.loads(path.read_text()) == [
-        {"question_id": 10, "answer": "no"},
-        {"question_id": 20, "answer": "yes"},
-        {"question_id": 30, "answer": "yes"},
-    ]
-    assert [file.name for file in path.parent.iterdir()] == ["vqa_submit_best.json"]

@@ -7,7 +7,7 @@ import torch
 from tests import tiny
 from vlmo.config import resolve
 from vlmo.settings import Settings
-from vlmo.training.console import batch_size, differences, results, summary
+from vlmo.training.console import batch_size, differences, summary
 from vlmo.training.environment import choose_environment
 
 
@@ -54,39 +54,6 @@ def test_summary_of_an_evaluation_reports_the_file(tmp_path):
 def test_only_what_differs_from_the_defaults():
     assert differences(Settings.from_config(resolve())) == {}
     assert set(differences(Settings.from_config(resolve(seed=3, num_gpus=[0])))) == {"seed", "num_gpus"}
-
-
-def settings_of(*named):
-    return Settings.from_config(resolve(*named))
-
-
-def test_results_beside_those_of_the_paper():
-    measured = {"vqa/val/score": 0.7, "vqa/val/score_epoch": 0.7, "vqa/train/loss": 9.0, "lr-AdamW/pg1": 1.0, "x": 1.0}
-    text = results(settings_of("task_finetune_vqa_large_image480"), measured)
-    assert re.search(r"vqa/val/score +0.7000", text)
-    assert text.count("vqa/") == 1
-    assert "published for vlmo_large_patch16: VQA test-dev 79.9" in text
-    assert "F30K" not in results(settings_of("task_mlm_itm_itc_base"), {})
-
-
-def test_published_numbers():
-    expected = {
-        "task_finetune_vqa_base_image480": "76.6",
-        "task_finetune_vqa_base_plus_image480": "78.5",
-        "task_finetune_nlvr2_base": "83.3",
-        "task_finetune_nlvr2_base_plus": "85.1",
-        "task_finetune_nlvr2_large_image384": "86.9",
-        "task_finetune_irtr_coco_base_image384": "74.8/57.2",
-        "task_finetune_irtr_coco_base_plus_image384": "76.3/58.6",
-        "task_finetune_irtr_coco_large_image384": "78.2/60.6",
-        "task_finetune_irtr_f30k_base_image384": "92.3/79.3",
-        "task_finetune_irtr_f30k_base_plus_image384": "93.2/81.8",
-        "task_finetune_irtr_f30k_large_image384": "95.3/84.5",
-    }
-    for name, numbers in expected.items():
-        assert results(settings_of(name), {}).splitlines()[-1].endswith(f" {numbers}"), name
-    tiny_settings = Settings.from_config(resolve("task_finetune_nlvr2_base", model_arch="vlmo_tiny_patch16"))
-    assert "published" not in results(tiny_settings, {})
 
 
 def test_size_of_a_batch():

@@ -19,18 +19,19 @@ if TYPE_CHECKING:
     from vlmo.modules.vlmo_module import VLMo
 
 
-def draw_negatives(logits: Tensor) -> Tensor:
+def draw_negatives(logits: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """One hard negative a row, drawn by the softmax of its similarities with the own pair (the diagonal) left out.
 
     Args:
         logits: (B, N), the B own rows of the similarities to all N pairs, own pairs first.
+        generator: of the logits' device; None for the global one.
 
     Returns:
         (B,) column numbers.
     """
     # -inf before the softmax, not 0 after it: a dominant own pair would leave no weight to draw by
     weights = logits.detach().float().clone().fill_diagonal_(-torch.inf).softmax(dim=1)
-    return torch.multinomial(weights, 1).squeeze(1)
+    return torch.multinomial(weights, 1, generator=generator).squeeze(1)
 
 
 class ITM(Objective):
@@ -49,8 +50,11 @@ class ITM(Objective):
         similarities = done["itc"].outputs
         if similarities["labels"].numel() < 2:
             return None  # a single pair in a single process has no negative
-        other_image = draw_negatives(similarities["t2i_logits"][:size])
-        other_text = draw_negatives(similarities["i2t_logits"][:size])
+        draw = None
+        if not model.training:  # an evaluation draws alike whichever process meets the batch, and whenever
+            draw = torch.Generator(batch["image"].device).manual_seed(int(batch["text_ids"].sum()))
+        other_image = draw_negatives(similarities["t2i_logits"][:size], draw)
+        other_text = draw_negatives(similarities["i2t_logits"][:size], draw)
         image, ids, masks = batch["image"], gather_own_first(batch["text_ids"]), gather_own_first(batch["text_masks"])
         own = torch.arange(size, device=ids.device)
         text_of = torch.cat([own, own, other_text])

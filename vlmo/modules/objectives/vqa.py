@@ -55,9 +55,16 @@ class VQA(Objective):
     def compute(self, model: VLMo, batch: Batch, done: Mapping[str, ObjectiveOutput]) -> ObjectiveOutput:
         logits = model.vqa_classifier(model.infer(batch)["cls_feats"])
         targets = dense_targets(batch["vqa_labels"], batch["vqa_scores"], logits.shape[1], logits.device)
-        loss = F.binary_cross_entropy_with_logits(logits.float(), targets) * logits.shape[1]
+        loss = answer_loss(logits, targets)
         output = ObjectiveOutput(loss=loss, outputs={"logits": logits, "targets": targets})
-        # questions of the test set have no answers: nothing to measure
-        if any(batch.get("vqa_answer", [True])):
-            output.updates = {"loss": (loss, len(logits)), "score": (logits, targets)}
+        if "answered" in batch:  # of the questions of a test set nothing is known, so nothing is measured
+            logits, targets = logits[batch["answered"]], targets[batch["answered"]]
+        if len(logits):
+            measured = loss if len(logits) == len(output.outputs["logits"]) else answer_loss(logits, targets)
+            output.updates = {"loss": (measured, len(logits)), "score": (logits, targets)}
         return output
+
+
+def answer_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """(B, answers) both; mean over all elements times the number of answers, as published."""
+    return F.binary_cross_entropy_with_logits(logits.float(), targets) * logits.shape[1]

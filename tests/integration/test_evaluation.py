@@ -1,0 +1,133 @@
+"""Evaluation gives the same numbers and the same files on any number of processes and in batches of any size."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests import tables, tiny
+from tests.processes import run_on
+
+VQA, NLVR2 = "task_finetune_vqa_base_image480", "task_finetune_nlvr2_base"
+IRTR, STAGE3 = "task_finetune_irtr_coco_base_image384", "task_mlm_itm_itc_base"
+WORDS = tables.WORDS[:8] + ["on", "under", "table", "left", "right", "two"]
+RECALLS = [f"{side}_r{k}" for side in ("ir", "tr") for k in (1, 5, 10)]
+
+
+def sentence(number: int) -> str:
+    """Of one to seven words; some numbers share a sentence."""
+    number %= 29
+    return " ".join(WORDS[(number * (place + 3) + place) % len(WORDS)] for place in range(1 + number % 7))
+
+
+def write_retrieval(root: Path) -> None:
+    """11 images with 31 captions and 7 with 13; two images are alike, and some captions."""
+    for split, counts in {"test": [1, 2, 3, 4, 5, 2, 2, 3, 4, 1, 4], "val": [1, 2, 3, 1, 2, 3, 1]}.items():
+        captions = [[sentence(7 * row + text) for text in range(count)] for row, count in enumerate(counts)]
+        images = [tables.png(row % 10) for row in range(len(counts))]
+        columns = {"image": images, "caption": captions, "image_id": captions, "split": [split] * len(counts)}
+        tables.write_table(root / f"coco_caption_karpathy_{split}.arrow", columns)
+
+
+def write_vqa(root: Path, damaged: tuple[int, ...] = ()) -> None:
+    """13 images with 31 questions for validation and for the test."""
+    counts = [1, 4, 2, 3, 2, 1, 3, 4, 2, 1, 3, 2, 3]
+    for split in ("rest_val", "test"):
+        labels = [
+            [[(row + q) % 5] for q in range(count)] if split == "rest_val" else [] for row, count in enumerate(counts)
+        ]
+        columns = {
+            "image": [b"damaged" if split == "test" and row in damaged else tables.png(row) for row in range(13)],
+            "questions": [[sentence(11 * row + q) for q in range(count)] for row, count in enumerate(counts)],
+            "question_id": [[100 * row + q for q in range(count)] for row, count in enumerate(counts)],
+            "answers": [[[f"answer {label}" for label in each] for each in row] for row in labels],
+            "answer_labels": labels,
+            "answer_scores": [[[(0.3, 0.6, 0.9, 1.0)[label % 4] for label in each] for each in row] for row in labels],
+        }
+        tables.write_table(root / f"vqav2_{split}.arrow", columns)
+    (root / "vqav2_answers.json").write_text(json.dumps([f"answer {label}" for label in range(5)]))
+
+
+def write_nlvr2(root: Path) -> None:
+    """6 sets with 23 statements about pairs in dev, 3 with 11 in test1."""
+    for split, statements in {"dev": 23, "test1": 11}.items():
+        rows = [range(start, min(start + 2, statements)) for start in range(0, statements, 2)]
+        columns = {
+            "image_0": [tables.png(row) for row in range(len(rows))],
+            "image_1": [tables.png(20 + row) for row in range(len(rows))],
+            "questions": [[sentence(5 * (row // 2) + number % 2) for number in each] for row, each in enumerate(rows)],
+            "answers": [["True" if number % 3 else "False" for number in each] for each in rows],
+            "identifier": [f"{split}-{row // 2}-{row % 2}" for row in range(len(rows))],
+        }
+        tables.write_table(root / f"nlvr2_{split}.arrow", columns)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory, micro):
+    """Tables whose sizes 2, 3, 7 and 32 do not divide, and a model of each task, none of them trained."""
+    root = tmp_path_factory.mktemp("evaluation")
+    for write in (write_retrieval, write_vqa, write_nlvr2, tables.write_vocabulary):
+        write(root)
+    for name, task in {"stage3": STAGE3, "vqa": VQA, "nlvr2": NLVR2, "irtr": IRTR}.items():
+        torch.manual_seed(1)
+        weights = tiny.model(task, model_arch=micro, vqav2_label_size=5).state_dict()
+        torch.save(weights, root / f"{name}.pt")
+    return root
+
+
+@pytest.fixture(scope="module")
+def evaluate(place, micro, tmp_path_factory):
+    """Metrics and prediction files of a test run, checked to be the same on all its processes."""
+
+    def made(task: str, weights: str, world: int, size: int, root: Path = place, **options):
+        folder = tmp_path_factory.mktemp("run")
+        options |= {"data_root": str(root), "tokenizer": str(place / "vocab.txt"), "vqav2_label_size": 5}
+        options |= {"load_path": str(place / f"{weights}.pt"), "test_only": True, "model_arch": micro}
+        config = tiny.config(task, per_gpu_batchsize=size, log_dir=str(folder / "log"), **options)
+        found = run_on(world, config, folder / "results")
+        assert all(metrics == found[0] for metrics in found)
+        files = {path.name: path.read_bytes() for path in (folder / "log").iterdir() if path.is_file()}
+        return found[0], files
+
+    return made
+
+
+TASKS = {
+    "retrieval": (IRTR, "stage3", {"get_recall_rerank_metric": True, "k_test": 4}),
+    "vqa": (VQA, "vqa", {}),
+    "nlvr2": (NLVR2, "nlvr2", {}),
+    "stage 3": (STAGE3, "stage3", {"datasets": ["coco"], "get_recall_metric": True}),
+}
+# these compare the pairs of a batch with one another
+OF_A_BATCH = ("irtr/", "itc/", "itm/", "test/the_metric")
+
+
+def assert_same(task, evaluate, runs):
+    task, weights, options = TASKS[task]
+    results = {run: evaluate(task, weights, *run, **options) for run in runs}
+    first, files = results[runs[0]]
+    by_size = {size: metrics for (_, size), (metrics, _) in results.items()}
+    assert len(set(first.values()) - {0.0, 1.0}) >= 2
+    for (_, size), (metrics, others) in results.items():
+        assert others == files
+        assert metrics.keys() == first.keys()
+        for name, value in metrics.items():
+            if name.startswith(OF_A_BATCH):
+                assert value == pytest.approx(by_size[size][name], rel=1e-6, nan_ok=True), name
+            elif name.endswith(("loss", "loss_epoch")):
+                assert value == pytest.approx(first[name], rel=1e-6), name
+            else:
+                assert value == first[name], name
+    return first, files
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_processes_and_sizes_of_batches_change_nothing(task, evaluate):
+    assert_same(task, evaluate, [(1, 32), (2, 7), (3, 7)])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", TASKS)
+def test_processes_and_sizes_of_batches_change_nothing_in_the_whole_grid(task, evaluate):
+    assert_same(task, evaluate, [(world, size) for size in (1, 7, 32) for world in (1, 2, 3)])

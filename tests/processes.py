@@ -1,0 +1,55 @@
+"""Runs on several processes of this machine, as torchrun would start them."""
+
+import multiprocessing
+import os
+import socket
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vlmo.training.runner import run
+
+TIMEOUT = 240  # seconds
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _work(rank: int, world: int, port: int, config: Mapping[str, Any], folder: Path) -> None:
+    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world, "GROUP_RANK": 0}
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "test"}
+    os.environ.update({name: str(value) for name, value in (place | meeting).items()})
+    torch.set_num_threads(1)  # the threads of the parent do not exist in a forked process
+    try:
+        torch.save(run(config), folder / f"{rank}.pt")
+    except BaseException:
+        (folder / f"{rank}.txt").write_text(traceback.format_exc())
+    finally:
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+
+
+def run_on(world: int, config: Mapping[str, Any], folder: Path) -> list[dict[str, float]]:
+    """What `run` returns on each of `world` CPU processes; `folder` is for what they leave, and new."""
+    folder.mkdir(parents=True)
+    config = {**config, "num_gpus": world, "accelerator": "cpu"}
+    context = multiprocessing.get_context("fork")
+    port = free_port()
+    processes = [context.Process(target=_work, args=(rank, world, port, config, folder)) for rank in range(world)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(TIMEOUT)
+    failures = [path.read_text() for path in sorted(folder.glob("*.txt"))]
+    for process in processes:
+        if process.is_alive():
+            process.kill()
+            failures.append(f"killed after {TIMEOUT} s")
+    assert not failures, "\n".join(failures)
+    return [torch.load(folder / f"{rank}.pt") for rank in range(world)]

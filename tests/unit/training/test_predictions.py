@@ -1,0 +1,56 @@
+"""What a test run writes of its predictions."""
+
+import json
+import logging
+from types import SimpleNamespace
+
+import torch
+import torch.nn.functional as F
+
+from vlmo.modules.objectives import ObjectiveOutput
+from vlmo.training.predictions import NLVR2Predictions, VQAPredictions
+
+
+def outputs_of(name, best, classes):
+    return {name: ObjectiveOutput(torch.zeros(()), {"logits": 9.0 * F.one_hot(torch.tensor(best), classes)})}
+
+
+def test_every_question_has_an_answer(tmp_path, caplog):
+    path = tmp_path / "new" / "vqa_submit_best.json"
+    callback = VQAPredictions(path, ["no", "yes"])
+    for questions, best in (([30, 10], [1, 0]), ([20], [1])):
+        outputs = outputs_of("vqa", best, 3)
+        outputs["vqa"].outputs["logits"][:, 2] = 20  # an output for which there is no answer
+        batch = {"qid": torch.tensor(questions), "skipped_targets": []}
+        callback.on_test_batch_end(None, None, outputs, batch, 0)
+    callback.on_test_batch_end(None, None, {}, {"skipped_targets": [{"qid": 15}]}, 2)
+    with caplog.at_level(logging.WARNING):
+        callback.on_test_epoch_end(None, None)
+    assert json.loads(path.read_text()) == [
+        {"question_id": 10, "answer": "no"},
+        {"question_id": 15, "answer": ""},
+        {"question_id": 20, "answer": "yes"},
+        {"question_id": 30, "answer": "yes"},
+    ]
+    assert "1 of 4 answers are empty" in caplog.text
+    assert callback.written == list(path.parent.iterdir()) == [path]
+
+
+def test_statements_about_pairs(tmp_path, caplog):
+    callback = NLVR2Predictions(tmp_path, "best of all")
+    batch = {
+        "table_name": ["nlvr2_dev", "nlvr2_dev", "nlvr2_test1"],
+        "identifier": ["dev-1-0-0", "dev-1-0-1", "test1-4-0-0"],
+        "sentence": ["a", "b", "c"],
+        "answers": torch.tensor([True, False, True]),
+    }
+    lost = {"table_name": "nlvr2_test1", "identifier": "test1-4-1-0", "sentence": "c", "answers": True}
+    callback.on_test_batch_end(None, None, outputs_of("nlvr2", [1, 1, 1], 2), batch | {"skipped_targets": [lost]}, 0)
+    logged = {}
+    with caplog.at_level(logging.WARNING):
+        callback.on_test_epoch_end(None, SimpleNamespace(log=logged.__setitem__))
+    assert logged == {"nlvr2/dev/consistency": 0.5, "nlvr2/test/consistency": 1}
+    assert (tmp_path / "nlvr2_dev_best of all.csv").read_text() == "dev-1-0-0,true\ndev-1-0-1,true\n"
+    assert (tmp_path / "nlvr2_test1_best of all.csv").read_text() == "test1-4-0-0,true\ntest1-4-1-0,\n"
+    assert "1 of 2 predictions are empty" in caplog.text
+    assert len(callback.written) == 2
