@@ -43,7 +43,11 @@ class Attention(nn.Module):
         q, k, v = rearrange(qkv, "b s (three h d) -> three b h s d", three=3, h=self.num_heads)
         if mask is not None:
             mask = mask.to(q.dtype)
-        x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        if len(x):
+            x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        else:  # by hand: some kernels refuse a batch without samples, others then give the mask no gradient
+            scores = q @ k.transpose(-2, -1)
+            x = (scores if mask is None else scores + mask).softmax(dim=-1) @ v
         return self.proj(rearrange(x, "b h s d -> b s (h d)"))
 
 

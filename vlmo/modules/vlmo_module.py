@@ -19,7 +19,9 @@ from vlmo.modules.attention_masks import AttentionMasks
 from vlmo.modules.heads import ITCHead, ITMHead, MLMHead, Pooler, init_head
 from vlmo.modules.multiway_transformer import ARCHITECTURES, build_transformer
 from vlmo.modules.objectives import ObjectiveOutput, get_objectives, objective_names
+from vlmo.modules.objectives.base import empty_batch
 from vlmo.modules.pretrained import PretrainedModule
+from vlmo.modules.reach import unreached
 from vlmo.modules.relative_position import num_table_rows
 from vlmo.modules.text_embeddings import TextEmbeddings
 from vlmo.settings import Settings
@@ -243,11 +245,13 @@ class VLMo(PretrainedModule):
 
     def _step(self, batch: Batch, phase: str) -> dict[str, ObjectiveOutput]:
         if "text_ids" not in batch:  # every sample of the batch was skipped as unreadable
-            return {}
+            if phase != "train" or world_size() == 1:
+                return {}
+            batch = empty_batch(self.settings.image_size, self.device)
         with nullcontext() if phase == "train" else alone():
             outputs = self(batch)
         size = len(batch["text_ids"])
-        for name, output in outputs.items():
+        for name, output in outputs.items() if size else ():
             for key, arguments in output.updates.items():
                 metric = cast(Metric, self.metrics[f"{phase}/{name}/{key}"])
                 if phase != "train":
@@ -293,9 +297,14 @@ class VLMo(PretrainedModule):
         if scores:  # questions of VQA's test set have no answers
             self.log(f"{phase}/the_metric", sum(scores))
 
+    def trained_parameters(self) -> list[tuple[str, nn.Parameter]]:
+        """Names and values of what the optimizer updates: neither frozen nor out of every objective's reach."""
+        never = unreached(self)
+        return [(name, p) for name, p in self.named_parameters() if p.requires_grad and name not in never]
+
     def configure_optimizers(self) -> Any:
         s = self.settings
-        groups = optim.parameter_groups(self.named_parameters(), s.learning_rate, s.weight_decay, s.lr_mult)
+        groups = optim.parameter_groups(self.trained_parameters(), s.learning_rate, s.weight_decay, s.lr_mult)
         optimizer = optim.build_optimizer(s.optim_type, groups, s.learning_rate)
         total = s.max_steps or int(self.trainer.estimated_stepping_batches)
         warmup = optim.warmup_length(s.warmup_steps, total)

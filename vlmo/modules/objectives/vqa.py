@@ -48,6 +48,7 @@ class VQA(Objective):
     metrics = {"loss": Mean, "score": VQAScore}
     headline = ("score",)
     evaluation_heads = ("vqa_classifier",)
+    paths = ("pair", "pooler")
 
     def heads(self, embed_dim: int, settings: Settings) -> dict[str, nn.Module | nn.Parameter]:
         return {"vqa_classifier": classifier(embed_dim, 2 * embed_dim, settings.vqav2_label_size)}
@@ -55,7 +56,8 @@ class VQA(Objective):
     def compute(self, model: VLMo, batch: Batch, done: Mapping[str, ObjectiveOutput]) -> ObjectiveOutput:
         logits = model.vqa_classifier(model.infer(batch)["cls_feats"])
         targets = dense_targets(batch["vqa_labels"], batch["vqa_scores"], logits.shape[1], logits.device)
-        loss = F.binary_cross_entropy_with_logits(logits.float(), targets) * logits.shape[1]
+        # the mean over questions and answers, times the answers; 0 without any question
+        loss = F.binary_cross_entropy_with_logits(logits.float(), targets, reduction="sum") / max(len(logits), 1)
         output = ObjectiveOutput(loss=loss, outputs={"logits": logits, "targets": targets})
         # questions of the test set have no answers: nothing to measure
         if any(batch.get("vqa_answer", [True])):
