@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from torch.nn.parallel import DistributedDataParallel
+
 if TYPE_CHECKING:
     from vlmo.modules.vlmo_module import VLMo
 
@@ -38,3 +40,13 @@ def unreached(model: VLMo) -> set[str]:
         experts = [expert for expert, used in reached.items() if not used]
         absent += [f"transformer.blocks.{i}.{part}_{expert}." for expert in experts for part in ("norm2", "mlp")]
     return {name for name in names if name.startswith(tuple(absent))}
+
+
+def leave_to_each_process(model: VLMo) -> None:
+    """Tells DDP which weights it need not wait for; beside them the buffers, which are constants.
+
+    (With `find_unused_parameters` it would look for them anew in every step; frozen they would leave the published
+    parameter groups; with zeros for gradients they would decay.)
+    """
+    names = [*unreached(model), *(name for name, _ in model.named_buffers())]
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, names)

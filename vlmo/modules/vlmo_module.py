@@ -79,6 +79,7 @@ class VLMo(PretrainedModule):
             with_vl_experts="textmlm" not in settings.active,  # text alone never reaches them
             img_size=settings.image_size,
             drop_path_rate=settings.drop_path_rate,
+            activation_checkpointing=settings.activation_checkpointing,
         )
         dim = self.transformer.embed_dim
         self.text_embeddings = TextEmbeddings(
