@@ -67,6 +67,7 @@ ex.add_config(
     model_arch="vlmo_base_patch16",
     drop_path_rate=0.1,  # stochastic depth of the last block (rises linearly from 0), and dropout of the text embedding
     load_path="",  # checkpoint to start from: VLMo or BEiT file
+    activation_checkpointing=False,  # True: blocks are computed again in the backward pass; "offload": inputs to the CPU
     contrast_gradient="own",  # "exact": over several devices, the gradient of the joint batch (published: of own rows)
     # --- optimizer -----------------------------------------------------------------------------------------------
     optim_type="adamw",  # adamw, adam or sgd
@@ -95,7 +96,7 @@ ex.add_config(
     num_gpus=1,  # devices a node: 0 is the CPU; a list picks devices
     num_nodes=1,
     accelerator="auto",  # auto, cpu, gpu
-    strategy="auto",  # Lightning's name: auto, ddp, fsdp, deepspeed_stage_1, ...
+    strategy="auto",  # Lightning's name: auto (ddp on several devices), ddp, fsdp, deepspeed_stage_1, deepspeed_stage_2
     use_sharded_training=False,  # DeepSpeed ZeRO stage 1
     precision=16,  # 16, 32, "bf16", or "auto": bf16 where the GPU has it, else 16; a CPU runs 16 and auto in 32
 )

@@ -3,8 +3,11 @@
 Where rows of all processes come together, a process's own come first, then the others' in the order of their ranks.
 """
 
-from collections.abc import Iterator
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
+from itertools import accumulate, chain
 from typing import Any
 
 import torch
@@ -46,7 +49,7 @@ def _own_first() -> list[int]:
 
 
 class _AllGather(torch.autograd.Function):
-    """(B, D) of every process -> (processes, B, D); the gradient of a row is the sum over all processes."""
+    """(B, ...) of every process -> (processes, B, ...); the gradient of a row is the sum over all processes."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor) -> Tensor:
@@ -62,69 +65,86 @@ class _AllGather(torch.autograd.Function):
 
 
 def gather_shapes(rows: Tensor) -> list[list[int]]:
-    """The first two dimensions of `rows` (at least 2-D) on every process, by rank."""
-    shape = torch.tensor(rows.shape[:2], device=rows.device)
+    """The first and the last dimension of `rows` on every process, by rank: one exchange, which waits for the others."""
+    if world_size() == 1:
+        return [[rows.shape[0], rows.shape[-1]]]
+    shape = torch.tensor([rows.shape[0], rows.shape[-1]], device=rows.device)
     shapes = [torch.empty_like(shape) for _ in range(world_size())]
     dist.all_gather(shapes, shape)
     return torch.stack(shapes).tolist()
 
 
-def gather_own_first(rows: Tensor, exact_gradient: bool = False) -> Tensor:
+def gather_own_first(
+    rows: Tensor, exact_gradient: bool = False, shapes: Sequence[Sequence[int]] | None = None
+) -> Tensor:
     """Rows of all processes, this one's first.
 
     Args:
-        rows: (B, D); B may differ between processes, D too: shorter rows are then padded with zeros at their end.
+        rows: (B, ..., D); B may differ between processes, D too: shorter rows are then padded with zeros at their end.
         exact_gradient: False, as published: only the own rows carry gradient, so that every process computes the whole
             contrast and differentiates its own share of it. True: gradient flows back to the process of each row, so
             that the mean over processes is the gradient of the joint batch.
+        shapes: what `gather_shapes` gives of these rows, where it is known already.
 
     Returns:
-        (sum of B, longest D)
+        (sum of B, ..., longest D)
     """
     if world_size() == 1:
         return rows
-    shapes = gather_shapes(rows)
+    shapes = gather_shapes(rows) if shapes is None else shapes
     most, longest = (max(shape[axis] for shape in shapes) for axis in (0, 1))
-    padded = F.pad(rows, (0, longest - rows.shape[1], 0, most - rows.shape[0])).contiguous()
+    padding = [0, longest - rows.shape[-1], *[0] * (2 * rows.ndim - 4), 0, most - rows.shape[0]]
+    padded = F.pad(rows, padding).contiguous()
     parts = list(_AllGather.apply(padded))
     if not exact_gradient:
         parts = [padded if r == rank() else part.detach() for r, part in enumerate(parts)]
     return torch.cat([parts[r][: shapes[r][0]] for r in _own_first()])
 
 
-def fetch_rows(rows: Tensor, index: Tensor) -> Tensor:
+def fetch_rows(
+    rows: Tensor,
+    index: Tensor,
+    counts: Sequence[int],
+    pack: Callable[[Tensor], Tensor],
+    unpack: Callable[[Tensor], Tensor],
+) -> Tensor:
     """The rows that `index` picks among those of all processes; only these travel, each to who asked for it.
 
     Args:
         rows: (B, ...) of this process.
-        index: (M,) numbers in the order of `gather_own_first`.
+        index: (M,) numbers in the order of `gather_own_first`, at most as many as the largest B.
+        counts: B of every process, by rank.
+        pack: to the form in which rows travel; where that loses anything on any process, they travel as they are.
+        unpack: back from it.
 
     Returns:
         (M, ...) without gradient.
     """
     if world_size() == 1:
         return rows[index]
-    order = _own_first()
-    sizes = torch.tensor(gather_shapes(rows), device=rows.device)[:, 0]
-    ends = sizes[order].cumsum(0)
-    place = torch.bucketize(index, ends, right=True)  # which entry of `order` holds the row
-    row = index - (ends - sizes[order])[place]
-    owner = torch.tensor(order, device=rows.device)[place]
-    # ask: the numbers of the wanted rows, grouped by owner
-    by_owner = owner.argsort(stable=True)
-    asked = torch.bincount(owner, minlength=world_size())
-    matrix = [torch.empty_like(asked) for _ in order]
-    dist.all_gather(matrix, asked)
-    counts = torch.stack(matrix).tolist()  # counts[r][s]: rows that r wants of s
-    wanted, given = counts[rank()], [asks[rank()] for asks in counts]
-    requests = index.new_empty(sum(given))
-    dist.all_to_all_single(requests, row[by_owner].contiguous(), given, wanted)
-    # answer
-    received = rows.new_empty(sum(wanted), *rows.shape[1:])
-    dist.all_to_all_single(received, rows.detach()[requests].contiguous(), wanted, given)
+    starts = [0, *accumulate(counts)]  # rows are numbered through by rank
+    by_rank = torch.cat([torch.arange(starts[r], starts[r + 1]) for r in _own_first()]).to(index.device)
+    packed = pack(rows.detach())
+    # one exchange tells everybody who wants which rows, and whether packing is without loss everywhere
+    message = index.new_full((1 + max(counts),), -1)
+    message[0] = (unpack(packed) == rows).all()
+    message[1 : 1 + len(index)] = by_rank[index]
+    messages = [torch.empty_like(message) for _ in counts]
+    dist.all_gather(messages, message)
+    lossless, wishes = zip(*((row[0], [n for n in row[1:] if n >= 0]) for row in torch.stack(messages).tolist()))
+    if not all(lossless):
+        packed = rows.detach()
+    owner = partial(bisect_right, starts[1:])
+    wanted = wishes[rank()]
+    given = [[n - starts[rank()] for n in wish if owner(n) == rank()] for wish in wishes]
+    owners = [owner(n) for n in wanted]
+    received = packed.new_empty(len(wanted), *rows.shape[1:])
+    sent = packed[torch.tensor(list(chain.from_iterable(given)), dtype=torch.long, device=rows.device)]
+    dist.all_to_all_single(received, sent, [owners.count(r) for r in range(len(counts))], [len(g) for g in given])
+    by_owner = sorted(range(len(wanted)), key=owners.__getitem__)  # (stable: as `given` is)
     fetched = torch.empty_like(received)
-    fetched[by_owner] = received
-    return fetched
+    fetched[torch.tensor(by_owner, dtype=torch.long, device=rows.device)] = received
+    return unpack(fetched) if all(lossless) else fetched
 
 
 def sum_over_processes(values: Tensor) -> Tensor:

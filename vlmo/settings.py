@@ -89,6 +89,7 @@ class Settings(pydantic.BaseModel):
     log_dir: Annotated[str, Field(min_length=1)]
     log_every_n_steps: PositiveInt = 50
     contrast_gradient: Literal["own", "exact"] = "own"
+    activation_checkpointing: bool | Literal["offload"] = False
     per_gpu_batchsize: PositiveInt
     num_gpus: Count | Annotated[tuple[Count, ...], Field(min_length=1)]
     num_nodes: PositiveInt
@@ -283,6 +284,9 @@ def _devices(s: Settings) -> list[str]:
         problems.append("num_gpus as a list picks GPUs; with accelerator=cpu give a number of processes")
     if s.use_sharded_training and s.strategy not in ("auto", "deepspeed_stage_1"):
         problems.append(f"use_sharded_training=True is DeepSpeed ZeRO stage 1, strategy={s.strategy} is not: drop one")
+    sharded = s.use_sharded_training or s.strategy.startswith(("deepspeed", "fsdp"))
+    if s.activation_checkpointing == "offload" and sharded:
+        problems.append("activation_checkpointing=offload: works with strategy=auto or ddp; give True with sharding")
     return problems
 
 
@@ -318,7 +322,7 @@ _RULES: tuple[tuple[tuple[str, ...], Callable[[Settings], list[str]]], ...] = (
     (("batch_size", "per_gpu_batchsize", "num_gpus", "num_nodes", "loss_names", "test_only"), _batch),
     (("max_steps", "max_epoch"), _length),
     (("learning_rate", "end_lr"), _learning_rate),
-    (("num_gpus", "accelerator", "use_sharded_training", "strategy"), _devices),
+    (("num_gpus", "accelerator", "use_sharded_training", "strategy", "activation_checkpointing"), _devices),
     (tuple(REFUSED), _refused),
     (
         (

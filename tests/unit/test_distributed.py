@@ -1,16 +1,20 @@
 """Rows that travel between processes: one process, and two against one."""
 
-import multiprocessing
-import traceback
-from pathlib import Path
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
+from tests.processes import in_processes
 from vlmo import distributed
 from vlmo.metrics import Mean
 from vlmo.modules.objectives.itc import contrast
+from vlmo.modules.pixels import from_bytes, to_bytes
+from vlmo.transforms.square import to_tensor
 
 WORLD = 2
 SCALE = torch.tensor(1.0)
@@ -20,7 +24,8 @@ def test_one_process():
     rows = torch.ones(2, 3, requires_grad=True)
     assert (distributed.rank(), distributed.world_size()) == (0, 1)
     assert distributed.gather_own_first(rows) is rows
-    assert torch.equal(distributed.fetch_rows(torch.arange(4), torch.tensor([3, 0, 3])), torch.tensor([3, 0, 3]))
+    picked = distributed.fetch_rows(torch.arange(4), torch.tensor([3, 0, 3]), [4], to_bytes, from_bytes)
+    assert torch.equal(picked, torch.tensor([3, 0, 3]))
 
 
 def pairs() -> tuple[torch.Tensor, torch.Tensor]:
@@ -47,46 +52,58 @@ def contrast_and_gradients(rank: int, exact: bool) -> dict[str, torch.Tensor]:
     return {"loss": loss.detach(), "logits": logits[:size, :size].detach(), "labels": labels, "gradient": image.grad}
 
 
-def work(rank: int, folder: Path) -> None:
-    try:
-        torch.set_num_threads(1)  # the threads of the parent do not exist in a forked process
-        torch.distributed.init_process_group(
-            "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=WORLD
-        )
-        images = pairs()[0][own_rows(rank)]
-        mean = Mean()
-        mean.update(torch.tensor(float(rank)), 1 + 2 * rank)
-        wanted = torch.tensor([[5, 0, 2, 5], [0, 4, 1, 1]][rank])
+def numbered(size: int) -> torch.Tensor:
+    """Pictures of bytes, as the transforms normalise them; the first of them tells which it is."""
+    levels = torch.arange(size * 3 * 4, dtype=torch.uint8).reshape(size, 3, 2, 2)
+    return from_bytes(levels)
+
+
+def fetch(rows: torch.Tensor, index: list[int]) -> torch.Tensor:
+    return distributed.fetch_rows(rows, torch.tensor(index, dtype=torch.long), [2, 4], to_bytes, from_bytes)
+
+
+def work(rank: int) -> dict[str, Any]:
+    images, own = pairs()[0][own_rows(rank)], own_rows(rank)
+    mean = Mean()
+    mean.update(torch.tensor(float(rank)), 1 + 2 * rank)
+    wanted = [[5, 0], [0, 4, 1, 1]][rank]
+    with travelling() as kinds:
         result = {
             "place": (distributed.rank(), distributed.world_size()),
             "images": distributed.gather_own_first(images),
             "texts": distributed.gather_own_first(texts()[rank]),
-            "fetched": distributed.fetch_rows(images, wanted),
-            "nothing fetched": distributed.fetch_rows(images, wanted[: 2 * rank]),
+            "stacked": distributed.gather_own_first(torch.stack([texts()[rank]] * 2, dim=1)),
+            "fetched bytes": fetch(numbered(6)[own], wanted),
+            "nothing fetched": fetch(numbered(6)[own], wanted[: 2 * rank]),
+            "fetched floats": fetch(images, wanted),
+            # only one process has rows that are no picture: both must know
+            "fetched mixed": fetch(numbered(6)[own] + (0.001 if rank else 0), wanted),
             "own": contrast_and_gradients(rank, exact=False),
             "exact": contrast_and_gradients(rank, exact=True),
             "mean": mean.compute(),
         }
-        with distributed.alone():
-            result["alone"] = distributed.gather_own_first(images)
-        torch.save(result, folder / f"{rank}.pt")
-        torch.distributed.destroy_process_group()
-    except Exception:
-        (folder / f"{rank}.txt").write_text(traceback.format_exc())
+    with distributed.alone():
+        result["alone"] = distributed.gather_own_first(images)
+    return result | {"kinds": kinds}
+
+
+@contextmanager
+def travelling() -> Iterator[list[torch.dtype]]:
+    """The types of what was sent by all-to-all within it."""
+    kinds, send = [], torch.distributed.all_to_all_single
+    with pytest.MonkeyPatch.context() as patch:
+
+        def record(output: torch.Tensor, *arguments: Any) -> None:
+            kinds.append(output.dtype)
+            send(output, *arguments)
+
+        patch.setattr(torch.distributed, "all_to_all_single", record)
+        yield kinds
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("processes")
-    context = multiprocessing.get_context("fork")
-    processes = [context.Process(target=work, args=(rank, folder)) for rank in range(WORLD)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(60)
-    for failure in folder.glob("*.txt"):
-        pytest.fail(failure.read_text())
-    return [torch.load(folder / f"{rank}.pt") for rank in range(WORLD)]
+    return in_processes(work, tmp_path_factory.mktemp("processes"), WORLD)
 
 
 def test_own_rows_come_first(results):
@@ -102,12 +119,28 @@ def test_shorter_rows_are_padded(results):
     assert torch.equal(results[0]["texts"], torch.cat([padded, long]))
     assert torch.equal(results[1]["texts"], torch.cat([long, padded]))
 
+    assert torch.equal(results[1]["stacked"], torch.cat([long, padded])[:, None].expand(-1, 2, -1))
+
 
 def test_rows_can_be_fetched_one_by_one(results):
-    image, _ = pairs()
-    assert torch.equal(results[0]["fetched"], image[[5, 0, 2, 5]])
-    assert torch.equal(results[1]["fetched"], image[[2, 3, 4, 5, 0, 1]][[0, 4, 1, 1]])
+    mixed = numbered(6)
+    mixed[2:] += 0.001
+    for kind, rows in {"floats": pairs()[0], "bytes": numbered(6), "mixed": mixed}.items():
+        assert torch.equal(results[0][f"fetched {kind}"], rows[[5, 0]])
+        assert torch.equal(results[1][f"fetched {kind}"], rows[[2, 3, 4, 5, 0, 1]][[0, 4, 1, 1]])
     assert [len(result["nothing fetched"]) for result in results] == [0, 2]
+
+
+def test_pictures_travel_as_bytes_and_other_floats_as_they_are(results):
+    for result in results:
+        assert result["kinds"] == [torch.uint8, torch.uint8, torch.float32, torch.float32]
+
+
+def test_every_level_of_a_picture_survives():
+    levels = torch.arange(256, dtype=torch.uint8).reshape(1, 16, 16)
+    picture = to_tensor(Image.fromarray(levels.expand(3, -1, -1).permute(1, 2, 0).numpy()))
+    assert torch.equal(to_bytes(picture), levels.expand(3, -1, -1))
+    assert torch.equal(from_bytes(to_bytes(picture)), picture)
 
 
 def test_alone_a_process_sees_its_own_rows(results):

@@ -9,7 +9,7 @@ Shapes in comments: B batch, T text tokens, I image tokens (1 + patches), S sequ
 The relative position bias is computed outside (`vlmo_module.py`), because its table is one for all blocks.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -18,6 +18,7 @@ from einops import rearrange
 from timm.layers import DropPath, trunc_normal_
 from timm.models import register_model
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from vlmo.errors import VLMoError
 
@@ -43,7 +44,11 @@ class Attention(nn.Module):
         q, k, v = rearrange(qkv, "b s (three h d) -> three b h s d", three=3, h=self.num_heads)
         if mask is not None:
             mask = mask.to(q.dtype)
-        x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        if len(x):
+            x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        else:  # by hand: some kernels refuse a batch without samples, others then give the mask no gradient
+            scores = q @ k.transpose(-2, -1)
+            x = (scores if mask is None else scores + mask).softmax(dim=-1) @ v
         return self.proj(rearrange(x, "b h s d -> b s (h d)"))
 
 
@@ -70,8 +75,10 @@ class Block(nn.Module):
         drop_path: float,
         layer_scale: float | None,
         with_vl_expert: bool,
+        recompute: bool = False,
     ) -> None:
         super().__init__()
+        self.recompute = recompute
 
         def norm() -> nn.Module:
             return nn.LayerNorm(dim, eps=NORM_EPS)
@@ -95,6 +102,11 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None, modality: Modality, text_len: int = 0) -> Tensor:
         """x: (B, S, D); mask: see `Attention`; text_len: tokens of the text, at the front of a pair."""
+        if self.recompute and torch.is_grad_enabled():
+            return checkpoint(self._forward, x, mask, modality, text_len, use_reentrant=False)
+        return self._forward(x, mask, modality, text_len)
+
+    def _forward(self, x: Tensor, mask: Tensor | None, modality: Modality, text_len: int) -> Tensor:
         x = x + self.drop_path(self.gamma_1 * self.attn(self.norm1(x), mask))
         if modality == "vl" and not self.has_vl_expert:
             # .contiguous(): the slices of a pair are strided, which makes the feed-forward's matrix products copy twice
@@ -109,6 +121,17 @@ class Block(nn.Module):
 
     def _expert(self, x: Tensor, norm: nn.Module, mlp: nn.Module) -> Tensor:
         return x + self.drop_path(self.gamma_2 * mlp(norm(x)))
+
+
+def offloading_wrapper() -> Callable[..., nn.Module]:
+    """fairscale's `checkpoint_wrapper`. Raises VLMoError if it is not installed."""
+    try:
+        from fairscale.nn.checkpoint import checkpoint_wrapper
+    except ModuleNotFoundError as error:
+        raise VLMoError(
+            "activation_checkpointing=offload: fairscale is not installed: pip install fairscale, or give True"
+        ) from error
+    return checkpoint_wrapper
 
 
 class PatchEmbed(nn.Module):
@@ -138,6 +161,11 @@ class MultiWayTransformer(nn.Module):
         relative_positions: positions come from the relative position bias; else `pos_embed` is added to the image.
         drop_path_rate: stochastic depth of the last block; it rises linearly from 0.
         init_std: deviation of the initial weights.
+        activation_checkpointing: True: blocks keep their input alone and compute the rest again in the backward pass;
+            "offload": and keep that in the CPU's memory.
+
+    Raises:
+        VLMoError: if "offload" is asked for without fairscale.
     """
 
     def __init__(
@@ -153,6 +181,7 @@ class MultiWayTransformer(nn.Module):
         relative_positions: bool = True,
         drop_path_rate: float = 0.0,
         init_std: float = 0.02,
+        activation_checkpointing: bool | Literal["offload"] = False,
     ) -> None:
         super().__init__()
         self.embed_dim, self.depth, self.num_heads, self.vl_start = embed_dim, depth, num_heads, vl_start
@@ -163,9 +192,13 @@ class MultiWayTransformer(nn.Module):
         self.pos_embed = None if relative_positions else nn.Parameter(torch.zeros(1, 1 + self.window**2, embed_dim))
         rates = [drop_path_rate * i / max(depth - 1, 1) for i in range(depth)]
         self.blocks = nn.ModuleList(
-            Block(embed_dim, num_heads, mlp_ratio, rate, layer_scale, with_vl_expert=i >= vl_start)
+            Block(embed_dim, num_heads, mlp_ratio, rate, layer_scale, i >= vl_start, activation_checkpointing is True)
             for i, rate in enumerate(rates)
         )
+        if activation_checkpointing == "offload":
+            wrap = offloading_wrapper()
+            for block in self.blocks:
+                wrap(block, offload_to_cpu=True)  # in place: names stay
         self.norm = nn.LayerNorm(embed_dim, eps=NORM_EPS)
         self.init_weights(init_std)
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vlmo.distributed import alone
+from vlmo.distributed import alone, world_size
 from vlmo.errors import VLMoError
 from vlmo.modules import optim
 from vlmo.modules.attention_masks import AttentionMasks
@@ -20,7 +20,9 @@ from vlmo.modules.heads import ITCHead, ITMHead, MLMHead, Pooler, init_head
 from vlmo.modules.measures import Measures
 from vlmo.modules.multiway_transformer import ARCHITECTURES, build_transformer
 from vlmo.modules.objectives import ObjectiveOutput, get_objectives, objective_names
+from vlmo.modules.objectives.base import empty_batch
 from vlmo.modules.pretrained import PretrainedModule
+from vlmo.modules.reach import unreached
 from vlmo.modules.relative_position import num_table_rows
 from vlmo.modules.text_embeddings import TextEmbeddings
 from vlmo.settings import Settings
@@ -78,6 +80,7 @@ class VLMo(PretrainedModule):
             with_vl_experts="textmlm" not in settings.active,  # text alone never reaches them
             img_size=settings.image_size,
             drop_path_rate=settings.drop_path_rate,
+            activation_checkpointing=settings.activation_checkpointing,
         )
         dim = self.transformer.embed_dim
         self.text_embeddings = TextEmbeddings(
@@ -242,15 +245,17 @@ class VLMo(PretrainedModule):
 
     def _step(self, batch: Batch, phase: str) -> dict[str, ObjectiveOutput]:
         if "text_ids" not in batch:  # every sample of the batch was skipped as unreadable
-            return {}
+            if phase != "train" or world_size() == 1:
+                return {}
+            batch = empty_batch(self.settings.image_size, self.device)
         with nullcontext() if phase == "train" else alone():
             outputs = self(batch)
         size = len(batch["text_ids"])
-        self.measures.update(phase, outputs)
-        if phase == "train":
-            for name, output in outputs.items():
-                for key, value in output.scalars.items():
-                    self.log(f"{name}/train/{key}", value, batch_size=size)
+        if size:  # (a process without samples only takes part in the exchanges)
+            self.measures.update(phase, outputs)
+        for name, output in outputs.items() if phase == "train" and size else ():
+            for key, value in output.scalars.items():
+                self.log(f"{name}/train/{key}", value, batch_size=size)
         return outputs
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
@@ -282,9 +287,14 @@ class VLMo(PretrainedModule):
         if scores:  # questions of VQA's test set have no answers
             self.log(f"{phase}/the_metric", sum(scores))
 
+    def trained_parameters(self) -> list[tuple[str, nn.Parameter]]:
+        """Names and values of what the optimizer updates: neither frozen nor out of every objective's reach."""
+        never = unreached(self)
+        return [(name, p) for name, p in self.named_parameters() if p.requires_grad and name not in never]
+
     def configure_optimizers(self) -> Any:
         s = self.settings
-        groups = optim.parameter_groups(self.named_parameters(), s.learning_rate, s.weight_decay, s.lr_mult)
+        groups = optim.parameter_groups(self.trained_parameters(), s.learning_rate, s.weight_decay, s.lr_mult)
         optimizer = optim.build_optimizer(s.optim_type, groups, s.learning_rate)
         total = s.max_steps or int(self.trainer.estimated_stepping_batches)
         warmup = optim.warmup_length(s.warmup_steps, total)

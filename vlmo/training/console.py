@@ -45,10 +45,12 @@ def summary(settings: Settings, environment: Environment, model: VLMo) -> str:
             f"batch      {settings.batch_size} = {settings.per_gpu_batchsize} a device x {settings.devices} devices x "
             f"{settings.num_nodes} nodes x {settings.accumulation} accumulated"
         )
-    lines += [f"parameters {_count(model.parameters())}, of which trained {_count(_trainable(model))}"]
+    lines += [
+        f"parameters {_count(model.parameters())}, of which trained {_count(p for _, p in model.trained_parameters())}"
+    ]
     if not settings.test_only:
         groups = optim.parameter_groups(
-            model.named_parameters(), settings.learning_rate, settings.weight_decay, settings.lr_mult
+            model.trained_parameters(), settings.learning_rate, settings.weight_decay, settings.lr_mult
         )
         for group in groups:
             if group["params"]:
@@ -59,10 +61,6 @@ def summary(settings: Settings, environment: Environment, model: VLMo) -> str:
     if model.load_report:
         lines += ["", str(model.load_report)]
     return "\n".join([*lines, ""])
-
-
-def _trainable(model: VLMo) -> list[torch.nn.Parameter]:
-    return [p for p in model.parameters() if p.requires_grad]
 
 
 def _count(parameters: Any) -> str:

@@ -5,10 +5,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from pytorch_lightning.plugins.environments import ClusterEnvironment
 from pytorch_lightning.strategies import StrategyRegistry
 
 from vlmo.errors import VLMoError
+from vlmo.modules.multiway_transformer import offloading_wrapper
 from vlmo.settings import Settings
+from vlmo.training.launch import choose_cluster
 
 
 @dataclass(frozen=True)
@@ -20,6 +23,7 @@ class Environment:
     num_nodes: int
     strategy: str
     precision: Any
+    cluster: ClusterEnvironment | None
     notices: list[str] = field(default_factory=list)
 
 
@@ -27,7 +31,8 @@ def choose_environment(settings: Settings) -> Environment:
     """The environment that `settings` asks for on this machine.
 
     Raises:
-        VLMoError: if there are fewer GPUs than asked for, or a package that the strategy needs is missing.
+        VLMoError: if there are fewer GPUs than asked for, a package that is needed is missing, or the processes that
+            were started are not those that the settings ask for.
     """
     notices: list[str] = []
     accelerator = _accelerator(settings, notices)
@@ -35,8 +40,16 @@ def choose_environment(settings: Settings) -> Environment:
     if accelerator == "gpu" and isinstance(settings.num_gpus, tuple):
         devices = list(settings.num_gpus)
     strategy = _strategy(settings, accelerator)
+    if settings.activation_checkpointing == "offload":
+        offloading_wrapper()
     return Environment(
-        accelerator, devices, settings.num_nodes, strategy, _precision(settings, accelerator, notices), notices
+        accelerator,
+        devices,
+        settings.num_nodes,
+        strategy,
+        _precision(settings, accelerator, notices),
+        choose_cluster(settings),
+        notices,
     )
 
 
@@ -74,10 +87,7 @@ def _strategy(settings: Settings, accelerator: str) -> str:
         raise VLMoError(
             f"strategy={strategy!r}: Lightning has no such strategy; leave it at auto, or name one such as ddp or fsdp"
         )
-    if strategy == "auto" and settings.devices * settings.num_nodes > 1:
-        # some parameters get no gradient: positions that base and large keep unused, heads of other objectives
-        return "ddp_find_unused_parameters_true"
-    return strategy
+    return "ddp" if strategy == "auto" and settings.devices * settings.num_nodes > 1 else strategy
 
 
 def _precision(settings: Settings, accelerator: str, notices: list[str]) -> Any:

@@ -29,6 +29,7 @@ from vlmo.training.names import names_in_use
 from vlmo.training.predictions import NLVR2Predictions, VQAPredictions
 from vlmo.training.results import results
 from vlmo.training.retrieval import RetrievalEvaluation
+from vlmo.training.strategy import build_strategy
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +70,7 @@ def run(config: Mapping[str, Any]) -> dict[str, float]:
     model.answers, model.vocabulary = answers, vocabulary
     if resume:
         check_resume(Path(resume), model)
-    trainer = build_trainer(settings, environment, datamodule, answers)
+    trainer = build_trainer(settings, environment, datamodule, model, answers)
     if settings.test_only:
         _warn_of_resizing(model, settings)
     if trainer.is_global_zero:
@@ -110,7 +111,11 @@ def _measured(trainer: pl.Trainer) -> dict[str, float]:
 
 
 def build_trainer(
-    settings: Settings, environment: Environment, datamodule: MTDataModule, answers: list[str] | None = None
+    settings: Settings,
+    environment: Environment,
+    datamodule: MTDataModule,
+    model: VLMo,
+    answers: list[str] | None = None,
 ) -> pl.Trainer:
     """Lightning's Trainer with this project's loggers and callbacks; `answers` are those of the VQA labels."""
     loggers: Any = False
@@ -123,11 +128,13 @@ def build_trainer(
             flush_logs_every_n_steps=settings.log_every_n_steps,
         )
         loggers = [tensorboard, csv]
+    strategy, callbacks = build_strategy(environment.strategy, model)
     return pl.Trainer(
         accelerator=environment.accelerator,
         devices=environment.devices,
         num_nodes=environment.num_nodes,
-        strategy=environment.strategy,
+        strategy=strategy,
+        plugins=environment.cluster,
         precision=environment.precision,
         max_epochs=settings.max_epoch if settings.max_epoch else -1,
         max_steps=settings.max_steps if settings.max_steps else -1,
@@ -141,7 +148,7 @@ def build_trainer(
         use_distributed_sampler=False,  # the data module shares out the samples itself
         enable_model_summary=False,  # ours says more
         logger=loggers,
-        callbacks=_callbacks(settings, datamodule, answers),
+        callbacks=[*callbacks, *_callbacks(settings, datamodule, answers)],
     )
 
 

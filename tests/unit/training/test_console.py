@@ -22,8 +22,11 @@ def test_summary():
     assert lines[0] == "finetune_vqa_base_image480: vlmo_tiny_patch16, losses vqa"
     assert "batch      16 = 4 a device x 1 devices x 1 nodes x 4 accumulated" in lines
     assert "precision 32-true" in text
-    millions = f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M"
-    assert f"parameters {millions}, of which trained {millions}" in lines
+    everything, trained = (
+        f"{sum(p.numel() for p in parameters) / 1e6:.2f} M"
+        for parameters in (model.parameters(), (p for _, p in model.trained_parameters()))
+    )
+    assert f"parameters {everything}, of which trained {trained}" in lines
     assert re.search(r"log_every_n_steps +7\n", text)
     assert not re.search(r"\n +mlm_prob ", text)  # as by default
     rates = re.findall(r"([\d.]+) M in (\d+) tensors: learning rate (\S+), weight decay (\S+)", text)
@@ -33,7 +36,7 @@ def test_summary():
         ("0.0006", "0.01"),
         ("0.0006", "0"),
     ]
-    assert sum(int(tensors) for _, tensors, _, _ in rates) == len(list(model.parameters()))
+    assert sum(int(tensors) for _, tensors, _, _ in rates) == len(model.trained_parameters())
 
 
 def test_summary_of_stage_2_tells_what_is_trained():

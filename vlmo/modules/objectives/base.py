@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics import Metric
 
@@ -39,6 +41,25 @@ class ObjectiveOutput:
     scalars: dict[str, Tensor] = field(default_factory=dict)
 
 
+def mean_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean over the rows of (N, classes) logits; 0, not NaN, and with a gradient of zeros where there is no row."""
+    return F.cross_entropy(logits, labels, reduction="sum") / max(len(labels), 1)
+
+
+def empty_batch(image_size: int, device: torch.device) -> dict[str, Any]:
+    """The fields that the objectives read, without any sample.
+
+    It is what a process computes whose images are all unreadable, because the others wait for its part of every
+    exchange: losses of 0 whose gradients are zeros.
+    """
+    texts = torch.zeros(0, 8, dtype=torch.long, device=device)
+    images = torch.zeros(0, 3, image_size, image_size, device=device)
+    batch: dict[str, Any] = dict.fromkeys(("text_ids", "text_ids_mlm", "text_masks", "text_labels_mlm"), texts)
+    batch |= dict.fromkeys(("image", "image_0", "image_1"), images)
+    batch |= {"vqa_labels": texts[:, :0], "vqa_scores": images[:, 0, 0, :0], "answers": texts[:, 0], "table_name": []}
+    return batch
+
+
 class Objective:
     """Base of all objectives; stateless, one instance a model."""
 
@@ -47,6 +68,8 @@ class Objective:
     headline: ClassVar[tuple[str, ...]]  # metrics whose mean enters `val/the_metric`
     requires: ClassVar[tuple[str, ...]] = ()  # objectives whose output this one reads
     evaluation_heads: ClassVar[tuple[str, ...]] = ()  # heads without which a loaded file cannot be evaluated
+    # what of the model its loss runs through: see `reach.py`
+    paths: ClassVar[tuple[str, ...]]
 
     def heads(self, embed_dim: int, settings: Settings) -> dict[str, nn.Module | nn.Parameter]:
         """Heads by attribute name at the root of VLMo; one that another objective has registered is shared."""

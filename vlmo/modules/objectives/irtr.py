@@ -23,6 +23,7 @@ class IRTR(Objective):
     name = "irtr"
     metrics = ITC.metrics
     headline = ITC.headline
+    paths = ("text", "image")
     evaluation_heads = ("itc_text_proj", "itc_image_proj")
 
     def heads(self, embed_dim: int, settings: Settings) -> dict[str, nn.Module | nn.Parameter]:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlmo.metrics import IGNORE, Accuracy, Mean
 from vlmo.modules.heads import MLMHead
-from vlmo.modules.objectives.base import Batch, Objective, ObjectiveOutput
+from vlmo.modules.objectives.base import Batch, Objective, ObjectiveOutput, mean_cross_entropy
 from vlmo.settings import Settings
 
 if TYPE_CHECKING:
@@ -28,8 +27,8 @@ def masked_word_loss(head: nn.Module, hidden: Tensor, labels: Tensor, weight: fl
     """
     masked = labels != IGNORE
     logits, labels = head(hidden[masked]), labels[masked]  # (M, vocabulary), (M,)
-    # sum / max(M, 1): a batch without a masked token (possible without whole-word masking) has loss 0, not NaN
-    loss = F.cross_entropy(logits.float(), labels, reduction="sum") / max(len(labels), 1)
+    # (a batch may have no masked token, without whole-word masking)
+    loss = mean_cross_entropy(logits.float(), labels)
     return ObjectiveOutput(
         loss=weight * loss,
         outputs={"logits": logits, "labels": labels},
@@ -43,6 +42,7 @@ class MLM(Objective):
     name = "mlm"
     metrics = {"loss": Mean, "accuracy": Accuracy}
     headline = ("accuracy",)
+    paths: ClassVar[tuple[str, ...]] = ("pair",)
 
     def heads(self, embed_dim: int, settings: Settings) -> dict[str, nn.Module | nn.Parameter]:
         return {"mlm_score": MLMHead(embed_dim, settings.vocab_size)}

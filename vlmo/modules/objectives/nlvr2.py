@@ -32,6 +32,7 @@ class NLVR2(Objective):
     }
     headline = ("dev/accuracy",)
     evaluation_heads = ("nlvr2_classifier",)
+    paths = ("pair", "pooler")
 
     def heads(self, embed_dim: int, settings: Settings) -> dict[str, nn.Module | nn.Parameter]:
         return {"nlvr2_classifier": classifier(2 * embed_dim, 2 * embed_dim, 2)}
@@ -44,11 +45,11 @@ class NLVR2(Objective):
         logits = model.nlvr2_classifier(torch.cat(pooled.chunk(2), dim=1))
         labels = torch.as_tensor(batch["answers"], device=logits.device).long()
         losses = F.cross_entropy(logits.float(), labels, reduction="none")
-        output = ObjectiveOutput(loss=losses.mean(), outputs={"logits": logits, "labels": labels})
+        output = ObjectiveOutput(loss=losses.sum() / max(len(losses), 1), outputs={"logits": logits, "labels": labels})
         if model.training:
             output.updates = _measure("", losses, logits, labels)
         else:  # validation and test tables come in one loader
-            dev = torch.tensor(["dev" in name for name in batch["table_name"]], device=logits.device)
+            dev = torch.tensor(["dev" in name for name in batch["table_name"]], dtype=torch.bool, device=logits.device)
             for split, rows in (("dev/", dev), ("test/", ~dev)):
                 output.updates |= _measure(split, losses[rows], logits[rows], labels[rows])
         return output

@@ -16,6 +16,7 @@ class TextMLM(MLM):
     """Words of a text from the rest of it, through the language experts."""
 
     name = "textmlm"
+    paths = ("text",)
 
     def compute(self, model: VLMo, batch: Batch, done: Mapping[str, ObjectiveOutput]) -> ObjectiveOutput:
         hidden = model.infer_text(batch, mask_text=True, vl_branch=False)["text_feats"]

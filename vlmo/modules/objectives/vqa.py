@@ -48,6 +48,7 @@ class VQA(Objective):
     metrics = {"loss": Mean, "score": VQAScore}
     headline = ("score",)
     evaluation_heads = ("vqa_classifier",)
+    paths = ("pair", "pooler")
 
     def heads(self, embed_dim: int, settings: Settings) -> dict[str, nn.Module | nn.Parameter]:
         return {"vqa_classifier": classifier(embed_dim, 2 * embed_dim, settings.vqav2_label_size)}
@@ -66,5 +67,5 @@ class VQA(Objective):
 
 
 def answer_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """(B, answers) both; mean over all elements times the number of answers, as published."""
-    return F.binary_cross_entropy_with_logits(logits.float(), targets) * logits.shape[1]
+    """(B, answers) both; mean over all elements times the number of answers, as published; 0 without any question."""
+    return F.binary_cross_entropy_with_logits(logits.float(), targets, reduction="sum") / max(len(logits), 1)
