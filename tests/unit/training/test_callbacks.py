@@ -30,7 +30,7 @@ def test_few_unreadable_images_are_counted_and_listed(trainer, tmp_path, caplog)
     named = [record.message for record in caplog.records if "left out: coco" in record.message]
     assert len(named) == 5  # the others would fill the screen
     with caplog.at_level(logging.WARNING):
-        callback.on_train_epoch_end(trainer, None)
+        callback.on_train_epoch_end(trainer, SimpleNamespace(device="cpu"))
     assert "train: 8 samples left out, their images cannot be decoded" in caplog.text
     assert len((tmp_path / "run" / "unreadable_images.txt").read_text().splitlines()) == 8
 
