@@ -13,7 +13,7 @@ import torch
 
 from vlmo.training.runner import run
 
-TIMEOUT = 240  # seconds
+TIMEOUT = 60  # seconds
 
 
 def in_processes(work: Callable[[int], Any], folder: Path, world: int = 2, seconds: float = 60) -> list[Any]:
@@ -60,9 +60,9 @@ def _run(rank: int, world: int, port: int, config: Mapping[str, Any], folder: Pa
         torch.save(run(config), folder / f"{rank}.pt")
     except BaseException:
         (folder / f"{rank}.txt").write_text(traceback.format_exc())
-    finally:
-        if torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
+        os._exit(1)  # the others see that it is gone
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def run_on(world: int, config: Mapping[str, Any], folder: Path) -> list[dict[str, float]]:

@@ -131,3 +131,54 @@ def test_processes_and_sizes_of_batches_change_nothing(task, evaluate):
 @pytest.mark.parametrize("task", TASKS)
 def test_processes_and_sizes_of_batches_change_nothing_in_the_whole_grid(task, evaluate):
     assert_same(task, evaluate, [(world, size) for size in (1, 7, 32) for world in (1, 2, 3)])
+
+
+# --- retrieval from stage 3 -------------------------------------------------------------------------------------------
+
+
+def test_zero_shot_retrieval_is_the_same_from_both_named_configs(evaluate):
+    fine_tuning, _ = evaluate(IRTR, "stage3", 1, 7)
+    pretraining, _ = evaluate(STAGE3, "stage3", 1, 7, datasets=["coco"], get_recall_metric=True)
+    for prefix in ("recalls/", "recalls/val_"):
+        for name in RECALLS:
+            assert fine_tuning[prefix + name] == pretraining[prefix + name]
+
+
+def test_ranking_anew_by_the_head_of_the_file(evaluate, place):
+    options = {"get_recall_metric": True, "get_recall_rerank_metric": True, "k_test": 4}
+    found, _ = evaluate(IRTR, "stage3", 1, 7, **options)
+    same, _ = evaluate(STAGE3, "stage3", 2, 5, datasets=["coco"], **options)
+    for name in RECALLS:
+        assert found[f"recalls/rerank_{name}"] == same[f"recalls/rerank_{name}"]
+    assert found["recalls/rerank_ir_r1"] != found["recalls/ir_r1"]
+    assert found["recalls/rerank_ir_r10"] == found["recalls/ir_r10"]  # beyond the candidates nothing moves
+    with pytest.raises(AssertionError, match=r"irtr.pt: lacks itm_score, which this task needs; give a checkpoint"):
+        evaluate(IRTR, "irtr", 1, 7, **options)
+
+
+def test_the_head_stays_with_a_model_that_is_fine_tuned_to_rank(place, micro, tmp_path):
+    tables.write_captions(place, "coco_caption_karpathy_train", rows=4)
+    options = {"data_root": str(place), "tokenizer": str(place / "vocab.txt"), "model_arch": micro, "max_steps": 1}
+    options |= {"get_recall_rerank_metric": True, "k_test": 2, "load_path": str(place / "stage3.pt")}
+    (found,) = run_on(1, tiny.config(IRTR, **options, log_dir=str(tmp_path / "log")), tmp_path / "results")
+    assert "recalls/val_rerank_tr_r1" in found
+    (last,) = tmp_path.glob("log/*/version_0/checkpoints/last.ckpt")
+    before, after = (torch.load(path, weights_only=True) for path in (place / "stage3.pt", last))
+    assert torch.equal(after["state_dict"]["itm_score.fc.weight"], before["itm_score.fc.weight"])
+
+
+# --- images that cannot be decoded ------------------------------------------------------------------------------------
+
+
+def test_every_question_has_an_answer_also_of_a_damaged_image(evaluate, place, tmp_path, monkeypatch):
+    monkeypatch.setattr("vlmo.training.callbacks.MAX_FAILED_SHARE", 0.2)  # 6 of 31 questions
+    write_vqa(tmp_path, damaged=(3, 6))
+    _, whole = evaluate(VQA, "vqa", 1, 7)
+    for world, size in ((1, 7), (3, 2)):
+        _, files = evaluate(VQA, "vqa", world, size, root=tmp_path)
+        answers, expected = (
+            {row["question_id"]: row["answer"] for row in json.loads(each["vqa_submit_vqa.json"])}
+            for each in (files, whole)
+        )
+        assert answers == {number: "" if number // 100 in (3, 6) else expected[number] for number in expected}
+        assert len(answers) == 31

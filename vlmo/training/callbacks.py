@@ -6,10 +6,11 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 
-from vlmo.distributed import world_size
+from vlmo.distributed import rank, sum_over_processes, world_size
 from vlmo.errors import VLMoError
 
 log = logging.getLogger(__name__)
@@ -26,6 +27,11 @@ class UnreadableImages(Callback):
 
     def __init__(self) -> None:
         self.failed: Counter[str] = Counter()
+        self.folder: Path | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        # here, as it takes all processes to ask for it; (without loggers it is the working directory)
+        self.folder = Path(str(trainer.log_dir)) if trainer.loggers else None
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.failed.pop("train", None)
@@ -34,31 +40,35 @@ class UnreadableImages(Callback):
         self.failed.pop("val", None)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        self._count("train", batch, trainer.train_dataloader, trainer)
+        self._count("train", batch, trainer.train_dataloader)
 
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        self._count("val", batch, trainer.val_dataloaders, trainer)
+        self._count("val", batch, trainer.val_dataloaders)
 
     def on_test_batch_end(
         self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        self._count("test", batch, trainer.test_dataloaders, trainer)
+        self._count("test", batch, trainer.test_dataloaders)
 
-    def _count(self, phase: str, batch: Any, loader: Any, trainer: Trainer) -> None:
+    def _count(self, phase: str, batch: Any, loader: Any) -> None:
         skipped = batch.get("skipped")
         if not skipped:
             return
         for line in skipped[: max(SHOWN - self.failed[phase], 0)]:
             log.warning(f"left out: {line}")
         self.failed[phase] += len(skipped)
-        if trainer.loggers:  # (without, Lightning's log_dir is the working directory)
-            folder = Path(str(trainer.log_dir))
-            folder.mkdir(parents=True, exist_ok=True)
-            with (folder / "unreadable_images.txt").open("a") as listing:
+        if self.folder:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with (self.folder / "unreadable_images.txt").open("a") as listing:
                 listing.writelines(f"{phase}: {line}\n" for line in skipped)
-        failed, total = self.failed[phase], math.ceil(len(loader.dataset) / world_size())  # of this process
+        total = len(loader.dataset)
+        if phase == "train":  # each process has a share that is like the others'; of an evaluation, see below
+            total = math.ceil(total / world_size())
+        self._judge(phase, self.failed[phase], total)
+
+    def _judge(self, phase: str, failed: int, total: int) -> None:
         if failed > MAX_FAILED_SHARE * total:
             raise VLMoError(
                 f"{failed} of {total} {phase} samples have images that cannot be decoded, more than "
@@ -66,17 +76,24 @@ class UnreadableImages(Callback):
             )
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._report("train")
+        self._report("train", pl_module)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._report("val")
+        failed = self._report("val", pl_module)
+        if failed:
+            self._judge("val", failed, len(trainer.val_dataloaders.dataset))  # type: ignore[union-attr]
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._report("test")
+        failed = self._report("test", pl_module)
+        if failed:
+            self._judge("test", failed, len(trainer.test_dataloaders.dataset))  # type: ignore[union-attr]
 
-    def _report(self, phase: str) -> None:
-        if self.failed[phase]:
-            log.warning(f"{phase}: {self.failed[phase]} samples left out, their images cannot be decoded")
+    def _report(self, phase: str, pl_module: LightningModule) -> int:
+        """How many failed on all processes together."""
+        failed = int(sum_over_processes(torch.tensor(self.failed[phase], device=pl_module.device)))
+        if failed and rank() == 0:
+            log.warning(f"{phase}: {failed} samples left out, their images cannot be decoded")
+        return failed
 
 
 class LastCheckpoint(Callback):

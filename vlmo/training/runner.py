@@ -89,8 +89,8 @@ def run(config: Mapping[str, Any]) -> dict[str, float]:
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             for path in callback.written if isinstance(callback, VQAPredictions | NLVR2Predictions) else ():
                 print(f"  predictions: {path}", flush=True)
-        if trainer.loggers and not settings.test_only:
-            print(f"  logs and checkpoints: {trainer.log_dir}", flush=True)
+        if trainer.logger and not settings.test_only:  # (not trainer.log_dir, which waits for the other processes)
+            print(f"  logs and checkpoints: {trainer.logger.log_dir}", flush=True)
     return measured
 
 
@@ -224,8 +224,8 @@ def check_log_dir(settings: Settings) -> None:
 
 def _save_settings(settings: Settings, trainer: pl.Trainer) -> None:
     """The resolved settings as JSON beside the checkpoints."""
-    if trainer.is_global_zero and trainer.log_dir and not settings.fast_dev_run:
-        folder = Path(trainer.log_dir)
+    if trainer.is_global_zero and trainer.logger:
+        folder = Path(str(trainer.logger.log_dir))
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "settings.json").write_text(json.dumps(settings.model_dump(mode="json"), indent=2) + "\n")
 
@@ -239,6 +239,7 @@ def _quieten() -> None:
         ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
         ".*Total length of `list` across ranks is zero.*",  # a data set without validation
         ".*The dirpath has changed from .*",  # a resumed run has a folder of its own
+        ".*It is recommended to use `self.log.*sync_dist=True.*",  # metrics come reduced over the processes
         ".*number of training batches .* smaller than the logging interval.*",
     ):
         warnings.filterwarnings("ignore", pattern)

@@ -88,8 +88,24 @@ def test_where_all_match_alike_nothing_is_found(sides):
 def test_candidates_are_the_first(sides):
     images, texts = sides
     scores = texts.features @ images.features.t()
-    assert torch.equal(candidates(texts, images, 2), scores.topk(2).indices)
-    assert candidates(texts, images, 99).shape == (15, 4)
+    found = candidates(texts, images, 2)
+    assert torch.equal(found[:, :2], scores.topk(2).indices)
+    assert (found[:, 2:] == -1).all()
+    assert candidates(texts, images, 99).sort().values.tolist() == [[0, 1, 2, 3]] * 15
+
+
+def test_what_ties_with_the_last_candidate_is_one_too():
+    owner = torch.arange(6)
+    query = Encoded(torch.eye(3)[:1], owner[:1], owner[:1])
+    items = Encoded(
+        torch.tensor([[0.3, 1, 0], [0.5, 0, 0], [0.3 + 2e-7, 0, 0], [0.9, 0, 0], [0.2, 0, 0], [0.3, 0, 1]]),
+        owner,
+        owner,
+    )
+    assert candidates(query, items, 3)[0].sort().values.tolist() == [-1, 0, 1, 2, 3, 5]
+    assert candidates(query, items, 2)[0].tolist() == [3, 1, -1, -1]
+    alike = items._replace(features=torch.ones(6, 3))
+    assert (candidates(query, alike, 2) >= 0).sum() == 4
 
 
 def test_scores_are_those_of_the_head():

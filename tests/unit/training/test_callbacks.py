@@ -23,6 +23,7 @@ def skipped(number, first=0):
 
 def test_few_unreadable_images_are_counted_and_listed(trainer, tmp_path, caplog):
     callback = UnreadableImages()
+    callback.setup(trainer, None, "fit")
     callback.on_train_epoch_start(trainer, None)
     for first in (0, 4):
         callback.on_train_batch_end(trainer, None, None, skipped(4, first), 0)
@@ -30,7 +31,7 @@ def test_few_unreadable_images_are_counted_and_listed(trainer, tmp_path, caplog)
     named = [record.message for record in caplog.records if "left out: coco" in record.message]
     assert len(named) == 5  # the others would fill the screen
     with caplog.at_level(logging.WARNING):
-        callback.on_train_epoch_end(trainer, None)
+        callback.on_train_epoch_end(trainer, SimpleNamespace(device="cpu"))
     assert "train: 8 samples left out, their images cannot be decoded" in caplog.text
     assert len((tmp_path / "run" / "unreadable_images.txt").read_text().splitlines()) == 8
 
@@ -55,5 +56,18 @@ def test_each_pass_and_phase_counts_anew(trainer):
 def test_without_a_run_folder_nothing_is_written(trainer, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     trainer.log_dir, trainer.loggers = str(tmp_path), []  # as Lightning's is with fast_dev_run
-    UnreadableImages().on_train_batch_end(trainer, None, None, skipped(2), 0)
+    callback = UnreadableImages()
+    callback.setup(trainer, None, "fit")
+    callback.on_train_batch_end(trainer, None, None, skipped(2), 0)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_evaluation_is_judged_as_a_whole(trainer):
+    callback = UnreadableImages()
+    module = SimpleNamespace(device="cpu")
+    callback.on_test_batch_end(trainer, None, None, skipped(10), 0)
+    callback.on_test_epoch_end(trainer, module)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("vlmo.training.callbacks.sum_over_processes", lambda failed: failed + 1)  # on another process
+        with pytest.raises(VLMoError, match="11 of 1000 test samples"):
+            callback.on_test_epoch_end(trainer, module)
