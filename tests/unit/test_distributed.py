@@ -119,7 +119,6 @@ def test_shorter_rows_are_padded(results):
     assert torch.equal(results[0]["texts"], torch.cat([padded, long]))
     assert torch.equal(results[1]["texts"], torch.cat([long, padded]))
 
-
     assert torch.equal(results[1]["stacked"], torch.cat([long, padded])[:, None].expand(-1, 2, -1))
 
 

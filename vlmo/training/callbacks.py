@@ -28,6 +28,11 @@ class UnreadableImages(Callback):
 
     def __init__(self) -> None:
         self.failed: Counter[str] = Counter()
+        self.folder: Path | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        # here, as it takes all processes to ask for it; (without loggers it is the working directory)
+        self.folder = Path(str(trainer.log_dir)) if trainer.loggers else None
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.failed.pop("train", None)
@@ -36,29 +41,28 @@ class UnreadableImages(Callback):
         self.failed.pop("val", None)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        self._count("train", batch, trainer.train_dataloader, trainer)
+        self._count("train", batch, trainer.train_dataloader)
 
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        self._count("val", batch, trainer.val_dataloaders, trainer)
+        self._count("val", batch, trainer.val_dataloaders)
 
     def on_test_batch_end(
         self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        self._count("test", batch, trainer.test_dataloaders, trainer)
+        self._count("test", batch, trainer.test_dataloaders)
 
-    def _count(self, phase: str, batch: Any, loader: Any, trainer: Trainer) -> None:
+    def _count(self, phase: str, batch: Any, loader: Any) -> None:
         skipped = batch.get("skipped")
         if not skipped:
             return
         for line in skipped[: max(SHOWN - self.failed[phase], 0)]:
             log.warning(f"left out: {line}")
         self.failed[phase] += len(skipped)
-        if trainer.loggers:  # (without, Lightning's log_dir is the working directory)
-            folder = Path(str(trainer.log_dir))
-            folder.mkdir(parents=True, exist_ok=True)
-            with (folder / "unreadable_images.txt").open("a") as listing:
+        if self.folder:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with (self.folder / "unreadable_images.txt").open("a") as listing:
                 listing.writelines(f"{phase}: {line}\n" for line in skipped)
         failed, total = self.failed[phase], math.ceil(len(loader.dataset) / world_size())  # of this process
         if failed > MAX_FAILED_SHARE * total:
@@ -120,6 +124,7 @@ class LastCheckpoint(Callback):
         checkpoints = trainer.checkpoint_callback
         assert isinstance(checkpoints, ModelCheckpoint)
         path = Path(str(checkpoints.dirpath)) / "last.ckpt"
-        if trainer.global_step != pl_module.validated_at or not path.exists():
+        # the first process decides for all: to save takes all, and another node may not see the file
+        if trainer.strategy.broadcast(trainer.global_step != pl_module.validated_at or not path.exists()):
             trainer.save_checkpoint(path)
             checkpoints.save_last = False  # where it has saved none itself, it would now write a second, last-v1.ckpt

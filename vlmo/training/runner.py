@@ -28,6 +28,7 @@ from vlmo.training.environment import Environment, choose_environment
 from vlmo.training.names import names_in_use
 from vlmo.training.retrieval import RetrievalEvaluation
 from vlmo.training.strategy import build_strategy
+from vlmo.training.watch import ProcessWatch, explain
 
 log = logging.getLogger(__name__)
 
@@ -73,18 +74,21 @@ def run(config: Mapping[str, Any]) -> dict[str, float]:
     if trainer.is_global_zero:
         print(summary(settings, environment, model), flush=True)
 
-    if settings.test_only:
-        trainer.test(model, datamodule=datamodule, verbose=False)
-    else:
-        _save_settings(settings, trainer)
-        trainer.fit(model, datamodule=datamodule, ckpt_path=resume)
-        if trainer.global_step != model.validated_at and datamodule.has_validation:
-            trainer.validate(model, datamodule=datamodule, verbose=False)  # training ended between two validations
+    try:
+        if settings.test_only:
+            trainer.test(model, datamodule=datamodule, verbose=False)
+        else:
+            _save_settings(settings, trainer)
+            trainer.fit(model, datamodule=datamodule, ckpt_path=resume)
+            if trainer.global_step != model.validated_at and datamodule.has_validation:
+                trainer.validate(model, datamodule=datamodule, verbose=False)  # training ended between two validations
+    except RuntimeError as error:
+        raise explain(error, trainer) from error
     measured = {name: float(value) for name, value in trainer.callback_metrics.items()}
     if trainer.is_global_zero:
         print(results(settings, measured), flush=True)
-        if trainer.loggers and not settings.test_only:
-            print(f"  logs and checkpoints: {trainer.log_dir}", flush=True)
+        if trainer.logger and not settings.test_only:  # (not trainer.log_dir, which waits for the other processes)
+            print(f"  logs and checkpoints: {trainer.logger.log_dir}", flush=True)
     return measured
 
 
@@ -131,7 +135,7 @@ def build_trainer(
 
 
 def _callbacks(settings: Settings, datamodule: MTDataModule, answers: list[str] | None) -> list[Callback]:
-    callbacks: list[Callback] = [UnreadableImages()]
+    callbacks: list[Callback] = [ProcessWatch(), UnreadableImages()]
     if settings.get_recall_metric:
         callbacks.append(RetrievalEvaluation())
     if settings.test_only and answers is not None:
@@ -201,8 +205,8 @@ def _check_log_dir(settings: Settings) -> None:
 
 def _save_settings(settings: Settings, trainer: pl.Trainer) -> None:
     """The resolved settings as JSON beside the checkpoints."""
-    if trainer.is_global_zero and trainer.log_dir and not settings.fast_dev_run:
-        folder = Path(trainer.log_dir)
+    if trainer.is_global_zero and trainer.logger:
+        folder = Path(str(trainer.logger.log_dir))
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "settings.json").write_text(json.dumps(settings.model_dump(mode="json"), indent=2) + "\n")
 
@@ -216,6 +220,7 @@ def _quieten() -> None:
         ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
         ".*Total length of `list` across ranks is zero.*",  # a data set without validation
         ".*The dirpath has changed from .*",  # a resumed run has a folder of its own
+        ".*It is recommended to use `self.log.*sync_dist=True.*",  # metrics come reduced over the processes
         ".*number of training batches .* smaller than the logging interval.*",
     ):
         warnings.filterwarnings("ignore", pattern)

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import torch
 import torch.distributed as dist
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.strategies import DDPStrategy, FSDPStrategy, Strategy
@@ -20,9 +19,7 @@ class ShardedBlocks(FSDPStrategy):
     """
 
     def __init__(self, model: nn.Module, **options: Any) -> None:
-        super().__init__(
-            auto_wrap_policy={Block}, state_dict_type="full", ignored_states=_scalars(model), **options
-        )
+        super().__init__(auto_wrap_policy={Block}, state_dict_type="full", ignored_states=_scalars(model), **options)
 
 
 class ScalarGradients(Callback):

@@ -26,6 +26,7 @@ def skipped(number, first=0):
 
 def test_few_unreadable_images_are_counted_and_listed(trainer, tmp_path, caplog):
     callback = UnreadableImages()
+    callback.setup(trainer, None, "fit")
     callback.on_train_epoch_start(trainer, None)
     for first in (0, 4):
         callback.on_train_batch_end(trainer, None, None, skipped(4, first), 0)
@@ -58,7 +59,9 @@ def test_each_pass_and_phase_counts_anew(trainer):
 def test_without_a_run_folder_nothing_is_written(trainer, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     trainer.log_dir, trainer.loggers = str(tmp_path), []  # as Lightning's is with fast_dev_run
-    UnreadableImages().on_train_batch_end(trainer, None, None, skipped(2), 0)
+    callback = UnreadableImages()
+    callback.setup(trainer, None, "fit")
+    callback.on_train_batch_end(trainer, None, None, skipped(2), 0)
     assert list(tmp_path.iterdir()) == []
 
 
