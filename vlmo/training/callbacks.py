@@ -103,6 +103,7 @@ class LastCheckpoint(Callback):
         checkpoints = trainer.checkpoint_callback
         assert isinstance(checkpoints, ModelCheckpoint)
         path = Path(str(checkpoints.dirpath)) / "last.ckpt"
-        if trainer.global_step != pl_module.validated_at or not path.exists():
+        # the first process decides for all: to save takes all, and another node may not see the file
+        if trainer.strategy.broadcast(trainer.global_step != pl_module.validated_at or not path.exists()):
             trainer.save_checkpoint(path)
             checkpoints.save_last = False  # where it has saved none itself, it would now write a second, last-v1.ckpt

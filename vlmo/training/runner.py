@@ -30,6 +30,7 @@ from vlmo.training.predictions import NLVR2Predictions, VQAPredictions
 from vlmo.training.results import results
 from vlmo.training.retrieval import RetrievalEvaluation
 from vlmo.training.strategy import build_strategy
+from vlmo.training.watch import ProcessWatch, explain
 
 log = logging.getLogger(__name__)
 
@@ -76,14 +77,13 @@ def run(config: Mapping[str, Any]) -> dict[str, float]:
     if trainer.is_global_zero:
         print(summary(settings, environment, model), flush=True)
 
-    if settings.test_only:
-        measured = _evaluate(settings, trainer, model, datamodule)
-    else:
-        _save_settings(settings, trainer)
-        trainer.fit(model, datamodule=datamodule, ckpt_path=resume)
-        if trainer.global_step != model.validated_at and datamodule.has("val"):
-            trainer.validate(model, datamodule=datamodule, verbose=False)  # training ended between two validations
-        measured = _measured(trainer)
+    try:
+        if settings.test_only:
+            measured = _evaluate(settings, trainer, model, datamodule)
+        else:
+            measured = _train(settings, trainer, model, datamodule, resume)
+    except RuntimeError as error:
+        raise explain(error, trainer) from error
     if trainer.is_global_zero:
         print(results(settings, measured), flush=True)
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
@@ -92,6 +92,17 @@ def run(config: Mapping[str, Any]) -> dict[str, float]:
         if trainer.logger and not settings.test_only:  # (not trainer.log_dir, which waits for the other processes)
             print(f"  logs and checkpoints: {trainer.logger.log_dir}", flush=True)
     return measured
+
+
+def _train(
+    settings: Settings, trainer: pl.Trainer, model: VLMo, datamodule: MTDataModule, resume: str | None
+) -> dict[str, float]:
+    """The numbers of the last step and the last validation."""
+    _save_settings(settings, trainer)
+    trainer.fit(model, datamodule=datamodule, ckpt_path=resume)
+    if trainer.global_step != model.validated_at and datamodule.has("val"):
+        trainer.validate(model, datamodule=datamodule, verbose=False)  # training ended between two validations
+    return _measured(trainer)
 
 
 def _evaluate(settings: Settings, trainer: pl.Trainer, model: VLMo, datamodule: MTDataModule) -> dict[str, float]:
@@ -153,7 +164,7 @@ def build_trainer(
 
 
 def _callbacks(settings: Settings, datamodule: MTDataModule, answers: list[str] | None) -> list[Callback]:
-    callbacks: list[Callback] = [UnreadableImages()]
+    callbacks: list[Callback] = [ProcessWatch(), UnreadableImages()]
     if settings.get_recall_metric:
         callbacks.append(RetrievalEvaluation(rerank=settings.k_test if settings.get_recall_rerank_metric else 0))
     if settings.test_only and not settings.fast_dev_run:
