@@ -73,6 +73,16 @@ def write_f30k(root: Path) -> None:
         write_captions(root, f"f30k_caption_karpathy_{split}", rows=3, texts=5, first=10 * first)
 
 
+def write_images(root: Path, rows: int = 4) -> None:
+    for stem, first in (("images_train_0", 0), ("images_train_1", 10), ("images_val_0", 20)):
+        columns = {
+            "image": [png(first + row) for row in range(rows)],
+            "image_id": [f"{first + row}.png" for row in range(rows)],
+            "split": [stem.split("_")[1]] * rows,
+        }
+        write_table(root / f"{stem}.arrow", columns)
+
+
 def write_wikibk(root: Path, shards: int = 2) -> None:
     for stem in [*(f"wikibk_train_{shard}" for shard in range(shards)), "wikibk_val_0"]:
         texts = [[f"the dog runs . {'red ' * row}"] for row in range(5)]

@@ -64,6 +64,8 @@ def batch(
         **{name: 2 * torch.rand(size, 3, image_size, image_size, generator=draw) - 1 for name in images},
         "vqa_labels": torch.tensor([[row % 7, (row + 2) % 7] for row in range(size)]),
         "vqa_scores": torch.tensor([[1.0, 0.3]] * size),
+        "patch_mask": torch.arange(size * (image_size // 16) ** 2).reshape(size, -1) % 3 == 0,
+        "visual_tokens": torch.arange(size * (image_size // 16) ** 2).reshape(size, -1) * 100,
         "answers": torch.arange(size) % 2 == 0,
         "table_name": ["nlvr2_dev" if row % 2 else "nlvr2_test1" for row in range(size)],
     }

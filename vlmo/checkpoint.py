@@ -23,7 +23,11 @@ from vlmo.modules.checkpoint_file import read
 from vlmo.modules.metadata import Metadata, contradictions, vocabulary_hash
 from vlmo.modules.pretrained import describe, write_folder
 
-KINDS = {"vlmo": "VLMo", "beit": "BEiT (vision only: stage 2 starts from it)"}
+KINDS = {
+    "vlmo": "VLMo",
+    "stage1": "VLMo after stage 1 (vision only: stage 2 starts from it)",
+    "beit": "BEiT (vision only: stage 2 starts from it)",
+}
 FINE_TUNED = ("vqa", "nlvr2", "irtr")
 NO_HEADS = {  # roots of names that every model has, or that go with a head
     "transformer",
@@ -70,7 +74,7 @@ def show(path: str) -> str:
 
 
 def _stage(kind: str, names: Iterable[str], objectives: Sequence[str]) -> str:
-    if kind == "beit":
+    if kind != "vlmo":
         return "1 (vision)"
     tuned = [name for name in objectives if name in FINE_TUNED]
     if tuned:
@@ -93,7 +97,7 @@ def convert(path: str, out: str, answers: str | None = None, tokenizer: str | No
     target = Path(out)
     file = read(path)
     metadata = describe(file)
-    if file.kind != "vlmo":
+    if file.kind == "beit":
         raise VLMoError(f"{path}: is a BEiT file, not a VLMo model; train stage 2 from it (load_path={path})")
     if target.exists() and (target.is_file() or any(target.iterdir())):
         raise VLMoError(f"{out}: exists; give a new name")

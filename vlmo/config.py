@@ -31,7 +31,7 @@ logging.getLogger("sacred").setLevel(logging.CRITICAL)
 
 def losses(**weights: float) -> dict[str, float]:
     """All loss weights: 0 is off, anything above multiplies the loss (1 = as published)."""
-    off = {"itm": 0, "itc": 0, "mlm": 0, "textmlm": 0, "vqa": 0, "nlvr2": 0, "irtr": 0}
+    off = {"itm": 0, "itc": 0, "mlm": 0, "textmlm": 0, "vqa": 0, "nlvr2": 0, "irtr": 0, "mim": 0}
     return off | weights
 
 
@@ -50,7 +50,7 @@ ex.add_config(
     image_size=224,  # pixels a side, a multiple of the patch (16)
     draw_false_image=0,  # refused above 0: no objective reads false images (ITM draws its negatives from the batch)
     draw_false_text=0,  # refused above 0, likewise
-    image_only=False,  # refused: no objective trains on images alone
+    image_only=False,  # refused: images alone are loss_names.mim, with any set of images
     text_only=False,  # refused: text alone is loss_names.textmlm with the set wikibk
     num_workers=8,  # loader processes a device
     prefetch_factor=2,  # batches that each of them makes ahead
@@ -63,21 +63,30 @@ ex.add_config(
     whole_word_masking=False,
     mlm_prob=0.15,  # share of tokens that are masked
     vqav2_label_size=3129,  # number of VQA answers
+    # --- images alone (stage 1) ----------------------------------------------------------------------------------
+    mim_target="pixels",  # what hidden patches are predicted as: "pixels", or "dalle": codes of DALL-E's tokenizer
+    mim_tokenizer="",  # for "dalle": its encoder.pkl (https://cdn.openai.com/dall-e/encoder.pkl), a local file
+    mim_mask_ratio=0.383,  # share of the patches that are hidden: 75 of 196
     # --- model ---------------------------------------------------------------------------------------------------
     model_arch="vlmo_base_patch16",
     drop_path_rate=0.1,  # stochastic depth of the last block (rises linearly from 0), and dropout of the text embedding
+    shared_ffn=False,  # True: one feed-forward part for every modality instead of experts, to compare with
     load_path="",  # checkpoint to start from: VLMo or BEiT file
     activation_checkpointing=False,  # True: blocks are computed again in the backward pass; "offload": inputs to the CPU
     contrast_gradient="own",  # "exact": over several devices, the gradient of the joint batch (published: of own rows)
+    contrast_cache=False,  # ITC and retrieval contrast all of batch_size, with the memory of per_gpu_batchsize
+    negatives="global",  # of matching, from all pairs that are contrasted; "local": from those of the same pass
     # --- optimizer -----------------------------------------------------------------------------------------------
     optim_type="adamw",  # adamw, adam or sgd
     learning_rate=1e-4,
+    adamw_betas=[0.9, 0.98],
     weight_decay=0.01,
     decay_power=1,  # power of the polynomial decay, or "cosine"
     max_epoch=100,
     max_steps=200000,  # optimizer steps; None: max_epoch decides
     warmup_steps=0.1,  # a fraction of all steps below 1, else a number of steps
     end_lr=0,
+    gradient_clip_val=None,  # longest norm of the gradient; None: it is not clipped
     lr_mult=1,  # learning rate of the VQA and NLVR2 classifiers, as a multiple
     # --- evaluation ----------------------------------------------------------------------------------------------
     test_only=False,  # evaluate load_path, train nothing
@@ -115,6 +124,19 @@ BASE = {"model_arch": "vlmo_base_patch16"}
 BASE_PLUS = {"model_arch": "vlmo_base_plus_patch16"}
 LARGE = {"model_arch": "vlmo_large_patch16"}
 
+STAGE1 = {  # as BEiT
+    "datasets": ["images"],
+    "loss_names": losses(mim=1),
+    "batch_size": 2048,
+    "adamw_betas": [0.9, 0.999],
+    "weight_decay": 0.05,
+    "learning_rate": 1.5e-3,
+    "decay_power": "cosine",
+    "warmup_steps": 10000,
+    "max_epoch": 800,
+    "max_steps": 500000,
+    "gradient_clip_val": 3.0,
+}
 STAGE2 = {
     "datasets": ["wikibk"],
     "loss_names": losses(textmlm=1),
@@ -144,6 +166,11 @@ def named(name: str, *presets: dict[str, Any], **values: Any) -> None:
     # deep copy: presets share lists and dicts, and sacred changes what it is given
     ex.add_named_config(name, copy.deepcopy(merged | values))
 
+
+# --- stage 1: masked image modelling on images alone; a BEiT file is the same, ready made -----------------------------
+named("task_mim_base", STAGE1, BASE)
+named("task_mim_base_plus", STAGE1, BASE_PLUS)
+named("task_mim_large", STAGE1, LARGE)
 
 # --- stage 2: masked language modelling on text, attention frozen -----------------------------------------------------
 named("task_textmlm_base", STAGE2, BASE, learning_rate=2e-4)

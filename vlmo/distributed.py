@@ -4,7 +4,7 @@ Where rows of all processes come together, a process's own come first, then the 
 """
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import accumulate, chain
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 _alone = False
 
@@ -99,6 +99,24 @@ def gather_own_first(
     if not exact_gradient:
         parts = [padded if r == rank() else part.detach() for r, part in enumerate(parts)]
     return torch.cat([parts[r][: shapes[r][0]] for r in _own_first()])
+
+
+def mean_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Replaces the gradients by their means over all processes; one that a process lacks counts as 0 there.
+
+    For steps whose backward passes DistributedDataParallel does not follow.
+    """
+    if world_size() == 1:
+        return
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    device = trained[0].device
+    present = torch.tensor([parameter.grad is not None for parameter in trained], dtype=torch.int32, device=device)
+    dist.all_reduce(present)
+    for parameter, somewhere in zip(trained, present.tolist(), strict=True):
+        if somewhere:
+            gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            dist.all_reduce(gradient)
+            parameter.grad = gradient / world_size()
 
 
 def fetch_rows(

@@ -239,7 +239,9 @@ class Examination:
 
         metadata = self.loaded.metadata if self.loaded else None
         answers, vocabulary = names_in_use(self.settings, self.datamodule, metadata)
-        yield f"{len(vocabulary):,} words" + (f", {len(answers):,} answers" if answers else "")
+        yield (f"{len(vocabulary):,} words" if vocabulary else "no text") + (
+            f", {len(answers):,} answers" if answers else ""
+        )
 
     def resuming(self) -> Iterator[str]:
         from vlmo.training.runner import check_resume, resume_path

@@ -18,7 +18,7 @@ PATCH_SIZE = 16
 REFUSED = {
     "draw_false_image": "no objective reads false images: ITM draws its negatives from the batch",
     "draw_false_text": "no objective reads false texts: ITM draws its negatives from the batch",
-    "image_only": "no objective trains on images alone",
+    "image_only": "images alone are trained with the named config task_mim_base",
     "text_only": "text alone is trained with the named config task_textmlm_base",
 }
 
@@ -66,17 +66,23 @@ class Settings(pydantic.BaseModel):
     whole_word_masking: bool
     mlm_prob: Annotated[float, Field(gt=0, lt=1)]
     vqav2_label_size: PositiveInt
+    mim_target: Literal["pixels", "dalle"] = "pixels"
+    mim_tokenizer: str = ""
+    mim_mask_ratio: Annotated[float, Field(gt=0, lt=1)] = 0.383
     model_arch: str
     drop_path_rate: Share
+    shared_ffn: bool = False
     load_path: str
     optim_type: Literal["adamw", "adam", "sgd"]
     learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    adamw_betas: tuple[Share, Share] = (0.9, 0.98)
     weight_decay: NotNegative
     decay_power: NotNegative | Literal["cosine"]
     max_epoch: PositiveInt | None
     max_steps: PositiveInt | None
     warmup_steps: NotNegative
     end_lr: NotNegative
+    gradient_clip_val: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     lr_mult: NotNegative
     test_only: bool
     get_recall_metric: bool
@@ -90,6 +96,8 @@ class Settings(pydantic.BaseModel):
     log_every_n_steps: PositiveInt = 50
     contrast_gradient: Literal["own", "exact"] = "own"
     activation_checkpointing: bool | Literal["offload"] = False
+    contrast_cache: bool = False
+    negatives: Literal["global", "local"] = "global"
     per_gpu_batchsize: PositiveInt
     num_gpus: Count | Annotated[tuple[Count, ...], Field(min_length=1)]
     num_nodes: PositiveInt
@@ -155,6 +163,11 @@ class Settings(pydantic.BaseModel):
         return max(self.batch_size // self.pairs_per_pass, 1)
 
     @property
+    def training_batch(self) -> int:
+        """Samples that a device loads at a time: with `contrast_cache` all of an optimizer step."""
+        return self.per_gpu_batchsize * (self.accumulation if self.contrast_cache else 1)
+
+    @property
     def run_name(self) -> str:
         """Folder of the run within `log_dir`."""
         return f"{self.exp_name}_seed{self.seed}_from_{Path(self.load_path).stem}"
@@ -207,8 +220,12 @@ def _losses(s: Settings) -> list[str]:
         problems.append(
             "loss_names.itm: hard negatives are drawn by the contrastive similarities; set loss_names.itc=1 too"
         )
+    if "mim" in s.active and len(s.active) > 1:
+        problems.append("loss_names.mim: trains on images without texts, so no other loss can be on beside it")
     if "textmlm" in s.active and len(s.active) > 1:
         problems.append("loss_names.textmlm: trains on text without images, so no other loss can be on beside it")
+    if "textmlm" in s.active and s.shared_ffn:
+        problems.append("shared_ffn=True: stage 2 trains the language experts, and without experts there are none")
     if {"itc", "irtr"} <= set(s.active):
         problems.append("loss_names: itc and irtr share their heads; switch one of them off")
     return problems
@@ -228,6 +245,19 @@ def _data(s: Settings) -> list[str]:
             "group_by_length=True: is for textmlm; beside an image a text's padding costs little, and contrast and "
             "negatives would come from texts of one length"
         )
+    if "mim" not in s.active and "images" in s.datasets:
+        problems.append(f"datasets={list(s.datasets)}: images has no texts; it is for mim only")
+    return problems
+
+
+def _contrast_cache(s: Settings) -> list[str]:
+    if not s.contrast_cache:
+        return []
+    problems = []
+    if not {"itc", "irtr"} & set(s.active):
+        problems.append("contrast_cache=True: is for contrast; it needs loss_names.irtr or itc")
+    if s.use_sharded_training or not s.strategy.startswith(("auto", "ddp")):
+        problems.append("contrast_cache=True: exchanges whole gradients; with it use strategy=auto and no sharding")
     return problems
 
 
@@ -236,6 +266,12 @@ def _image_size(s: Settings) -> list[str]:
         return []
     near = max(round(s.image_size / PATCH_SIZE), 1) * PATCH_SIZE
     return [f"image_size={s.image_size}: must be a multiple of the patch size {PATCH_SIZE}; the nearest is {near}"]
+
+
+def _image_target(s: Settings) -> list[str]:
+    if "mim" in s.active and s.mim_target == "dalle" and not s.mim_tokenizer:
+        return ["mim_target=dalle: needs DALL-E's tokenizer; give its encoder.pkl with mim_tokenizer=FILE"]
+    return []
 
 
 def _text_length(s: Settings) -> list[str]:
@@ -315,9 +351,11 @@ def _evaluation(s: Settings) -> list[str]:
 
 
 _RULES: tuple[tuple[tuple[str, ...], Callable[[Settings], list[str]]], ...] = (
-    (("loss_names",), _losses),
+    (("loss_names", "shared_ffn"), _losses),
     (("loss_names", "datasets", "group_by_length"), _data),
     (("image_size",), _image_size),
+    (("loss_names", "contrast_cache", "use_sharded_training", "strategy"), _contrast_cache),
+    (("loss_names", "mim_target", "mim_tokenizer"), _image_target),
     (("max_text_len", "max_text_len_of_initckpt"), _text_length),
     (("batch_size", "per_gpu_batchsize", "num_gpus", "num_nodes", "loss_names", "test_only"), _batch),
     (("max_steps", "max_epoch"), _length),

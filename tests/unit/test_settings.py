@@ -11,8 +11,8 @@ from vlmo.settings import Settings
 
 KNOWN = {
     "architectures": ["vlmo_base_patch16", "vlmo_tiny_patch16"],
-    "datasets": ["coco", "vg", "sbu", "gcc", "wikibk", "vqa", "nlvr2", "f30k"],
-    "losses": ["mlm", "textmlm", "itm", "itc", "irtr", "vqa", "nlvr2"],
+    "datasets": ["coco", "vg", "sbu", "gcc", "wikibk", "vqa", "nlvr2", "f30k", "images"],
+    "losses": ["mlm", "textmlm", "itm", "itc", "irtr", "vqa", "nlvr2", "mim"],
 }
 
 
@@ -103,6 +103,21 @@ BAD = {
     "text set for pairs": ({"datasets": ["coco", "wikibk"]}, "wikibk has no images"),
     "pairs for text": ({"loss_names": losses(textmlm=1), "datasets": ["coco"]}, r"trains on \['wikibk'\] only"),
     "vqa on pairs": ({"loss_names": losses(vqa=1), "datasets": ["vqa", "coco"]}, r"trains on \['vqa'\] only"),
+    "mim and itc": ({"loss_names": losses(mim=1, itc=1)}, "loss_names.mim: trains on images without texts"),
+    "images for pairs": ({"datasets": ["coco", "images"]}, "images has no texts; it is for mim only"),
+    "text for images": ({"loss_names": losses(mim=1), "datasets": ["wikibk"]}, "wikibk has no images"),
+    "no tokenizer of images": ({"loss_names": losses(mim=1), "mim_target": "dalle"}, "with mim_tokenizer=FILE"),
+    "unknown target": ({"mim_target": "vqgan"}, "input should be 'pixels' or 'dalle'"),
+    "hides all": ({"mim_mask_ratio": 1}, "mim_mask_ratio=1: "),
+    "betas": ({"adamw_betas": [0.9, 1.0]}, "adamw_betas="),
+    "clips to nothing": ({"gradient_clip_val": 0}, "gradient_clip_val=0: "),
+    "cache without contrast": ({"contrast_cache": True, "loss_names": losses(mlm=1)}, "needs loss_names.irtr or itc"),
+    "cache of shards": ({"contrast_cache": True, "strategy": "fsdp"}, "use strategy=auto and no sharding"),
+    "no experts to train": (
+        {"loss_names": losses(textmlm=1), "datasets": ["wikibk"], "shared_ffn": True},
+        "there are none",
+    ),
+    "negatives": ({"negatives": "near"}, "input should be 'global' or 'local'"),
     "no set": ({"datasets": []}, "datasets="),
     "misspelt set": ({"datasets": ["coca"]}, "datasets: 'coca' is unknown; did you mean coco"),
     "unknown size": ({"model_arch": "resnet"}, "model_arch: 'resnet' is unknown.* Known: vlmo_base_patch16"),
@@ -163,6 +178,9 @@ GOOD = {
     "cosine": {"decay_power": "cosine"},
     "cpu processes": {"num_gpus": 2, "accelerator": "cpu"},
     "some batches": {"fast_dev_run": 3},
+    "images of any set": {"loss_names": losses(mim=1), "datasets": ["coco", "images", "nlvr2"]},
+    "clipped": {"gradient_clip_val": 3.0},
+    "whole contrast": {"contrast_cache": True, "strategy": "ddp"},
     "extra pairs": {"datasets": ["coco", "vqa", "nlvr2"]},
     "re-ranking while ITM learns": {"get_recall_rerank_metric": True, "get_recall_metric": True},
     "contrast that is half as heavy": {"loss_names": losses(itc=0.5, itm=2.0)},

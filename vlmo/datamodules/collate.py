@@ -17,6 +17,7 @@ class Collator:
 
     Fields of the batch, as far as the samples have them:
         image, image_0, image_1: float (B, 3, S, S)
+        patch_mask: bool (B, patches)
         text_ids, text_ids_mlm, text_masks, text_labels (-100), text_labels_mlm (-100 where not masked): int64 (B, T)
         raw_index, img_index, cap_index, qid: int64 (B,)
         vqa_labels (padded with -1): int64 (B, K), vqa_scores (padded with 0): float (B, K)
@@ -46,7 +47,7 @@ class Collator:
 
     def _field(self, name: str, values: list[Any]) -> Any:
         match name:
-            case "image" | "image_0" | "image_1":
+            case "image" | "image_0" | "image_1" | "patch_mask":
                 return default_collate(values)  # in a worker it stacks into shared memory right away
             case "text_ids" | "text_ids_mlm":
                 return self._pad_text(values, self.pad_id)

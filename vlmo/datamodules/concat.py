@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Dataset
 
-from vlmo.datasets import BaseDataset, ImageView, Skipped, TextView
+from vlmo.datasets import BaseDataset, ImageView, MaskedImages, Skipped, TextView
 
 
 class ConcatDataset(Dataset):
@@ -15,10 +15,10 @@ class ConcatDataset(Dataset):
     (torch's own takes no (number, seed) keys and knows nothing of images.)
     """
 
-    def __init__(self, datasets: Sequence[BaseDataset | ImageView | TextView]):
+    def __init__(self, datasets: Sequence[BaseDataset | ImageView | MaskedImages | TextView]):
         self.datasets: Sequence[Any] = datasets
         self._starts = np.cumsum([0] + [len(dataset) for dataset in datasets])
-        tables = [(dataset if isinstance(dataset, BaseDataset) else dataset.dataset).tables for dataset in datasets]
+        tables = [(d.dataset if isinstance(d, ImageView | TextView) else d).tables for d in datasets]
         self._image_starts = np.cumsum([0] + [table.num_rows for table in tables])
 
     def __len__(self) -> int:

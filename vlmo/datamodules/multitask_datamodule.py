@@ -16,13 +16,15 @@ from vlmo.datamodules.collate import Collator
 from vlmo.datamodules.concat import ConcatDataset
 from vlmo.datamodules.pairs import PairView
 from vlmo.datamodules.samplers import LengthGroupedSampler, ShuffleSampler, eval_batches
-from vlmo.datasets import DATASETS, BaseDataset, ImageView, TextView
+from vlmo.datasets import DATASETS, BaseDataset, ImageView, MaskedImages, TextView
 from vlmo.datasets.checks import answers_in_tables, check_tables, read_answers, split_files, unnumbered_sentences
+from vlmo.datasets.masked_images import PatchMasker
 from vlmo.datasets.text import TokenMasker, load_tokenizer
 from vlmo.datasets.vqa_dataset import VQADataset
 from vlmo.distributed import rank, world_size
 from vlmo.errors import VLMoError
-from vlmo.settings import Settings
+from vlmo.modules.image_tokenizer import DalleEncoder
+from vlmo.settings import PATCH_SIZE, Settings
 from vlmo.transforms import keys_to_transforms
 
 log = logging.getLogger(__name__)
@@ -52,7 +54,8 @@ class MTDataModule(LightningDataModule):
         self.specs = {name: DATASETS[name] for name in self.settings.datasets}
         self.root = Path(self.settings.data_root).expanduser()
         self._warned: list[str] = []
-        self._opened: dict[str, dict[str, BaseDataset]] = {}
+        self._opened: dict[str, dict[str, BaseDataset | MaskedImages]] = {}
+        self._without_text = "mim" in self.settings.active
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -60,6 +63,12 @@ class MTDataModule(LightningDataModule):
         # samples are tokenised one by one in the workers; said here, tokenizers has no warning to give after the fork
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         return load_tokenizer(self.settings.tokenizer)
+
+    @cached_property
+    def image_tokenizer(self) -> DalleEncoder | None:
+        """Makes the visual tokens of stage 1; None where nothing needs them. Raises VLMoError if it cannot be read."""
+        needed = self._without_text and self.settings.mim_target == "dalle"
+        return DalleEncoder.from_file(self.settings.mim_tokenizer) if needed else None
 
     def check(self, stage: str) -> None:
         """The cheap checks of everything that `stage` ("fit", "validate" or "test") reads, before a model is built.
@@ -105,6 +114,9 @@ class MTDataModule(LightningDataModule):
             sets = ", ".join(name for name, spec in DATASETS.items() if spec.retrieval)
             problems.append(f"get_recall_metric=True: recall is measured on {sets}; none is in datasets")
         try:
+            if self._without_text:
+                self.image_tokenizer  # noqa: B018  (reads the file)
+                return problems
             size = len(self.tokenizer)
         except VLMoError as error:
             return [*problems, str(error)]
@@ -118,18 +130,34 @@ class MTDataModule(LightningDataModule):
         for split in self.splits(stage):
             self._open(split)
 
-    def _open(self, split: str) -> dict[str, BaseDataset]:
-        """The data sets that have texts for `split`, by name."""
+    def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
+        """Lightning's hook, on the device: adds `visual_tokens` (B, patches) where stage 1 predicts them."""
+        if self.image_tokenizer is None or "image" not in batch:
+            return batch
+        self.image_tokenizer.to(batch["image"].device)
+        window = self.settings.image_size // PATCH_SIZE
+        return batch | {"visual_tokens": self.image_tokenizer.visual_tokens(batch["image"], window)}
+
+    def _open(self, split: str) -> dict[str, Any]:
+        """The data sets that have samples for `split`, by name."""
         if split not in self._opened:
             s = self.settings
             keys = s.train_transform_keys if split == "train" else s.val_transform_keys
             (transform,) = keys_to_transforms(keys, s.image_size, s.autocontrast)
-            masker = TokenMasker(self.tokenizer, s.mlm_prob, s.whole_word_masking)
             files = {name: split_files(self.root, spec, split) for name, spec in self.specs.items()}
-            opened = {
-                name: self.specs[name].dataset(paths, self.tokenizer, s.max_text_len, masker, transform)
-                for name, paths in files.items()
-            }
+            opened: dict[str, Any]
+            if self._without_text:
+                hidden = PatchMasker(s.image_size // PATCH_SIZE, s.mim_mask_ratio)
+                opened = {
+                    name: MaskedImages(paths, self.specs[name].dataset.image_columns, hidden, transform)
+                    for name, paths in files.items()
+                }
+            else:
+                masker = TokenMasker(self.tokenizer, s.mlm_prob, s.whole_word_masking)
+                opened = {
+                    name: self.specs[name].dataset(paths, self.tokenizer, s.max_text_len, masker, transform)
+                    for name, paths in files.items()
+                }
             self._opened[split] = {name: dataset for name, dataset in opened.items() if len(dataset)}
         return self._opened[split]
 
@@ -139,7 +167,7 @@ class MTDataModule(LightningDataModule):
         return DataLoader(
             dataset,
             num_workers=s.num_workers,
-            collate_fn=Collator(self.tokenizer.pad_token_id, s.max_text_len),
+            collate_fn=Collator(0 if self._without_text else self.tokenizer.pad_token_id, s.max_text_len),
             pin_memory=on_gpu,
             prefetch_factor=s.prefetch_factor if s.num_workers else None,
             persistent_workers=s.num_workers > 0 and not once,
@@ -165,11 +193,11 @@ class MTDataModule(LightningDataModule):
             sampler = LengthGroupedSampler(*order, s.per_gpu_batchsize, dataset.text_sizes)
         if len(sampler) == 0:
             raise VLMoError(f"{len(dataset)} training samples are too few for {world_size()} processes")
-        full = len(sampler) >= s.per_gpu_batchsize
+        full = len(sampler) >= s.training_batch
         if not full and rank() == 0:
             size = len(sampler) * world_size()
             log.warning(f"there are only {len(dataset)} training samples: a batch has {size} over all devices")
-        return self._loader(dataset, batch_size=self.settings.per_gpu_batchsize, sampler=sampler, drop_last=full)
+        return self._loader(dataset, batch_size=s.training_batch, sampler=sampler, drop_last=full)
 
     def val_dataloader(self) -> DataLoader | list[DataLoader]:
         """In order, not augmented; no loader if none of the data sets has validation data."""

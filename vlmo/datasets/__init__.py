@@ -8,11 +8,12 @@ from dataclasses import dataclass
 
 from vlmo.datasets.base_dataset import BaseDataset, ImageView, Skipped, TextView
 from vlmo.datasets.caption_dataset import CaptionDataset
+from vlmo.datasets.masked_images import ImageDataset, MaskedImages
 from vlmo.datasets.nlvr2_dataset import NLVR2Dataset
 from vlmo.datasets.text_dataset import TextDataset
 from vlmo.datasets.vqa_dataset import VQADataset
 
-__all__ = ["DATASETS", "BaseDataset", "DatasetSpec", "ImageView", "Skipped", "TextView"]
+__all__ = ["DATASETS", "BaseDataset", "DatasetSpec", "ImageView", "MaskedImages", "Skipped", "TextView"]
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,14 @@ class DatasetSpec:
 
 
 DATASETS: dict[str, DatasetSpec] = {
+    "images": DatasetSpec(
+        ImageDataset,
+        "images",
+        train=("images_train_*",),
+        val=("images_val_*",),
+        test=("images_val_*",),
+        optional=frozenset({"images_val_*"}),
+    ),
     "coco": DatasetSpec(
         CaptionDataset,
         "coco_karpathy",

@@ -58,11 +58,11 @@ class ArrowTables:
     when first read.
     """
 
-    def __init__(self, paths: Sequence[str | Path], text_column: str):
+    def __init__(self, paths: Sequence[str | Path], text_column: str | None):
         """
         Args:
             paths: files, in this order.
-            text_column: list column whose entries are counted as samples.
+            text_column: list column whose entries are counted as samples; None: each row is one.
 
         Raises:
             VLMoError: if a file cannot be read or lacks the column.
@@ -80,7 +80,7 @@ class ArrowTables:
         """(file, number in it, rows, texts) of each record batch that has rows; the map is given back afterwards."""
         path = self.paths[table]
         reader = open_table(path)
-        if self.text_column not in reader.schema.names:
+        if self.text_column is not None and self.text_column not in reader.schema.names:
             raise VLMoError(f"{path}: has no column {self.text_column!r}")
         counts = []
         try:
@@ -88,8 +88,11 @@ class ArrowTables:
                 record = reader.get_batch(number)
                 record.validate()  # (cheap: sizes and ends of the offsets)
                 if record.num_rows:  # (an empty table written by pandas has columns of type null)
-                    offsets = _offsets(record, self.text_column)
-                    counts.append((table, number, record.num_rows, int(offsets[-1]) - int(offsets[0])))
+                    texts = record.num_rows
+                    if self.text_column is not None:
+                        offsets = _offsets(record, self.text_column)
+                        texts = int(offsets[-1]) - int(offsets[0])
+                    counts.append((table, number, record.num_rows, texts))
         except (pa.ArrowInvalid, OSError) as error:
             raise VLMoError(f"{path}: is damaged ({error}); make it again") from error
         return counts
@@ -108,6 +111,8 @@ class ArrowTables:
         Raises:
             IndexError: outside [0, num_texts).
         """
+        if self.text_column is None:
+            return self.row(index)
         batch, local = _find(self._text_starts, index)
         record = self._record(batch)
         offsets = _offsets(record, self.text_column)
@@ -119,6 +124,7 @@ class ArrowTables:
 
     def text_sizes(self, indices: np.ndarray) -> np.ndarray:
         """Bytes of the texts number `indices` (N,), int64 (N,): read from the offsets of the texts, not the texts."""
+        assert self.text_column is not None
         sizes = np.zeros(len(indices), np.int64)
         batches = np.searchsorted(self._text_starts, indices, side="right") - 1
         order = np.argsort(batches, kind="stable")

@@ -24,6 +24,24 @@ class Skipped(NamedTuple):
     targets: dict[str, Any]  # what is known of the sample all the same: an answer is owed to each question
 
 
+def read_images(
+    tables: ArrowTables, place: Place, columns: Sequence[str], transform: Transform, seed: int
+) -> dict[str, Any] | Skipped:
+    """A row's transformed images (3, S, S) by column; `seed` determines the augmentation."""
+    images: dict[str, Any] = {}
+    with torch.random.fork_rng(devices=[]):
+        # the CPU's generator alone: torch.manual_seed would also reset the GPU's, and with it every dropout mask
+        torch.default_generator.manual_seed(seed)
+        for column in columns:
+            try:
+                image = decode_image(place.scalar(column).as_buffer())
+            except UndecodableImage as error:
+                name = tables.paths[place.table].stem
+                return Skipped(f"{name}: image row {place.image} of the data set ({column}): {error}", {})
+            images[column] = transform(image)
+    return images
+
+
 class BaseDataset(Dataset):
     """Samples of Arrow tables: one text each, with the image or images of its row.
 
@@ -31,7 +49,7 @@ class BaseDataset(Dataset):
     determine the sample, whichever worker makes it. Subclasses name their columns and add what else a sample holds.
     """
 
-    text_column: ClassVar[str] = "caption"
+    text_column: ClassVar[str | None] = "caption"  # None: rows without texts
     image_columns: ClassVar[tuple[str, ...]] = ("image",)
     # what a table must have, by kind (see `checks.py`), and what it must have besides for training and validation
     columns: ClassVar[dict[str, str]] = {"image": "binary", "caption": "a list"}
@@ -67,7 +85,7 @@ class BaseDataset(Dataset):
         images = self.images(place, int(image_seed))
         if isinstance(images, Skipped):
             return images._replace(targets=self.targets(place))
-        text = place.list_item(self.text_column) or ""
+        text = self.text(place)
         ids = self.text_ids(text)
         ids_mlm, labels = self.masker(ids, np.random.default_rng(masking_seed))
         numbers = {"raw_index": index, "img_index": place.image, "cap_index": place.item}
@@ -78,24 +96,17 @@ class BaseDataset(Dataset):
         """What else a sample holds."""
         return {}
 
+    def text(self, place: Place) -> str:
+        """The sample's text; "" where it has none."""
+        return (place.list_item(self.text_column) if self.text_column else None) or ""
+
     def text_ids(self, text: str) -> list[int]:
         """Token ids, [CLS] and [SEP] included, at most `max_text_len`."""
         return tokenize(self.tokenizer, text, self.max_text_len)
 
     def images(self, place: Place, seed: int) -> dict[str, Any] | Skipped:
         """The row's transformed images (3, S, S) by column; `seed` determines the augmentation."""
-        images: dict[str, Any] = {}
-        with torch.random.fork_rng(devices=[]):
-            # the CPU's generator alone: torch.manual_seed would also reset the GPU's, and with it every dropout mask
-            torch.default_generator.manual_seed(seed)
-            for column in self.image_columns:
-                try:
-                    image = decode_image(place.scalar(column).as_buffer())
-                except UndecodableImage as error:
-                    name = self.tables.paths[place.table].stem
-                    return Skipped(f"{name}: image row {place.image} of the data set ({column}): {error}", {})
-                images[column] = self.transform(image)
-        return images
+        return read_images(self.tables, place, self.image_columns, self.transform, seed)
 
 
 class ImageView(Dataset):
@@ -123,5 +134,5 @@ class TextView(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         place = self.dataset.tables.text(index)
-        text = place.list_item(self.dataset.text_column) or ""
+        text = self.dataset.text(place)
         return {"text_ids": self.dataset.text_ids(text), "raw_index": index, "img_index": place.image}

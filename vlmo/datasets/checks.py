@@ -148,7 +148,7 @@ def _count_texts(name: str, stem: str, paths: Sequence[Path], spec: DatasetSpec,
         findings.texts[split] += texts if stem in spec.files(split) else 0
     if texts or stem in spec.optional:
         return []
-    line = f"{name}: {paths[0].parent / stem}.arrow: has no {spec.dataset.text_column}"
+    line = f"{name}: {paths[0].parent / stem}.arrow: has no {spec.dataset.text_column or 'rows'}"
     if stem in spec.train:
         return [line]
     findings.warnings.append(f"{line}; going on without it")  # such as a Karpathy JSON without a test split

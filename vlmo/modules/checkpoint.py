@@ -38,6 +38,7 @@ BEIT_HEADS = ("fc_norm.", "head.", "lm_head.", "mask_token")
 # A file holds each part of a model whole or not at all (see `_part`); without these it is no start for training.
 NEEDED_PARTS = {
     "beit": ("transformer", TABLE),
+    "stage1": ("transformer", "transformer.norm", TABLE),
     "vlmo": ("transformer", "text experts", "transformer.norm", TABLE, "text_embeddings", "token_type_embeddings"),
 }
 
@@ -163,7 +164,7 @@ def vlmo_names(checkpoint: Checkpoint) -> tuple[dict[str, Tensor], dict[str, str
     for name, tensor in checkpoint.tensors.items():
         if name.endswith(INDEX_BUFFERS):
             dropped[name] = "index, recomputed"
-        elif checkpoint.kind == "vlmo":
+        elif checkpoint.kind != "beit":
             source["itc_" + name.removeprefix("ifm_") if name.startswith("ifm_") else name] = tensor
         elif name.endswith(TABLE):
             tables[name] = tensor

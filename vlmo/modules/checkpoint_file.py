@@ -8,7 +8,7 @@ import json
 import re
 import zipfile
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ class Checkpoint:
     """The tensors of a file, or of the files of a folder.
 
     Attributes:
-        kind: "vlmo", "beit", or "foreign" for any other model.
+        kind: "vlmo", "stage1" (VLMo's vision part alone), "beit", or "foreign" for any other model.
         container: where in the file they were: "plain", "state_dict", "module", "model" or "safetensors".
         tensors: by name, without DeepSpeed's leading "module.". They may be mapped from the file: copy, do not write.
         metadata: None for files that are not this project's.
@@ -157,6 +157,44 @@ def _load_zip(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
 
 
+def read_pickled_module(path: str | Path) -> dict[str, Tensor]:
+    """The tensors of a network that `torch.save` pickled whole, by the names they had in its state dict.
+
+    Stand-ins take the place of the classes that the file names: neither their packages nor their code is needed.
+
+    Raises:
+        VLMoError: if there is no such file, or it holds no network.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise VLMoError(f"{path}: no such file")
+    try:
+        with safe_globals([(_Module, name) for name in get_unsafe_globals_in_checkpoint(path)]):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+        tensors = dict(_named_tensors(content))
+    except Exception as error:  # a damaged file can raise anything
+        raise VLMoError(f"{path}: cannot be read as a pickled network ({_reason(error)}); download it again") from error
+    if not tensors:
+        raise VLMoError(f"{path}: holds no pickled network; give another file")
+    return tensors
+
+
+class _Module:
+    """Stands in for the classes of a pickled network: holds what they held, does nothing."""
+
+    def __init__(self, *_: Any) -> None:
+        pass
+
+
+def _named_tensors(module: Any, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+    content = vars(module) if isinstance(module, _Module) else {}
+    for name, tensor in (content.get("_parameters", {}) | content.get("_buffers", {})).items():
+        if isinstance(tensor, Tensor):
+            yield prefix + name, tensor.detach()
+    for name, child in content.get("_modules", {}).items():
+        yield from _named_tensors(child, f"{prefix}{name}.")
+
+
 class _Ignored(list):
     """Stands in for every class and function of a file that is not about tensors: is filled, does nothing."""
 
@@ -179,8 +217,10 @@ class _IgnoredDict:
 def recognise(names: Iterable[str]) -> str:
     """By the names alone, so that stage 2 can start from a BEiT file and from a stage-2 file."""
     names = list(names)
-    if any(re.match(r"transformer\.blocks\.\d+\.mlp_(text|imag|vl)\.", name) for name in names):
-        return "vlmo"
+    matches = [re.match(r"transformer\.blocks\.\d+\.mlp_(text|imag|vl)\.", name) for name in names]
+    experts = {match[1] for match in matches if match}
+    if experts:
+        return "stage1" if experts == {"imag"} and any(name.startswith("mim_") for name in names) else "vlmo"
     if any(re.match(r"blocks\.\d+\.attn\.q_bias$", name) for name in names):
         return "beit"
     return "foreign"

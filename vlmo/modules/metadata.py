@@ -28,6 +28,7 @@ class Metadata(pydantic.BaseModel):
     vqav2_label_size: int
     loss_names: dict[str, float]
     tokenizer: str
+    shared_ffn: bool = False
     answers: list[str] | None = None
     vocabulary: list[str] | None = None
 

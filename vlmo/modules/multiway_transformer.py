@@ -9,7 +9,7 @@ Shapes in comments: B batch, T text tokens, I image tokens (1 + patches), S sequ
 The relative position bias is computed outside (`vlmo_module.py`), because its table is one for all blocks.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, Literal
 
 import torch
@@ -74,7 +74,7 @@ class Block(nn.Module):
         mlp_ratio: float,
         drop_path: float,
         layer_scale: float | None,
-        with_vl_expert: bool,
+        experts: Collection[Modality],
         recompute: bool = False,
     ) -> None:
         super().__init__()
@@ -89,10 +89,12 @@ class Block(nn.Module):
         self.norm1 = norm()
         self.attn = Attention(dim, num_heads)
         self.drop_path = DropPath(drop_path)
-        self.norm2_text, self.mlp_text = norm(), expert()
+        self.has_text_expert = "text" in experts
+        if self.has_text_expert:
+            self.norm2_text, self.mlp_text = norm(), expert()
         self.norm2_imag, self.mlp_imag = norm(), expert()
-        self.has_vl_expert = with_vl_expert
-        if with_vl_expert:
+        self.has_vl_expert = "vl" in experts
+        if self.has_vl_expert:
             self.norm2_vl, self.mlp_vl = norm(), expert()
         self.gamma_1: nn.Parameter | float = 1.0
         self.gamma_2: nn.Parameter | float = 1.0
@@ -108,14 +110,14 @@ class Block(nn.Module):
 
     def _forward(self, x: Tensor, mask: Tensor | None, modality: Modality, text_len: int) -> Tensor:
         x = x + self.drop_path(self.gamma_1 * self.attn(self.norm1(x), mask))
-        if modality == "vl" and not self.has_vl_expert:
+        if modality == "vl" and self.has_text_expert and not self.has_vl_expert:
             # .contiguous(): the slices of a pair are strided, which makes the feed-forward's matrix products copy twice
             text = self._expert(x[:, :text_len].contiguous(), self.norm2_text, self.mlp_text)
             image = self._expert(x[:, text_len:].contiguous(), self.norm2_imag, self.mlp_imag)
             return torch.cat([text, image], dim=1)
-        if modality == "vl":
+        if modality == "vl" and self.has_vl_expert:
             return self._expert(x, self.norm2_vl, self.mlp_vl)
-        if modality == "text":
+        if modality == "text" and self.has_text_expert:
             return self._expert(x, self.norm2_text, self.mlp_text)
         return self._expert(x, self.norm2_imag, self.mlp_imag)
 
@@ -160,6 +162,8 @@ class MultiWayTransformer(nn.Module):
         layer_scale: initial value of LayerScale's gammas; None: no LayerScale.
         relative_positions: positions come from the relative position bias; else `pos_embed` is added to the image.
         drop_path_rate: stochastic depth of the last block; it rises linearly from 0.
+        experts: those that the blocks have beside the vision expert, "vl" from `vl_start` on. Without any, the vision
+            expert takes every modality: a standard transformer.
         init_std: deviation of the initial weights.
         activation_checkpointing: True: blocks keep their input alone and compute the rest again in the backward pass;
             "offload": and keep that in the CPU's memory.
@@ -180,11 +184,15 @@ class MultiWayTransformer(nn.Module):
         layer_scale: float | None = 0.1,
         relative_positions: bool = True,
         drop_path_rate: float = 0.0,
+        experts: Collection[Modality] = ("text", "vl"),
         init_std: float = 0.02,
         activation_checkpointing: bool | Literal["offload"] = False,
     ) -> None:
         super().__init__()
-        self.embed_dim, self.depth, self.num_heads, self.vl_start = embed_dim, depth, num_heads, vl_start
+        self.embed_dim, self.depth, self.num_heads = embed_dim, depth, num_heads
+        self.vl_start = vl_start if "vl" in experts else depth
+        single = tuple(expert for expert in experts if expert != "vl")
+        recompute = activation_checkpointing is True
         self.window = img_size // patch_size  # patches a side
         self.relative_positions = relative_positions
         self.patch_embed = PatchEmbed(patch_size, embed_dim)
@@ -192,7 +200,7 @@ class MultiWayTransformer(nn.Module):
         self.pos_embed = None if relative_positions else nn.Parameter(torch.zeros(1, 1 + self.window**2, embed_dim))
         rates = [drop_path_rate * i / max(depth - 1, 1) for i in range(depth)]
         self.blocks = nn.ModuleList(
-            Block(embed_dim, num_heads, mlp_ratio, rate, layer_scale, i >= vl_start, activation_checkpointing is True)
+            Block(embed_dim, num_heads, mlp_ratio, rate, layer_scale, experts if i >= vl_start else single, recompute)
             for i, rate in enumerate(rates)
         )
         if activation_checkpointing == "offload":
@@ -213,9 +221,16 @@ class MultiWayTransformer(nn.Module):
         if self.pos_embed is not None:
             trunc_normal_(self.pos_embed, std=0.02)
 
-    def embed_image(self, image: Tensor) -> Tensor:
-        """(B, 3, size, size) -> (B, I, D): [CLS] and the patches, before any block."""
+    def embed_image(self, image: Tensor, patch_mask: Tensor | None = None, mask_token: Tensor | None = None) -> Tensor:
+        """(B, 3, size, size) -> (B, I, D): [CLS] and the patches, before any block.
+
+        Args:
+            patch_mask: (B, I - 1) bool: patches whose embedding is replaced by `mask_token`.
+            mask_token: (1, 1, D).
+        """
         patches = self.patch_embed(image)
+        if patch_mask is not None and mask_token is not None:
+            patches = torch.where(patch_mask.unsqueeze(-1), mask_token.to(patches.dtype), patches)
         x = torch.cat([self.cls_token.expand(len(image), -1, -1).to(patches.dtype), patches], dim=1)
         return x if self.pos_embed is None else x + self.pos_embed
 
@@ -259,12 +274,9 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 }
 
 
-def build_transformer(name: str, with_vl_experts: bool = True, **kwargs: Any) -> MultiWayTransformer:
-    """The transformer called `name`; text-only pre-training builds it without vision-language experts."""
-    size = ARCHITECTURES[name]
-    if not with_vl_experts:
-        size = size | {"vl_start": size["depth"]}
-    return MultiWayTransformer(**(size | kwargs))
+def build_transformer(name: str, **kwargs: Any) -> MultiWayTransformer:
+    """The transformer called `name`; `kwargs` are arguments of `MultiWayTransformer` over those of the size."""
+    return MultiWayTransformer(**(ARCHITECTURES[name] | kwargs))
 
 
 def _from_timm(name: str, pretrained: bool, **kwargs: Any) -> MultiWayTransformer:

@@ -56,10 +56,12 @@ class AdamW(torch.optim.AdamW):
         return super().step(closure)
 
 
-def build_optimizer(kind: str, groups: list[dict[str, Any]], learning_rate: float) -> Optimizer:
-    """AdamW, Adam or SGD (momentum 0.9) over `parameter_groups`."""
+def build_optimizer(
+    kind: str, groups: list[dict[str, Any]], learning_rate: float, betas: tuple[float, float] = BETAS
+) -> Optimizer:
+    """AdamW (with `betas`), Adam or SGD (momentum 0.9) over `parameter_groups`."""
     if kind == "adamw":
-        return AdamW(groups, lr=learning_rate, betas=BETAS, eps=EPS)
+        return AdamW(groups, lr=learning_rate, betas=betas, eps=EPS)
     if kind == "adam":
         return torch.optim.Adam(groups, lr=learning_rate)
     return torch.optim.SGD(groups, lr=learning_rate, momentum=0.9)

@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 MAX_SHARD_SIZE = "2GB"  # what no host and no file system refuses
 # data sets that the settings let an objective run on, where those are not the default's
-DATASETS = {"textmlm": ["wikibk"], "vqa": ["vqa"], "nlvr2": ["nlvr2"]}
+DATASETS = {"mim": ["images"], "textmlm": ["wikibk"], "vqa": ["vqa"], "nlvr2": ["nlvr2"]}
 
 Model = TypeVar("Model", bound="PretrainedModule")
 

@@ -10,16 +10,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from vlmo.distributed import alone, world_size
 from vlmo.errors import VLMoError
 from vlmo.modules import optim
 from vlmo.modules.attention_masks import AttentionMasks
 from vlmo.modules.checkpoint_file import Checkpoint
+from vlmo.modules.contrast_cache import ContrastCache
 from vlmo.modules.heads import ITCHead, ITMHead, MLMHead, Pooler, init_head
 from vlmo.modules.measures import Measures
-from vlmo.modules.multiway_transformer import ARCHITECTURES, build_transformer
-from vlmo.modules.objectives import ObjectiveOutput, get_objectives, objective_names
+from vlmo.modules.multiway_transformer import ARCHITECTURES, Modality, build_transformer
+from vlmo.modules.objectives import ObjectiveOutput, get_objectives, num_samples, objective_names
 from vlmo.modules.objectives.base import empty_batch
 from vlmo.modules.pretrained import PretrainedModule
 from vlmo.modules.reach import unreached
@@ -65,6 +67,12 @@ class VLMo(PretrainedModule):
     logit_vl_scale: nn.Parameter
     vqa_classifier: nn.Sequential
     nlvr2_classifier: nn.Sequential
+    mim_mask_token: nn.Parameter
+    mim_score: nn.Linear
+    # absent in stage 1, which knows no text
+    text_embeddings: TextEmbeddings
+    token_type_embeddings: nn.Embedding
+    pooler: Pooler
 
     def __init__(self, config: dict[str, Any], loaded: Checkpoint | None = None) -> None:
         super().__init__()
@@ -77,24 +85,14 @@ class VLMo(PretrainedModule):
 
         self.transformer = build_transformer(
             settings.model_arch,
-            with_vl_experts="textmlm" not in settings.active,  # text alone never reaches them
+            experts=_experts(settings),
             img_size=settings.image_size,
             drop_path_rate=settings.drop_path_rate,
             activation_checkpointing=settings.activation_checkpointing,
         )
         dim = self.transformer.embed_dim
-        self.text_embeddings = TextEmbeddings(
-            settings.vocab_size,
-            dim,
-            settings.max_text_len,
-            absolute_positions=not self.transformer.relative_positions,
-            dropout=settings.drop_path_rate,
-        )
-        # 0 text, 1 image, 2 second image of NLVR2
-        self.token_type_embeddings = nn.Embedding(3 if "nlvr2" in settings.active else 2, dim)
-        self.pooler = Pooler(dim)
-        for part in (self.text_embeddings, self.token_type_embeddings, self.pooler):
-            init_head(part)
+        if "mim" not in settings.active:
+            self._add_text_and_pairs(settings, dim)
         relative = self.transformer.relative_positions
         rows = num_table_rows(self.transformer.window, settings.max_text_len_of_initckpt)
         columns = self.transformer.depth * self.transformer.num_heads  # block by block
@@ -117,7 +115,23 @@ class VLMo(PretrainedModule):
             for name, parameter in self.named_parameters():
                 parameter.requires_grad_(any(part in name for part in STAGE2_TRAINS))
 
+        self.contrast_cache = ContrastCache(self, settings.per_gpu_batchsize) if settings.contrast_cache else None
         self.measures = Measures(self.objectives)
+
+    def _add_text_and_pairs(self, settings: Settings, dim: int) -> None:
+        """What stage 1 has no use for: so its files hold what BEiT's hold, whatever the tokenizer later is."""
+        self.text_embeddings = TextEmbeddings(
+            settings.vocab_size,
+            dim,
+            settings.max_text_len,
+            absolute_positions=not self.transformer.relative_positions,
+            dropout=settings.drop_path_rate,
+        )
+        # 0 text, 1 image, 2 second image of NLVR2
+        self.token_type_embeddings = nn.Embedding(3 if "nlvr2" in settings.active else 2, dim)
+        self.pooler = Pooler(dim)
+        for part in (self.text_embeddings, self.token_type_embeddings, self.pooler):
+            init_head(part)
 
     def _add_heads(self, settings: Settings, dim: int) -> None:
         for objective in self.objectives:
@@ -141,6 +155,13 @@ class VLMo(PretrainedModule):
     def embed_image(self, image: Tensor, token_type: int) -> Tensor:
         """(B, 3, size, size) -> (B, I, D), before any block; token_type: 1 image, 2 second image of NLVR2."""
         return self.transformer.embed_image(image) + self.token_type_embeddings.weight[token_type]
+
+    def encode_masked_image(self, image: Tensor, patch_mask: Tensor) -> Tensor:
+        """(B, 3, size, size), and (B, P) bool, True for hidden patches -> (B, P, D) of the patches after the norm."""
+        x = self.transformer.embed_image(image, patch_mask, self.mim_mask_token)
+        masks = self.attention_masks(self.relative_position_bias_table, "image")
+        hidden, _ = self.transformer.encode(x, masks, "image")
+        return hidden[:, 1:]
 
     def encode_pairs(self, text: Tensor, image: Tensor, text_masks: Tensor) -> Tensor:
         """Embeddings (B, T, D), (B, I, D) and the mask (B, T) -> hidden states (B, T + I, D) after the last norm."""
@@ -229,7 +250,7 @@ class VLMo(PretrainedModule):
         return done
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
-        """The weighted sum of the losses."""
+        """The weighted sum of the losses; with `contrast_cache` the contrast's alone, the others are for `backward`."""
         outputs = self._step(batch, "train")
         return (
             sum((output.loss for output in outputs.values()), torch.zeros((), device=self.device)) if outputs else None
@@ -244,19 +265,39 @@ class VLMo(PretrainedModule):
         return self._step(batch, "test")
 
     def _step(self, batch: Batch, phase: str) -> dict[str, ObjectiveOutput]:
-        if "text_ids" not in batch:  # every sample of the batch was skipped as unreadable
+        if not num_samples(batch):  # every sample of the batch was skipped as unreadable
             if phase != "train" or world_size() == 1:
                 return {}
             batch = empty_batch(self.settings.image_size, self.device)
-        with nullcontext() if phase == "train" else alone():
-            outputs = self(batch)
-        size = len(batch["text_ids"])
+        if phase == "train" and self.contrast_cache:
+            outputs = self.contrast_cache.first_pass(batch)
+        else:
+            with nullcontext() if phase == "train" else alone():
+                outputs = self(batch)
+        size = num_samples(batch)
         if size:  # (a process without samples only takes part in the exchanges)
             self.measures.update(phase, outputs)
         for name, output in outputs.items() if phase == "train" and size else ():
             for key, value in output.scalars.items():
                 self.log(f"{name}/train/{key}", value, batch_size=size)
         return outputs
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Lightning's hook: with `contrast_cache` the second pass over the batch."""
+        if not self.contrast_cache:
+            return super().backward(loss, *args, **kwargs)
+        self.contrast_cache.second_pass(loss, lambda outputs: self.measures.update("train", outputs))
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Lightning's hook: with `contrast_cache` a training batch stays where it is, its chunks are moved in turn."""
+        if self.contrast_cache and self.trainer.training:
+            return batch
+        return super().transfer_batch_to_device(batch, device, dataloader_idx)
+
+    def on_train_start(self) -> None:
+        """With `contrast_cache` the gradients of all chunks are exchanged together: DDP must not do it at each."""
+        if self.contrast_cache and isinstance(self.trainer.model, DistributedDataParallel):
+            self.trainer.model.require_backward_grad_sync = False
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Logs what the step measured: over all its passes, on all processes."""
@@ -295,11 +336,18 @@ class VLMo(PretrainedModule):
     def configure_optimizers(self) -> Any:
         s = self.settings
         groups = optim.parameter_groups(self.trained_parameters(), s.learning_rate, s.weight_decay, s.lr_mult)
-        optimizer = optim.build_optimizer(s.optim_type, groups, s.learning_rate)
+        optimizer = optim.build_optimizer(s.optim_type, groups, s.learning_rate, s.adamw_betas)
         total = s.max_steps or int(self.trainer.estimated_stepping_batches)
         warmup = optim.warmup_length(s.warmup_steps, total)
         schedule = optim.build_schedule(optimizer, total, warmup, s.decay_power, s.end_lr)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def _experts(settings: Settings) -> tuple[Modality, ...]:
+    """Beside the vision expert, those that the losses reach."""
+    if "mim" in settings.active or settings.shared_ffn:
+        return ()
+    return ("text",) if "textmlm" in settings.active else ("text", "vl")
 
 
 def _image(batch: Batch, token_type: int) -> Tensor:

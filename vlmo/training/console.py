@@ -14,13 +14,14 @@ from tqdm import tqdm
 
 from vlmo.config import resolve
 from vlmo.modules import VLMo, optim
+from vlmo.modules.objectives import num_samples
 from vlmo.settings import Settings
 from vlmo.training.environment import Environment
 
 
 def batch_size(batch: Mapping[str, Any]) -> int:
     """Samples of a batch; 1 for one that lost all of its own as unreadable, as Lightning's counter expects some."""
-    return len(batch["text_ids"]) if "text_ids" in batch else 1
+    return max(num_samples(batch), 1)
 
 
 def differences(settings: Settings) -> dict[str, Any]:

@@ -13,8 +13,8 @@ log = logging.getLogger(__name__)
 
 def names_in_use(
     settings: Settings, datamodule: MTDataModule, loaded: Metadata | None
-) -> tuple[list[str] | None, list[str]]:
-    """The answer of each VQA label (None without VQA, or where nobody says), and the tokenizer's words.
+) -> tuple[list[str] | None, list[str] | None]:
+    """The answer of each VQA label (None without VQA, or where nobody says); the tokenizer's words (None in stage 1).
 
     Evaluation takes the answers from the checkpoint, so that it needs no training data; training takes the data's.
 
@@ -24,7 +24,7 @@ def names_in_use(
     Raises:
         VLMoError: in evaluation, if the file was trained with other answers or words. Training warns: it learns anew.
     """
-    vocabulary = vocabulary_of(datamodule.tokenizer)
+    vocabulary = None if "mim" in settings.active else vocabulary_of(datamodule.tokenizer)
     answers = datamodule.vqa_answers() if "vqa" in settings.active else None
     problems = contradictions(loaded, answers, vocabulary, settings.load_path)
     if problems and settings.test_only:

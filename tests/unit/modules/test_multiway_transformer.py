@@ -78,7 +78,7 @@ def expert_by_hand(x, norm, mlp, gamma):
 @pytest.mark.parametrize("layer_scale", [0.1, None])
 @pytest.mark.parametrize("with_vl_expert", [False, True])
 def test_block(layer_scale, with_vl_expert):
-    block = moved(Block(12, 3, 4.0, 0.0, layer_scale, with_vl_expert))
+    block = moved(Block(12, 3, 4.0, 0.0, layer_scale, ("text", "vl")[: 1 + with_vl_expert]))
     assert block.mlp_text.fc1.out_features == 48
     x, mask = torch.randn(2, 7, 12, dtype=torch.float64), mask_with_padding(2, 3, 7)
     normed = F.layer_norm(x, (12,), block.norm1.weight, block.norm1.bias, eps=1e-6)
@@ -180,7 +180,7 @@ def test_timm_takes_options_and_has_no_weights():
 
 
 def test_text_only_pre_training_has_no_vl_experts():
-    model = build_transformer("vlmo_tiny_patch16", with_vl_experts=False)
+    model = build_transformer("vlmo_tiny_patch16", experts=("text",))
     assert not [name for name, _ in model.named_parameters() if "_vl" in name]
 
 

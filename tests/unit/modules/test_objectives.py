@@ -10,12 +10,14 @@ from vlmo.modules.objectives import ObjectiveOutput, get_objective, get_objectiv
 from vlmo.modules.objectives.base import empty_batch
 from vlmo.modules.objectives.itc import contrast
 from vlmo.modules.objectives.itm import draw_negatives
+from vlmo.modules.objectives.mim import normalised_patches
 from vlmo.modules.objectives.mlm import masked_word_loss
 from vlmo.modules.objectives.vqa import dense_targets
 from vlmo.modules.reach import unreached
 
-NAMES = ("mlm", "textmlm", "itm", "itc", "irtr", "vqa", "nlvr2")
+NAMES = ("mlm", "textmlm", "itm", "itc", "irtr", "vqa", "nlvr2", "mim")
 TASKS = {
+    "mim": "task_mim_base",
     "textmlm": "task_textmlm_base",
     "vqa": "task_finetune_vqa_base_image480",
     "nlvr2": "task_finetune_nlvr2_base",
@@ -111,6 +113,16 @@ def test_the_scale_is_never_clamped():
     unit = torch.eye(3)
     _, logits, _ = contrast(unit, unit, torch.tensor(6.0), False)  # e^6 is four times CLIP's ceiling of 100
     assert torch.allclose(logits, unit * torch.tensor(6.0).exp())
+
+
+def test_without_experts_there_is_one_contrast_and_one_feed_forward():
+    model, batch = model_of("mlm", "itm", "itc", shared_ffn=True), tiny.batch()
+    assert not any("mlp_text" in name or "_vl" in name for name in model.state_dict())
+    image, text = model.infer_image(batch)["cls_feats"], model.infer_text(batch)["cls_feats"]
+    outputs = model(batch)
+    assert torch.allclose(outputs["itc"].loss, info_nce(image, text, model.logit_scale)[0], rtol=1e-5)
+    sum(output.loss for output in outputs.values()).backward()
+    assert {name for name, p in model.named_parameters() if p.grad is None} == unreached(model)
 
 
 # --- matching ---------------------------------------------------------------------------------------------------------
@@ -263,16 +275,54 @@ def test_nlvr2_measures_dev_and_test_apart():
     assert set(model.train()(batch)["nlvr2"].updates) == {"loss", "accuracy"}
 
 
+# --- masked images ----------------------------------------------------------------------------------------------------
+
+
+def test_hidden_patches_are_regressed_with_mean_0_and_deviation_1():
+    model, batch = model_of("mim"), batch_of("mim")
+    hidden = batch["patch_mask"]
+    pixels = batch["image"].reshape(3, 3, 2, 16, 2, 16).permute(0, 2, 4, 3, 5, 1).reshape(3, 4, 768)[hidden]
+    pixels = (pixels - pixels.mean(1, keepdim=True)) / pixels.std(1, keepdim=True)
+    predicted = model.mim_score(model.encode_masked_image(batch["image"], hidden))[hidden]
+    assert predicted.shape == pixels.shape
+    output = model(batch)["mim"]
+    assert torch.allclose(output.loss, (predicted - pixels).square().mean(), rtol=1e-4)
+
+
+def test_a_patch_of_one_colour_has_finite_pixels():
+    assert normalised_patches(torch.ones(1, 3, 32, 32)).abs().max() == 0
+
+
+def test_hidden_patches_have_their_visual_tokens_as_labels():
+    model, batch = model_of("mim", mim_target="dalle", mim_tokenizer="encoder.pkl"), batch_of("mim")
+    output = model(batch)["mim"]
+    hidden = model.encode_masked_image(batch["image"], batch["patch_mask"])
+    labels = torch.where(batch["patch_mask"], batch["visual_tokens"], -100)
+    expected = F.cross_entropy(model.mim_score(hidden).flatten(0, 1), labels.flatten())
+    assert torch.allclose(output.loss, expected, rtol=1e-5)
+    assert output.outputs["logits"].shape == (batch["patch_mask"].sum(), 8192)
+
+
+def test_what_is_hidden_is_not_seen():
+    model, batch = model_of("mim"), batch_of("mim")
+    hidden = batch["patch_mask"]
+    pixels = hidden.reshape(3, 1, 2, 2).repeat_interleave(16, 2).repeat_interleave(16, 3)
+    other = torch.where(pixels, -batch["image"], batch["image"])
+    encoded = model.encode_masked_image(batch["image"], hidden)
+    assert torch.equal(model.encode_masked_image(other, hidden), encoded)
+    assert not torch.allclose(model.encode_masked_image(-batch["image"], hidden), encoded)
+
+
 # --- all --------------------------------------------------------------------------------------------------------------
 
-SETS = [("mlm", "itc", "itm"), ("textmlm",), ("irtr",), ("vqa",), ("nlvr2",)]
+SETS = [("mlm", "itc", "itm"), ("textmlm",), ("irtr",), ("vqa",), ("nlvr2",), ("mim",)]
 
 
 @pytest.mark.parametrize("names", SETS)
 def test_losses_are_finite_under_large_logits(names):
     model = model_of(*names)
     with torch.no_grad():
-        for head in ("mlm_score", "itm_score", "vqa_classifier", "nlvr2_classifier"):
+        for head in ("mlm_score", "itm_score", "vqa_classifier", "nlvr2_classifier", "mim_score"):
             for parameter in getattr(model, head).parameters() if hasattr(model, head) else ():
                 parameter.mul_(1e3)
         if hasattr(model, "logit_scale"):

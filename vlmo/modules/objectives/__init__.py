@@ -4,7 +4,7 @@ import importlib
 import pkgutil
 from collections.abc import Iterable
 
-from vlmo.modules.objectives.base import Objective, ObjectiveOutput
+from vlmo.modules.objectives.base import Objective, ObjectiveOutput, num_samples
 
 
 def objective_names() -> list[str]:
@@ -33,4 +33,4 @@ def get_objectives(names: Iterable[str]) -> list[Objective]:
     return ordered
 
 
-__all__ = ["Objective", "ObjectiveOutput", "get_objective", "get_objectives", "objective_names"]
+__all__ = ["Objective", "ObjectiveOutput", "get_objective", "get_objectives", "num_samples", "objective_names"]

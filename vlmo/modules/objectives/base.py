@@ -16,12 +16,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from vlmo.settings import Settings
+from vlmo.settings import PATCH_SIZE, Settings
 
 if TYPE_CHECKING:  # the module imports the objectives
     from vlmo.modules.vlmo_module import VLMo
 
 Batch = Mapping[str, Any]
+
+
+def num_samples(batch: Batch) -> int:
+    """How many samples a batch has; 0 if it lost all of them as unreadable."""
+    return next((len(batch[name]) for name in ("text_ids", "image") if name in batch), 0)
 
 
 @dataclass
@@ -56,6 +61,8 @@ def empty_batch(image_size: int, device: torch.device) -> dict[str, Any]:
     images = torch.zeros(0, 3, image_size, image_size, device=device)
     batch: dict[str, Any] = dict.fromkeys(("text_ids", "text_ids_mlm", "text_masks", "text_labels_mlm"), texts)
     batch |= dict.fromkeys(("image", "image_0", "image_1"), images)
+    patches = (image_size // PATCH_SIZE) ** 2
+    batch |= {"patch_mask": texts.new_zeros(0, patches, dtype=torch.bool), "visual_tokens": texts.new_zeros(0, patches)}
     batch |= {"vqa_labels": texts[:, :0], "vqa_scores": images[:, 0, 0, :0], "answers": texts[:, 0], "table_name": []}
     return batch
 
@@ -74,6 +81,14 @@ class Objective:
     def heads(self, embed_dim: int, settings: Settings) -> dict[str, nn.Module | nn.Parameter]:
         """Heads by attribute name at the root of VLMo; one that another objective has registered is shared."""
         raise NotImplementedError
+
+    def num_items(self, batch: Batch) -> Tensor | int:
+        """How many things of the batch the loss is a mean over, up to a factor: the share of a part in the whole."""
+        return num_samples(batch)
+
+    def prepare(self, model: VLMo, batch: Batch, done: Mapping[str, ObjectiveOutput]) -> dict[str, Any]:
+        """Fields, one entry a sample, that `compute` needs of the whole batch before it is split into chunks."""
+        return {}
 
     def compute(self, model: VLMo, batch: Batch, done: Mapping[str, ObjectiveOutput]) -> ObjectiveOutput | None:
         """The loss of a batch; `done`: the objectives before this one. None: there is nothing to learn from."""

@@ -6,23 +6,21 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from vlmo.modules.heads import ITCHead
-from vlmo.modules.objectives.base import Batch, Objective, ObjectiveOutput
-from vlmo.modules.objectives.itc import INITIAL_LOG_SCALE, ITC, contrast, contrast_output
+from vlmo.modules.objectives.base import Batch, ObjectiveOutput
+from vlmo.modules.objectives.itc import INITIAL_LOG_SCALE, ContrastObjective, contrast, contrast_output
 from vlmo.settings import Settings
 
 if TYPE_CHECKING:
     from vlmo.modules.vlmo_module import VLMo
 
 
-class IRTR(Objective):
+class IRTR(ContrastObjective):
     """Shares its heads with ITC, so that retrieval fine-tuning starts from the pre-trained ones."""
 
     name = "irtr"
-    metrics = ITC.metrics
-    headline = ITC.headline
     paths = ("text", "image")
     evaluation_heads = ("itc_text_proj", "itc_image_proj")
 
@@ -33,8 +31,14 @@ class IRTR(Objective):
             "logit_scale": nn.Parameter(torch.tensor(INITIAL_LOG_SCALE)),
         }
 
-    def compute(self, model: VLMo, batch: Batch, done: Mapping[str, ObjectiveOutput]) -> ObjectiveOutput:
-        image = model.infer_image(batch, vl_branch=False)["cls_feats"]
-        text = model.infer_text(batch, vl_branch=False)["cls_feats"]
+    def features(self, model: VLMo, batch: Batch) -> dict[str, Tensor]:
+        return {
+            "image": model.infer_image(batch, vl_branch=False)["cls_feats"],
+            "text": model.infer_text(batch, vl_branch=False)["cls_feats"],
+        }
+
+    def compare(self, model: VLMo, features: Mapping[str, Tensor], shapes: list[list[int]]) -> ObjectiveOutput:
         exact = model.settings.contrast_gradient == "exact"
-        return contrast_output(*contrast(image, text, model.logit_scale, exact), {"logit_scale": model.logit_scale})
+        counts = [count for count, _ in shapes]
+        compared = contrast(features["image"], features["text"], model.logit_scale, exact, counts)
+        return contrast_output(*compared, {"logit_scale": model.logit_scale})

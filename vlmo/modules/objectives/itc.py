@@ -64,33 +64,60 @@ def contrast_output(loss: Tensor, logits: Tensor, labels: Tensor, scales: Mappin
     )
 
 
-class ITC(Objective):
-    """Mean of the contrast on the L/V-FFN features and of that on the VL-FFN features."""
+class ContrastObjective(Objective):
+    """Encodes images and texts apart and compares all with all: in two steps, for `contrast_cache.py`."""
 
-    name = "itc"
     metrics = {"loss": Mean, "i2t_accuracy": Accuracy, "t2i_accuracy": Accuracy}
     headline = ("i2t_accuracy", "t2i_accuracy")
-    paths = ("text", "image", "vl branch")
 
-    def heads(self, embed_dim: int, settings: Settings) -> dict[str, nn.Module | nn.Parameter]:
-        return {
-            "itc_text_proj": ITCHead(embed_dim),
-            "itc_image_proj": ITCHead(embed_dim),
-            "itc_vl_text_proj": ITCHead(embed_dim),
-            "itc_vl_image_proj": ITCHead(embed_dim),
-            "logit_scale": nn.Parameter(torch.tensor(INITIAL_LOG_SCALE)),
-            "logit_vl_scale": nn.Parameter(torch.tensor(INITIAL_LOG_SCALE)),
-        }
+    def features(self, model: VLMo, batch: Batch) -> dict[str, Tensor]:
+        """What is compared: (B, D) each, of unit length, by name."""
+        raise NotImplementedError
+
+    def compare(self, model: VLMo, features: Mapping[str, Tensor], shapes: list[list[int]]) -> ObjectiveOutput:
+        """The loss of the `features` of a batch; shapes: of its texts on every process, as `gather_shapes` gives them."""
+        raise NotImplementedError
 
     def compute(self, model: VLMo, batch: Batch, done: Mapping[str, ObjectiveOutput]) -> ObjectiveOutput:
         shapes = gather_shapes(batch["text_ids"])
-        counts = [count for count, _ in shapes]
+        return self.compare(model, self.features(model, batch), shapes)
+
+
+class ITC(ContrastObjective):
+    """Mean of the contrast on the L/V-FFN features and of that on the VL-FFN features, if there is a VL-FFN."""
+
+    name = "itc"
+    paths = ("text", "image", "vl branch")
+
+    def heads(self, embed_dim: int, settings: Settings) -> dict[str, nn.Module | nn.Parameter]:
+        heads: dict[str, nn.Module | nn.Parameter] = {
+            "itc_text_proj": ITCHead(embed_dim),
+            "itc_image_proj": ITCHead(embed_dim),
+        }
+        scale = nn.Parameter(torch.tensor(INITIAL_LOG_SCALE))
+        if settings.shared_ffn:  # no VL-FFN
+            return heads | {"logit_scale": scale}
+        heads |= {"itc_vl_text_proj": ITCHead(embed_dim), "itc_vl_image_proj": ITCHead(embed_dim)}
+        return heads | {"logit_scale": scale, "logit_vl_scale": nn.Parameter(torch.tensor(INITIAL_LOG_SCALE))}
+
+    def features(self, model: VLMo, batch: Batch) -> dict[str, Tensor]:
         image, text = model.infer_image(batch), model.infer_text(batch)
+        features = {"image": image["cls_feats"], "text": text["cls_feats"]}
+        if model.settings.shared_ffn:
+            return features
+        return features | {"vl_image": image["cls_vlffn_feats"], "vl_text": text["cls_vlffn_feats"]}
+
+    def compare(self, model: VLMo, features: Mapping[str, Tensor], shapes: list[list[int]]) -> ObjectiveOutput:
+        counts = [count for count, _ in shapes]
         exact = model.settings.contrast_gradient == "exact"
-        loss, logits, labels = contrast(image["cls_feats"], text["cls_feats"], model.logit_scale, exact, counts)
-        vl_feats = image["cls_vlffn_feats"], text["cls_vlffn_feats"]
-        vl_loss, vl_logits, _ = contrast(*vl_feats, model.logit_vl_scale, exact, counts)
-        scales = {"logit_scale": model.logit_scale, "logit_vl_scale": model.logit_vl_scale}
-        output = contrast_output((loss + vl_loss) / 2, logits, labels, scales)
-        output.outputs |= {"vl_i2t_logits": vl_logits, "vl_t2i_logits": vl_logits.t(), "shapes": torch.tensor(shapes)}
+        loss, logits, labels = contrast(features["image"], features["text"], model.logit_scale, exact, counts)
+        scales, vl_outputs = {"logit_scale": model.logit_scale}, {}
+        if not model.settings.shared_ffn:
+            vl_feats = features["vl_image"], features["vl_text"]
+            vl_loss, vl_logits, _ = contrast(*vl_feats, model.logit_vl_scale, exact, counts)
+            loss = (loss + vl_loss) / 2
+            scales["logit_vl_scale"] = model.logit_vl_scale
+            vl_outputs = {"vl_i2t_logits": vl_logits, "vl_t2i_logits": vl_logits.t()}
+        output = contrast_output(loss, logits, labels, scales)
+        output.outputs |= vl_outputs | {"shapes": torch.tensor(shapes)}
         return output

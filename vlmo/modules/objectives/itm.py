@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlmo.distributed import fetch_rows, gather_own_first, world_size
@@ -36,6 +37,13 @@ def draw_negatives(logits: Tensor, generator: torch.Generator | None = None) -> 
     return torch.multinomial(weights, 1, generator=generator).squeeze(1)
 
 
+def same_chunk(size: int, chunk_size: int, device: torch.device) -> Tensor:
+    """(size, size) bool: pairs of the same forward pass; a pair that is alone in its own may look at all."""
+    chunk = torch.arange(size, device=device) // chunk_size
+    same = chunk[:, None] == chunk
+    return same | (same.sum(1, keepdim=True) < 2)
+
+
 class ITM(Objective):
     """Each pair three times: as it is, its text with another image, its image with another text."""
 
@@ -48,30 +56,52 @@ class ITM(Objective):
     def heads(self, embed_dim: int, settings: Settings) -> dict[str, nn.Module | nn.Parameter]:
         return {"itm_score": ITMHead(embed_dim)}
 
-    def compute(self, model: VLMo, batch: Batch, done: Mapping[str, ObjectiveOutput]) -> ObjectiveOutput | None:
-        size = len(batch["image"])
+    def prepare(self, model: VLMo, batch: Batch, done: Mapping[str, ObjectiveOutput]) -> dict[str, Tensor]:
+        """`negative_image`, `negative_text_ids` and `negative_text_masks`; nothing where a single pair is all."""
+        image, size = batch["image"], len(batch["image"])
         similarities = done["itc"].outputs
-        if similarities["labels"].numel() < 2:  # a single pair has no negative
-            if world_size() == 1:
-                return None
-            size = 0  # the other processes wait for a gradient from here, if only of nothing
+        if similarities["labels"].numel() < 2:
+            return {}
+        rows = [similarities[f"{direction}_logits"][:size] for direction in ("t2i", "i2t")]
+        device = rows[0].device
+        if model.settings.negatives == "local":
+            near = same_chunk(size, model.settings.per_gpu_batchsize, device)
+            rows = [each[:, :size].masked_fill(~near, -torch.inf) for each in rows]
         draw = None
         if not model.training:  # an evaluation draws alike whichever process meets the batch, and whenever
-            draw = torch.Generator(batch["image"].device).manual_seed(int(batch["text_ids"].sum()))
-        other_image = draw_negatives(similarities["t2i_logits"][:size], draw)
-        other_text = draw_negatives(similarities["i2t_logits"][:size], draw)
+            draw = torch.Generator(image.device).manual_seed(int(batch["text_ids"].sum()))
+        other_image, other_text = (draw_negatives(each, draw) for each in rows)
         shapes = similarities["shapes"].tolist()
-        texts = torch.stack([batch["text_ids"], batch["text_masks"]], dim=1)
-        texts = gather_own_first(texts.int(), shapes=shapes)  # (N, 2, T)
-        own = torch.arange(size, device=texts.device)
-        ids, masks = texts[torch.cat([own, own, other_text])].long().unbind(1)
-        image = batch["image"]
-        negative = fetch_rows(image, other_image, [count for count, _ in shapes], to_bytes, from_bytes)
-        pairs = {  # all in one pass
-            "image": torch.cat([image[:size], negative.to(image.dtype), image[:size]]),
-            "text_ids": ids,
-            "text_masks": masks,
+        texts = torch.stack([batch["text_ids"], batch["text_masks"]], dim=1).to(device)
+        texts = gather_own_first(texts.int(), shapes=shapes)[other_text].long()  # (B, 2, T)
+        # the batch of `contrast_cache` lies beside the device, which only processes that exchange rows need
+        source = image.to(device) if world_size() > 1 else image
+        counts = [count for count, _ in shapes]
+        negative = fetch_rows(source, other_image.to(source.device), counts, to_bytes, from_bytes)
+        ids, masks = texts.unbind(1)
+        return {
+            "negative_image": negative.to(image.device, image.dtype),
+            "negative_text_ids": ids,
+            "negative_text_masks": masks,
         }
+
+    def compute(self, model: VLMo, batch: Batch, done: Mapping[str, ObjectiveOutput]) -> ObjectiveOutput | None:
+        other: Mapping[str, Tensor] = batch
+        if "negative_image" not in batch:
+            other = self.prepare(model, batch, done) if done else {}
+        if not other:  # a single pair has no negative
+            if world_size() == 1 or not done:
+                return None
+            # the other processes wait for a gradient from here, if only of nothing
+            other = {f"negative_{name}": batch[name][:0] for name in ("image", "text_ids", "text_masks")}
+        size = len(other["negative_image"])
+        image = batch["image"][:size]
+        pairs = {"image": torch.cat([image, other["negative_image"], image])}  # all in one pass
+        longest = max(batch["text_ids"].shape[1], other["negative_text_ids"].shape[1])
+        for name in ("text_ids", "text_masks"):
+            sides = batch[name][:size], other[f"negative_{name}"]
+            own, negative = (F.pad(side, (0, longest - side.shape[1])) for side in sides)  # 0: [PAD], and its mask
+            pairs[name] = torch.cat([own, own, negative])
         logits = model.itm_score(model.infer(pairs)["cls_feats"])
         labels = torch.zeros(3 * size, dtype=torch.long, device=logits.device)
         labels[:size] = 1

@@ -47,6 +47,9 @@ class MLM(Objective):
     def heads(self, embed_dim: int, settings: Settings) -> dict[str, nn.Module | nn.Parameter]:
         return {"mlm_score": MLMHead(embed_dim, settings.vocab_size)}
 
+    def num_items(self, batch: Batch) -> Tensor | int:
+        return (batch["text_labels_mlm"] != IGNORE).sum()
+
     def compute(self, model: VLMo, batch: Batch, done: Mapping[str, ObjectiveOutput]) -> ObjectiveOutput:
         hidden = model.infer(batch, mask_text=True)["text_feats"]
         return masked_word_loss(model.mlm_score, hidden, batch["text_labels_mlm"], STAGE3_WEIGHT)

@@ -1,0 +1,204 @@
+"""The data of `stages.py` and how it is trained on: the demo's world, Flickr8k, and NLVR v1."""
+
+import json
+import pickle
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from vlmo.demo.prepare import Prepared, prepare, train_vocabulary
+from vlmo.demo.raw_layout import Sizes
+from vlmo.demo.tour import COMMON
+from vlmo.utils import write_own_captions, write_own_karpathy, write_own_vqa, write_wikibk
+
+PRETRAIN_RATE = 1.5e-3
+ALL = ("none", "3", "2+3", "1+3", "1+2+3", "3 itc", "3 shared", "3 local")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A named config with its steps (0: evaluation only), learning rate and other options."""
+
+    task: str
+    steps: int
+    learning_rate: float = PRETRAIN_RATE
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class World:
+    """Data and recipes.
+
+    Attributes:
+        options: of every run.
+        recipes: by kind of run.
+        measured_by: kinds of the runs that measure a row.
+        measures: title -> (kind of the run that logs it, its log tag).
+        baselines: title of a measure -> what needs no model, with its name.
+        rows: those that are of interest here.
+    """
+
+    name: str
+    options: dict[str, Any]
+    recipes: Mapping[str, Recipe]
+    measured_by: tuple[str, ...]
+    measures: Mapping[str, tuple[str, str]]
+    baselines: Mapping[str, tuple[str, float]]
+    rows: tuple[str, ...] = ALL
+
+
+def make(out: Path, flickr8k: Path | None, nlvr1: Path | None, quick: bool) -> World:
+    """The world asked for, its data below `out`; made once."""
+    if flickr8k:
+        return _flickr8k(out / "flickr8k_data", flickr8k)
+    return (
+        _nlvr1(out / "nlvr1_data", nlvr1)
+        if nlvr1
+        else _demo(out / ("demo_quick_data" if quick else "demo_data"), quick)
+    )
+
+
+def _options(root: Path, vocabulary: Path, words: int, **options: Any) -> dict[str, Any]:
+    paths = {"data_root": str(root), "tokenizer": str(vocabulary), "vocab_size": words}
+    return COMMON | {"num_workers": 0} | paths | options
+
+
+def _pretraining(sets: list[str], images: list[str], steps: tuple[int, int, int]) -> dict[str, Recipe]:
+    return {
+        "stage1": Recipe("task_mim_base", steps[0], options={"datasets": images, "mim_mask_ratio": 0.4}),
+        "stage2": Recipe("task_textmlm_base", steps[1]),
+        "stage3": Recipe("task_mlm_itm_itc_base", steps[2], options={"datasets": sets}),
+    }
+
+
+# --- the demo's world -------------------------------------------------------------------------------------------------
+
+
+def _demo(folder: Path, quick: bool) -> World:
+    made = folder / "prepared.pickle"
+    if not made.exists():
+        world = prepare(folder, 1, Sizes.quick() if quick else Sizes())
+        made.write_bytes(pickle.dumps(world))
+    world: Prepared = pickle.loads(made.read_bytes())
+    sets = ["coco", "vg", "sbu", "gcc"]
+    recall = {"get_recall_metric": True}
+    return World(
+        "demo",
+        _options(world.data_root, world.vocabulary, world.vocabulary_size, vqav2_label_size=len(world.answers)),
+        _pretraining(sets, sets, (300, 150, 250))
+        | {
+            "vqa": Recipe("task_finetune_vqa_base_image480", 200, 5e-4),
+            "nlvr2": Recipe("task_finetune_nlvr2_base", 200, 5e-4),
+            "recall": Recipe("task_finetune_irtr_f30k_base", 0, options=recall),
+        },
+        ("vqa", "nlvr2", "recall"),
+        {
+            "VQA score": ("vqa", "vqa/val/score"),
+            "NLVR2 accuracy": ("nlvr2", "nlvr2/test/accuracy"),
+            "text to image R@1": ("recall", "recalls/ir_r1"),
+            "image to text R@1": ("recall", "recalls/tr_r1"),
+        },
+        {"NLVR2 accuracy": ("either", 0.5)},
+    )
+
+
+# --- Flickr8k ---------------------------------------------------------------------------------------------------------
+
+
+def _flickr8k(folder: Path, archive: Path) -> World:
+    raw, arrow, vocabulary = folder / "raw", folder / "arrow", folder / "vocab.txt"
+    if not vocabulary.exists():
+        with zipfile.ZipFile(archive) as file:
+            file.extractall(raw)
+        annotations = raw / "karpathy/dataset_flickr8k.json"
+        write_own_karpathy.make_arrow(str(raw), str(arrow), annotations=str(annotations), images="images")
+        images = json.loads(annotations.read_text())["images"]
+        texts = [sentence["raw"] for image in images if image["split"] == "train" for sentence in image["sentences"]]
+        _write_text(folder / "text", texts, arrow)
+        train_vocabulary(texts, vocabulary, size=3000)
+    words = len(vocabulary.read_text().splitlines())
+    augmented = {"train_transform_keys": ["square_transform_randaug"], "max_text_len": 24, "image_size": 64}
+    recall = {"get_recall_metric": True, "datasets": ["coco"]}
+    return World(
+        "flickr8k",
+        _options(arrow, vocabulary, words, **augmented),
+        _pretraining(["coco"], ["coco"], (600, 300, 500))
+        | {"recall": Recipe("task_finetune_irtr_coco_base_image384", 0, options=recall)},
+        ("recall",),
+        {
+            "text to image R@10": ("recall", "recalls/val_ir_r10"),
+            "image to text R@10": ("recall", "recalls/val_tr_r10"),
+        },
+        {"text to image R@10": ("chance", 0.01), "image to text R@10": ("chance", 0.01)},
+        rows=tuple(row for row in ALL if row != "none"),
+    )
+
+
+def _write_text(folder: Path, texts: list[str], arrow: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "texts.txt").write_text("".join(" ".join(text.split()) + "\n" for text in texts))
+    write_wikibk.make_arrow(str(folder), str(arrow), val_share=0.02)
+
+
+# --- NLVR v1 ----------------------------------------------------------------------------------------------------------
+
+
+def _nlvr1(folder: Path, archive: Path) -> World:
+    """Is the statement true? as a question with two answers; pre-trained on the training split alone.
+
+    Stage 3's captions are the true statements.
+    """
+    raw, arrow, vocabulary = folder / "raw", folder / "arrow", folder / "vocab.txt"
+    lines: dict[str, list[dict[str, Any]]] = {}
+    with zipfile.ZipFile(archive) as file:
+        for split in ("train", "dev"):
+            lines[split] = [json.loads(line) for line in file.read(f"{split}.json").splitlines()]
+        if not vocabulary.exists():
+            _write_nlvr1(raw, arrow, file, lines)
+            train_vocabulary([line["sentence"] for line in lines["train"]], vocabulary, size=600)
+    words = len(vocabulary.read_text().splitlines())
+    true = sum(str(line["label"]).lower() == "true" for line in lines["dev"]) / len(lines["dev"])
+    rows = ("none", "3", "2+3", "1+3", "1+2+3")
+    return World(
+        "nlvr1",
+        _options(arrow, vocabulary, words, image_size=96, max_text_len=32, vqav2_label_size=2),
+        _pretraining(["coco"], ["coco"], (300, 150, 250))
+        | {"vqa": Recipe("task_finetune_vqa_base_image480", 500, 5e-4)},
+        ("vqa",),
+        {"NLVR v1 dev accuracy": ("vqa", "vqa/val/score")},
+        {"NLVR v1 dev accuracy": ("majority class", max(true, 1 - true))},
+        rows,
+    )
+
+
+def _write_nlvr1(raw: Path, arrow: Path, archive: zipfile.ZipFile, lines: dict[str, list[dict[str, Any]]]) -> None:
+    questions, captions = [], []
+    for split, shown in (("train", "train"), ("dev", "val")):
+        for line in lines[split]:
+            target = raw / split / Path(line["image"]).name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with archive.open(line["image"]) as file:
+                _in_a_square(Image.open(file)).save(target)
+            truth = str(line["label"]).lower()
+            record = {"image": f"{split}/{target.name}", "split": shown}
+            questions.append(record | {"question": line["sentence"], "answers": truth})
+            if truth == "true":
+                captions.append(record | {"caption": line["sentence"]})
+    for name, records in (("questions", questions), ("captions", captions)):
+        (raw / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    write_own_vqa.make_arrow(str(raw), str(arrow))
+    write_own_captions.make_arrow(str(raw), str(arrow))
+    _write_text(raw / "text", [line["sentence"] for line in lines["train"]], arrow)
+
+
+def _in_a_square(picture: Image.Image) -> Image.Image:
+    """The three boxes (100 x 100 at x = 0, 150, 300) as three quarters of a square: the model takes squares."""
+    square = Image.new("RGB", (200, 200), "white")
+    for number in range(3):
+        box = picture.convert("RGB").crop((150 * number, 0, 150 * number + 100, 100))
+        square.paste(box, (number % 2 * 100, number // 2 * 100))
+    return square

@@ -1,0 +1,94 @@
+"""Images alone, for stage 1: each with the patches that are hidden from the model."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from vlmo.datasets.arrow_tables import ArrowTables
+from vlmo.datasets.base_dataset import BaseDataset, Skipped, Transform, read_images
+
+SMALLEST_BLOCK = 16  # patches
+ASPECT = 0.3  # of the flattest block; the steepest has 1 / 0.3
+
+
+class ImageDataset(BaseDataset):
+    """Rows with an image and no text; column `image`."""
+
+    text_column: ClassVar[str | None] = None
+    columns: ClassVar[dict[str, str]] = {"image": "binary"}
+
+
+class PatchMasker:
+    """Hides blocks of patches (BEiT, algorithm 1) until exactly `count` are hidden; the last block is cut to fit.
+
+    A block has at least 16 patches (fewer where fewer are left to hide) and an aspect ratio from 0.3 to 1 / 0.3.
+    """
+
+    def __init__(self, window: int, ratio: float) -> None:
+        """
+        Args:
+            window: patches a side.
+            ratio: share of the patches to hide; at least one is hidden and one is not, where there are two.
+        """
+        self.window = window
+        self.count = min(max(round(ratio * window**2), 1), max(window**2 - 1, 1))
+
+    def __call__(self, generator: np.random.Generator) -> np.ndarray:
+        """(window^2,) bool, True where a patch is hidden."""
+        mask = np.zeros((self.window, self.window), bool)
+        while (missing := self.count - int(mask.sum())) > 0:
+            area = generator.uniform(min(SMALLEST_BLOCK, missing), missing)
+            aspect = math.exp(generator.uniform(math.log(ASPECT), -math.log(ASPECT)))
+            height = min(max(round(math.sqrt(area * aspect)), 1), self.window)
+            width = min(max(round(math.sqrt(area / aspect)), 1), self.window)
+            top = generator.integers(self.window - height + 1)
+            left = generator.integers(self.window - width + 1)
+            block = np.zeros_like(mask)
+            block[top : top + height, left : left + width] = True
+            new = np.flatnonzero(block & ~mask)
+            mask.flat[new[:missing]] = True
+        return mask.ravel()
+
+
+class MaskedImages(Dataset):
+    """The images of the tables of any set, each once: of a row with two, both. Texts are not read.
+
+    As in `BaseDataset`, a key is a sample number or `(number, seed)`, and determines the sample: its augmentation and
+    which of its patches are hidden.
+    """
+
+    def __init__(
+        self, paths: Sequence[str | Path], image_columns: Sequence[str], masker: PatchMasker, transform: Transform
+    ):
+        """
+        Args:
+            paths: Arrow files, in this order.
+            image_columns: columns with encoded images.
+            masker: draws the patches to hide.
+            transform: RGB image to (3, S, S); draws from torch's global generator only.
+
+        Raises:
+            VLMoError: if a file cannot be read.
+        """
+        self.tables = ArrowTables(paths, None)
+        self.image_columns = image_columns
+        self.masker = masker
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return self.tables.num_rows * len(self.image_columns)
+
+    def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any] | Skipped:
+        index, seed = key if isinstance(key, tuple) else (key, 0)
+        row, number = divmod(index, len(self.image_columns))
+        place, column = self.tables.row(row), self.image_columns[number]
+        image_seed, masking_seed = np.random.SeedSequence([seed, index]).generate_state(2, np.uint64)
+        images = read_images(self.tables, place, [column], self.transform, int(image_seed))
+        if isinstance(images, Skipped):
+            return images
+        mask = self.masker(np.random.default_rng(masking_seed))
+        return {"image": images[column], "patch_mask": mask, "raw_index": index, "img_index": row}
