@@ -85,7 +85,7 @@ def test_dropout_and_stochastic_depth_leave_out_the_same_in_both_passes(name):
     (objective,) = model.objectives
     features = [objective.features(model, chunk) for chunk in contrast_cache.chunks(batch, CHUNK)]  # one graph
     joined = {key: torch.cat([each[key] for each in features]) for key in features[0]}
-    output = objective.compare(model, joined)
+    output = objective.compare(model, joined, [[PAIRS, 16]])
     output.loss.backward()
     assert_same((loss, found), ({name: output.loss.detach()}, gradients(model)))
     assert loss[name] != cached(batch, name, seed=1, drop_path_rate=0.3)[0][name]
