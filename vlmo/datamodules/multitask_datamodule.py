@@ -44,8 +44,6 @@ class MTDataModule(LightningDataModule):
 
     def __init__(self, config: Mapping[str, Any] | Settings):
         super().__init__()
-        # of an evaluation with fewer batches than processes, some processes have none
-        self.allow_zero_length_dataloader_with_multiple_devices = True
         known: dict[str, Iterable[str]] = {"datasets": DATASETS}
         self.settings = config if isinstance(config, Settings) else Settings.from_config(config, known)
         unknown = [name for name in self.settings.datasets if name not in DATASETS]

@@ -122,6 +122,15 @@ def test_processes_share_the_samples(make, monkeypatch):
     assert val == [[0, 1, 2, 6, 7], [3, 4, 5]]
 
 
+def test_a_process_without_samples_has_an_empty_batch(make, monkeypatch):
+    monkeypatch.setattr(multitask_datamodule, "world_size", lambda: 3)
+    monkeypatch.setattr(multitask_datamodule, "rank", lambda: 2)
+    module = make("task_finetune_irtr_coco_base_image384", per_gpu_batchsize=8, batch_size=8)
+    module.setup("test")
+    for loader in (module.test_dataloader(), *module.retrieval_loaders("test")):
+        assert list(loader) == [{"skipped": [], "skipped_targets": []}]
+
+
 def test_fewer_samples_than_a_batch(make, caplog):
     module = make("task_finetune_nlvr2_base", per_gpu_batchsize=64, batch_size=64)
     module.setup("fit")

@@ -3,8 +3,12 @@
 import json
 
 import pytest
+import torch
 
+from tests import tables
 from tests.unit.utils.raw import image_bytes, read_rows, write_images, write_lines
+from vlmo.datasets.nlvr2_dataset import NLVR2Dataset, sentence_numbers
+from vlmo.datasets.text import TokenMasker, load_tokenizer
 from vlmo.errors import VLMoError
 from vlmo.utils import (
     write_coco_karpathy,
@@ -134,10 +138,33 @@ def test_nlvr2_in_the_released_format(nlvr2, tmp_path):
     assert set(report.rows) == {"nlvr2_train.arrow", "nlvr2_dev.arrow", "nlvr2_test1.arrow"}
 
 
+def test_nlvr2_sentences_keep_their_numbers(nlvr2, tmp_path):
+    """The released files have the sentences of a pair in any order, and some pairs have only the second."""
+    records = [
+        {"identifier": f"dev-{number}", "sentence": f"the sentence of {number}", "label": "True"}
+        for number in ("10-0-1", "11-0-0", "10-0-0", "12-0-1", "11-0-1")
+    ]
+    for number in (11, 12):
+        for side in (0, 1):
+            (nlvr2 / f"dev/dev-{number}-0-img{side}.png").write_bytes(image_bytes(side, "PNG"))
+    write_lines(nlvr2 / "nlvr2/data/dev.json", records)
+    write_nlvr2.make_arrow(str(nlvr2), str(tmp_path / "out"))
+    path = tmp_path / "out" / "nlvr2_dev.arrow"
+    assert sentence_numbers(path) == {"dev-10-0": [1, 0], "dev-12-0": [1]}
+    tokenizer = load_tokenizer(str(tables.write_vocabulary(tmp_path)))
+    masker = TokenMasker(tokenizer, 0.15, whole_word=False)
+    dataset = NLVR2Dataset([path], tokenizer, 20, masker, lambda image: torch.zeros(3, 2, 2))
+    samples = [dataset[index] for index in range(len(dataset))]
+    assert len(samples) == 5
+    for sample in samples:
+        assert sample["sentence"] == f"the sentence of {sample['identifier'].removeprefix('dev-')}"
+
+
 @pytest.mark.parametrize(
     ("record", "message"),
     [
         ({"identifier": "train", "sentence": "a", "label": "True"}, "train.json:1: 'identifier' must be like"),
+        ({"identifier": "train-1-0-x", "sentence": "a", "label": "True"}, "train.json:1: 'identifier' must be like"),
         ({"identifier": "train-1-0-0", "sentence": "a", "label": "True"}, "train.json:1: 'directory' is missing"),
         (
             {"identifier": "t-1-0-0", "directory": "../../..", "sentence": "a", "label": "True"},
