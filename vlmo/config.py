@@ -63,7 +63,7 @@ ex.add_config(
     model_arch="vlmo_base_patch16",
     drop_path_rate=0.1,  # stochastic depth of the last block (rises linearly from 0), and dropout of the text embedding
     load_path="",  # checkpoint to start from: VLMo or BEiT file
-    activation_checkpointing=False,  # True: blocks are computed again in the backward pass; "offload": inputs to the CPU
+    activation_checkpointing=False,  # True: blocks are computed anew in the backward pass; "offload": inputs to the CPU
     contrast_gradient="own",  # "exact": over several devices, the gradient of the joint batch (published: of own rows)
     # --- optimizer -----------------------------------------------------------------------------------------------
     optim_type="adamw",  # adamw, adam or sgd

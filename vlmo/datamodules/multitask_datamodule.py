@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from vlmo.datamodules.collate import Collator
 from vlmo.datamodules.concat import ConcatDataset
-from vlmo.datamodules.samplers import ShuffleSampler, eval_sampler
+from vlmo.datamodules.samplers import ShuffleSampler, eval_sampler, even_batches
 from vlmo.datasets import DATASETS, BaseDataset, ImageView, TextView
 from vlmo.datasets.checks import answers_in_tables, check_tables, read_answers, split_files
 from vlmo.datasets.text import TokenMasker, load_tokenizer
@@ -170,7 +170,13 @@ class MTDataModule(LightningDataModule):
         if not datasets:
             return []
         dataset = ConcatDataset(datasets)
-        return self._loader(dataset, eval_sampler(len(dataset), rank(), world_size()))
+        loader = self._loader(dataset, eval_sampler(len(dataset), rank(), world_size()))
+        if not self.settings.strategy.startswith("fsdp"):
+            return loader
+        # FSDP gathers weights in every step: all processes need as many
+        batches = even_batches(len(dataset), rank(), world_size(), self.settings.per_gpu_batchsize)
+        kept = {name: getattr(loader, name) for name in ("num_workers", "collate_fn", "pin_memory", "generator")}
+        return DataLoader(dataset, batch_sampler=batches, **kept)
 
     def retrieval_loaders(self, split: str) -> tuple[DataLoader, DataLoader]:
         """Images and texts apart, of all data sets that recall is measured on: each image once, each text once.

@@ -43,6 +43,12 @@ class ShuffleSampler(Sampler):
                 yield index, epoch_seed
 
 
+def even_batches(length: int, rank: int, world: int, size: int) -> list[range]:
+    """The samples of `eval_sampler` in batches of `size`, on every process as many; the last of some may be empty."""
+    samples = eval_sampler(length, rank, world)
+    return [samples[first : first + size] for first in range(0, len(eval_sampler(length, 0, world)), size)]
+
+
 def eval_sampler(length: int, rank: int, world: int) -> range:
     """Every sample exactly once over all processes, in order; so processes may differ by one sample."""
     return range(rank, length, world)

@@ -27,7 +27,7 @@ from vlmo.training.console import console_callbacks, results, summary
 from vlmo.training.environment import Environment, choose_environment
 from vlmo.training.names import names_in_use
 from vlmo.training.retrieval import RetrievalEvaluation
-from vlmo.training.strategy import build_strategy
+from vlmo.training.strategy import ShardedBlocks, build_strategy
 from vlmo.training.watch import ProcessWatch, explain
 
 log = logging.getLogger(__name__)
@@ -80,8 +80,11 @@ def run(config: Mapping[str, Any]) -> dict[str, float]:
         else:
             _save_settings(settings, trainer)
             trainer.fit(model, datamodule=datamodule, ckpt_path=resume)
-            if trainer.global_step != model.validated_at and datamodule.has_validation:
-                trainer.validate(model, datamodule=datamodule, verbose=False)  # training ended between two validations
+            if trainer.global_step != model.validated_at and datamodule.has_validation:  # ended between two validations
+                if isinstance(trainer.strategy, ShardedBlocks):
+                    log.warning("not validated at the end: FSDP cannot; evaluate last.ckpt with test_only=True")
+                else:
+                    trainer.validate(model, datamodule=datamodule, verbose=False)
     except RuntimeError as error:
         raise explain(error, trainer) from error
     measured = {name: float(value) for name, value in trainer.callback_metrics.items()}
@@ -168,7 +171,7 @@ def _resume_path(settings: Settings) -> str | None:
     if settings.test_only:
         return None
     if settings.resume_from:
-        if not Path(settings.resume_from).is_file():
+        if not Path(settings.resume_from).exists():  # (DeepSpeed's are folders)
             raise VLMoError(f"resume_from={settings.resume_from}: there is no such file")
         return settings.resume_from
     if settings.resume_during_training:

@@ -64,7 +64,7 @@ class ITM(Objective):
         image = batch["image"]
         negative = fetch_rows(image, other_image, [count for count, _ in shapes], to_bytes, from_bytes)
         pairs = {  # all in one pass
-            "image": torch.cat([image[:size], negative.to(image.dtype), image[:size]]),
+            "image": torch.cat([image[:size], negative, image[:size]]),
             "text_ids": ids,
             "text_masks": masks,
         }
