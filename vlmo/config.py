@@ -72,7 +72,7 @@ ex.add_config(
     drop_path_rate=0.1,  # stochastic depth of the last block (rises linearly from 0), and dropout of the text embedding
     shared_ffn=False,  # True: one feed-forward part for every modality instead of experts, to compare with
     load_path="",  # checkpoint to start from: VLMo or BEiT file
-    activation_checkpointing=False,  # True: blocks are computed again in the backward pass; "offload": inputs to the CPU
+    activation_checkpointing=False,  # True: blocks are computed anew in the backward pass; "offload": inputs to the CPU
     contrast_gradient="own",  # "exact": over several devices, the gradient of the joint batch (published: of own rows)
     contrast_cache=False,  # ITC and retrieval contrast all of batch_size, with the memory of per_gpu_batchsize
     negatives="global",  # of matching, from all pairs that are contrasted; "local": from those of the same pass

@@ -65,7 +65,7 @@ class _AllGather(torch.autograd.Function):
 
 
 def gather_shapes(rows: Tensor) -> list[list[int]]:
-    """The first and the last dimension of `rows` on every process, by rank: one exchange, which waits for the others."""
+    """First and last dimension of `rows` on every process, by rank: an exchange, which waits for the others."""
     if world_size() == 1:
         return [[rows.shape[0], rows.shape[-1]]]
     shape = torch.tensor([rows.shape[0], rows.shape[-1]], device=rows.device)
@@ -145,12 +145,14 @@ def fetch_rows(
     packed = pack(rows.detach())
     # one exchange tells everybody who wants which rows, and whether packing is without loss everywhere
     message = index.new_full((1 + max(counts),), -1)
-    message[0] = (unpack(packed) == rows).all()
+    message[0] = (unpack(packed).to(rows.dtype) == rows).all()
     message[1 : 1 + len(index)] = by_rank[index]
     messages = [torch.empty_like(message) for _ in counts]
     dist.all_gather(messages, message)
-    lossless, wishes = zip(*((row[0], [n for n in row[1:] if n >= 0]) for row in torch.stack(messages).tolist()))
-    if not all(lossless):
+    told = torch.stack(messages).tolist()
+    lossless = all(row[0] for row in told)
+    wishes = [[number for number in row[1:] if number >= 0] for row in told]
+    if not lossless:
         packed = rows.detach()
     owner = partial(bisect_right, starts[1:])
     wanted = wishes[rank()]
@@ -162,7 +164,7 @@ def fetch_rows(
     by_owner = sorted(range(len(wanted)), key=owners.__getitem__)  # (stable: as `given` is)
     fetched = torch.empty_like(received)
     fetched[torch.tensor(by_owner, dtype=torch.long, device=rows.device)] = received
-    return unpack(fetched) if all(lossless) else fetched
+    return unpack(fetched).to(rows.dtype) if lossless else fetched
 
 
 def sum_over_processes(values: Tensor) -> Tensor:

@@ -323,6 +323,8 @@ def _devices(s: Settings) -> list[str]:
     sharded = s.use_sharded_training or s.strategy.startswith(("deepspeed", "fsdp"))
     if s.activation_checkpointing == "offload" and sharded:
         problems.append("activation_checkpointing=offload: works with strategy=auto or ddp; give True with sharding")
+    if s.strategy.startswith("fsdp") and (s.test_only or s.get_recall_metric):
+        problems.append(f"strategy={s.strategy}: trains and validates; test and measure recall with strategy=auto")
     return problems
 
 
@@ -350,6 +352,7 @@ def _evaluation(s: Settings) -> list[str]:
     return problems
 
 
+_SHARDING = ("activation_checkpointing", "test_only", "get_recall_metric")
 _RULES: tuple[tuple[tuple[str, ...], Callable[[Settings], list[str]]], ...] = (
     (("loss_names", "shared_ffn"), _losses),
     (("loss_names", "datasets", "group_by_length"), _data),
@@ -360,7 +363,7 @@ _RULES: tuple[tuple[tuple[str, ...], Callable[[Settings], list[str]]], ...] = (
     (("batch_size", "per_gpu_batchsize", "num_gpus", "num_nodes", "loss_names", "test_only"), _batch),
     (("max_steps", "max_epoch"), _length),
     (("learning_rate", "end_lr"), _learning_rate),
-    (("num_gpus", "accelerator", "use_sharded_training", "strategy", "activation_checkpointing"), _devices),
+    (("num_gpus", "accelerator", "use_sharded_training", "strategy", *_SHARDING), _devices),
     (tuple(REFUSED), _refused),
     (
         (

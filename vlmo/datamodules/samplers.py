@@ -85,8 +85,9 @@ def eval_batches(length: int, batch_size: int, rank: int, world: int) -> list[ra
     """This process's batches of an evaluation: every sample exactly once over all processes, in order.
 
     Batches are dealt out whole. So a batch holds the same samples, and the same padding, whatever the number of
-    processes, and what is computed of it is equal to the last bit. A process for which there is none gets an empty
-    batch: a loader without any would leave the evaluation, and the others waiting.
+    processes, and what is computed of it is equal to the last bit. All processes get as many, the last of some empty,
+    because under FSDP every step needs all processes; at least one, because a loader without any leaves the evaluation.
     """
     starts = range(0, length, batch_size)
-    return [range(start, min(start + batch_size, length)) for start in starts[rank::world]] or [range(0)]
+    batches = [range(start, min(start + batch_size, length)) for start in starts[rank::world]]
+    return batches + [range(0)] * (max(-(-len(starts) // world), 1) - len(batches))

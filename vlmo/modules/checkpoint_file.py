@@ -22,6 +22,7 @@ from vlmo.errors import VLMoError
 from vlmo.modules.metadata import Metadata, vocabulary_hash
 
 METADATA_KEY = "vlmo"  # in Lightning files
+DEEPSPEED_WEIGHTS = "checkpoint/mp_rank_00_model_states.pt"  # in the folders that Lightning writes with ZeRO 1 and 2
 # of a folder
 WEIGHTS_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
 CONFIG_FILE, VOCABULARY_FILE = "config.json", "vocab.txt"
@@ -54,6 +55,8 @@ def read(path: str | Path) -> Checkpoint:
     path = Path(path)
     if (path / WEIGHTS_FILE).is_file() or (path / INDEX_FILE).is_file():
         return _read_folder(path)
+    if (path / DEEPSPEED_WEIGHTS).is_file():
+        path = path / DEEPSPEED_WEIGHTS
     if path.is_dir():
         files = [p for level in ("*", "*/*") for p in sorted(path.glob(level)) if p.suffix in (".pt", ".pth", ".ckpt")]
         inside = f"the file in it, such as {files[0]}" if files else "a checkpoint file"

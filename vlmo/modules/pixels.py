@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-# every value that a normalised picture can have, computed as `transforms/square.py` computes it: a GPU that did the same
-# arithmetic may round the last bit otherwise
+# every value that a normalised picture can have, computed as `transforms/square.py` does and where it does, on the CPU:
+# a GPU may round the last bit otherwise
 LEVELS = torch.arange(256).float().div_(255).sub_(0.5).div_(0.5)
 
 

@@ -82,6 +82,7 @@ class VLMo(PretrainedModule):
         self.objectives = get_objectives(settings.active)
         self.retrieval_recall: float | None = None  # mean recall of the last retrieval evaluation, if one runs
         self.validated_at = -1  # step of the last validation
+        self.steps_together = False  # whether a process must take part in every step of an evaluation too
 
         self.transformer = build_transformer(
             settings.model_arch,
@@ -266,9 +267,9 @@ class VLMo(PretrainedModule):
 
     def _step(self, batch: Batch, phase: str) -> dict[str, ObjectiveOutput]:
         if not num_samples(batch):  # every sample of the batch was skipped as unreadable
-            if phase != "train" or world_size() == 1:
+            if world_size() == 1 or not (phase == "train" or self.steps_together):
                 return {}
-            batch = empty_batch(self.settings.image_size, self.device)
+            batch = empty_batch(self.settings.image_size, self.transformer.cls_token)
         if phase == "train" and self.contrast_cache:
             outputs = self.contrast_cache.first_pass(batch)
         else:
@@ -336,6 +337,8 @@ class VLMo(PretrainedModule):
     def configure_optimizers(self) -> Any:
         s = self.settings
         groups = optim.parameter_groups(self.trained_parameters(), s.learning_rate, s.weight_decay, s.lr_mult)
+        if s.strategy.startswith("deepspeed") or s.use_sharded_training:
+            groups = [group for group in groups if group["params"]]  # (it drops the others, and then lacks them)
         optimizer = optim.build_optimizer(s.optim_type, groups, s.learning_rate, s.adamw_betas)
         total = s.max_steps or int(self.trainer.estimated_stepping_batches)
         warmup = optim.warmup_length(s.warmup_steps, total)

@@ -46,9 +46,8 @@ def summary(settings: Settings, environment: Environment, model: VLMo) -> str:
             f"batch      {settings.batch_size} = {settings.per_gpu_batchsize} a device x {settings.devices} devices x "
             f"{settings.num_nodes} nodes x {settings.accumulation} accumulated"
         )
-    lines += [
-        f"parameters {_count(model.parameters())}, of which trained {_count(p for _, p in model.trained_parameters())}"
-    ]
+    trained = _count(parameter for _, parameter in model.trained_parameters())
+    lines += [f"parameters {_count(model.parameters())}, of which trained {trained}"]
     if not settings.test_only:
         groups = optim.parameter_groups(
             model.trained_parameters(), settings.learning_rate, settings.weight_decay, settings.lr_mult

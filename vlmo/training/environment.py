@@ -13,6 +13,8 @@ from vlmo.modules.multiway_transformer import offloading_wrapper
 from vlmo.settings import Settings
 from vlmo.training.launch import choose_cluster
 
+ON_GPUS_ONLY = ("deepspeed", "fsdp")  # beginnings of strategies' names
+
 
 @dataclass(frozen=True)
 class Environment:
@@ -76,13 +78,12 @@ def _accelerator(settings: Settings, notices: list[str]) -> str:
 
 def _strategy(settings: Settings, accelerator: str) -> str:
     strategy = "deepspeed_stage_1" if settings.use_sharded_training else settings.strategy
-    if strategy.startswith("deepspeed"):
-        if accelerator != "gpu":
-            raise VLMoError(
-                "DeepSpeed shards over GPUs only: set use_sharded_training=False and strategy=auto on a CPU"
-            )
-        if importlib.util.find_spec("deepspeed") is None:
-            raise VLMoError("DeepSpeed is not installed: pip install deepspeed")
+    if strategy.startswith(ON_GPUS_ONLY) and accelerator != "gpu":
+        raise VLMoError(
+            "DeepSpeed and FSDP shard over GPUs only: set use_sharded_training=False and strategy=auto on a CPU"
+        )
+    if strategy.startswith("deepspeed") and importlib.util.find_spec("deepspeed") is None:
+        raise VLMoError("DeepSpeed is not installed: pip install deepspeed")
     if strategy != "auto" and strategy not in StrategyRegistry.available_strategies():
         raise VLMoError(
             f"strategy={strategy!r}: Lightning has no such strategy; leave it at auto, or name one such as ddp or fsdp"

@@ -89,8 +89,8 @@ def choose_cluster(settings: Settings) -> ClusterEnvironment | None:
         or ("MASTER_ADDR" in variables and {"NODE_RANK", "GROUP_RANK", "RANK"} & variables.keys())
     ):
         raise VLMoError(
-            f"num_nodes={settings.num_nodes}: nothing starts the processes of the other nodes; run it by torchrun, srun "
-            "or mpirun (README, Many devices), or set MASTER_ADDR, MASTER_PORT and NODE_RANK on every node"
+            f"num_nodes={settings.num_nodes}: nothing starts the processes of the other nodes; use torchrun, srun or "
+            "mpirun (README, Many devices), or set MASTER_ADDR, MASTER_PORT and NODE_RANK on every node"
         )
     # within a SLURM job but not by srun: Lightning would wait for processes that nobody starts
     return LightningEnvironment() if "SLURM_NTASKS" in variables else None
@@ -126,7 +126,7 @@ def _compare(started: Started, settings: Settings) -> None:
     per_node = started.per_node or started.total
     remedy = started.remedy.format(devices=devices, nodes=nodes, all=devices * nodes)
     raise VLMoError(
-        f"num_gpus={settings.num_gpus} num_nodes={nodes}: that is {devices} x {nodes} processes, but {started.launcher} "
-        f"has started {started.total}, {per_node} a node; give num_gpus={per_node} "
+        f"num_gpus={settings.num_gpus} num_nodes={nodes}: that is {devices} x {nodes} processes, but "
+        f"{started.launcher} has started {started.total}, {per_node} a node; give num_gpus={per_node} "
         f"num_nodes={started.total // per_node}, or start it with {remedy}"
     )

@@ -29,7 +29,7 @@ from vlmo.training.names import names_in_use
 from vlmo.training.predictions import NLVR2Predictions, VQAPredictions
 from vlmo.training.results import results
 from vlmo.training.retrieval import RetrievalEvaluation
-from vlmo.training.strategy import build_strategy
+from vlmo.training.strategy import ShardedBlocks, build_strategy
 from vlmo.training.watch import ProcessWatch, explain
 
 log = logging.getLogger(__name__)
@@ -100,8 +100,11 @@ def _train(
     """The numbers of the last step and the last validation."""
     _save_settings(settings, trainer)
     trainer.fit(model, datamodule=datamodule, ckpt_path=resume)
-    if trainer.global_step != model.validated_at and datamodule.has("val"):
-        trainer.validate(model, datamodule=datamodule, verbose=False)  # training ended between two validations
+    if trainer.global_step != model.validated_at and datamodule.has("val"):  # training ended between two validations
+        if isinstance(trainer.strategy, ShardedBlocks):
+            log.warning("not validated at the end: FSDP cannot; evaluate last.ckpt with test_only=True")
+        else:
+            trainer.validate(model, datamodule=datamodule, verbose=False)
     return _measured(trainer)
 
 
@@ -199,7 +202,7 @@ def resume_path(settings: Settings) -> str | None:
     if settings.test_only:
         return None
     if settings.resume_from:
-        if not Path(settings.resume_from).is_file():
+        if not Path(settings.resume_from).exists():  # (DeepSpeed's are folders)
             raise VLMoError(f"resume_from={settings.resume_from}: there is no such file")
         return settings.resume_from
     if settings.resume_during_training:

@@ -72,7 +72,7 @@ def _orphaned() -> str | None:
 
 
 def _first_gone(children: list[Popen]) -> str | None:
-    """Of the processes that failed, one that a signal ended before one that ended itself: that was often the others'."""
+    """Of those that failed, one that a signal ended before one that ended itself: often that was for lack of it."""
     codes = {number: code for number, child in enumerate(children, 1) if (code := child.poll())}
     if not codes:
         return None

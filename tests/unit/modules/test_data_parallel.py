@@ -78,8 +78,8 @@ def work(rank: int) -> dict[str, Any]:
     model = model_of(False)
     leave_to_each_process(model)
     run = DistributedDataParallel(model)
-    batches = [share(0), empty_batch(32, torch.device("cpu"))], [share(0, (1, 0)), empty_batch(32, torch.device("cpu"))]
-    for number, (first, second) in enumerate([*batches, 2 * [empty_batch(32, torch.device("cpu"))]]):
+    batches = [share(0), empty_batch(32, torch.empty(0))], [share(0, (1, 0)), empty_batch(32, torch.empty(0))]
+    for number, (first, second) in enumerate([*batches, 2 * [empty_batch(32, torch.empty(0))]]):
         model.zero_grad()
         losses = {name: output.loss for name, output in run((first, second)[rank]).items()}
         sum(losses.values()).backward()

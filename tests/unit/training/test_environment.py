@@ -43,8 +43,9 @@ def test_no_gpu(choose):
         ({"num_gpus": [0, 1]}, r"num_gpus=\[0, 1\]: this machine has 1 GPUs, none has number \[1\]"),
         (
             {"use_sharded_training": True, "num_gpus": 0},
-            "DeepSpeed shards over GPUs only: set use_sharded_training=False",
+            "DeepSpeed and FSDP shard over GPUs only: set use_sharded_training=False",
         ),
+        ({"strategy": "fsdp", "num_gpus": 2, "accelerator": "cpu"}, "FSDP shard over GPUs only"),
         ({"strategy": "dpp"}, "strategy='dpp': Lightning has no such strategy"),
     ],
 )

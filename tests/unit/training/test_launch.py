@@ -98,7 +98,7 @@ def test_mpi(choose):
         (without(SRUN, "SLURM_NTASKS_PER_NODE"), {}, "srun has started 8 tasks: give it --ntasks-per-node too"),
         (MPI, {"num_gpus": [0, 1]}, "or start it with mpirun -np 4 --map-by ppr:2:node"),
         (without(MPI, "MASTER_ADDR"), {}, "mpirun -x MASTER_ADDR=<first node>"),
-        ({}, {}, "num_nodes=2: nothing starts the processes of the other nodes; run it by torchrun, srun or mpirun"),
+        ({}, {}, "num_nodes=2: nothing starts the processes of the other nodes; use torchrun, srun or mpirun"),
         ({"MASTER_ADDR": "node0"}, {}, "set MASTER_ADDR, MASTER_PORT and NODE_RANK on every node"),
     ],
 )

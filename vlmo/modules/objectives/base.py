@@ -51,14 +51,14 @@ def mean_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(logits, labels, reduction="sum") / max(len(labels), 1)
 
 
-def empty_batch(image_size: int, device: torch.device) -> dict[str, Any]:
-    """The fields that the objectives read, without any sample.
+def empty_batch(image_size: int, like: Tensor) -> dict[str, Any]:
+    """The fields that the objectives read, without any sample; on the device and with the type of `like`.
 
     It is what a process computes whose images are all unreadable, because the others wait for its part of every
     exchange: losses of 0 whose gradients are zeros.
     """
-    texts = torch.zeros(0, 8, dtype=torch.long, device=device)
-    images = torch.zeros(0, 3, image_size, image_size, device=device)
+    texts = like.new_zeros(0, 8, dtype=torch.long)
+    images = like.new_zeros(0, 3, image_size, image_size)
     batch: dict[str, Any] = dict.fromkeys(("text_ids", "text_ids_mlm", "text_masks", "text_labels_mlm"), texts)
     batch |= dict.fromkeys(("image", "image_0", "image_1"), images)
     patches = (image_size // PATCH_SIZE) ** 2
