@@ -15,6 +15,8 @@ from vlmo.transforms.randaugment import (
     autocontrast_original,
     rotate,
     sharpness,
+    shear_x,
+    shear_y,
     translate_x,
     translate_y,
     warp,
@@ -65,6 +67,14 @@ def test_warp_equals_the_rule_written_out(width, height, x_from, y_from):
 def test_warp_without_motion_changes_nothing(size):
     picture = random_picture(*size)
     np.testing.assert_array_equal(warp(picture, (1, 0, 0), (0, 1, 0)), picture)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(1, 40), st.integers(1, 40), st.floats(-3, 3))
+def test_shears_equal_the_general_warp(width, height, factor):
+    picture = random_picture(width, height)
+    np.testing.assert_array_equal(shear_x(picture, factor), warp(picture, (1, -factor, 0), (0, 1, 0)))
+    np.testing.assert_array_equal(shear_y(picture, factor), warp(picture, (1, 0, 0), (-factor, 1, 0)))
 
 
 def test_translations_shift_whole_pixels_and_fill_with_grey():
