@@ -6,12 +6,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageFilter
 
 from vlmo.transforms.randaugment import (
     AUGMENTATIONS,
     Augmentation,
     RandAugment,
+    _smooth,
     autocontrast_original,
     rotate,
     sharpness,
@@ -90,6 +91,12 @@ def test_rotation_is_counter_clockwise():
     picture.paste("white", (30, 18, 40, 22))  # at three o'clock
     quarter = np.asarray(rotate(picture, 90)).mean(-1)
     assert np.unravel_index(quarter.argmax(), quarter.shape)[0] < 12  # now at twelve
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 9), (3, 3), (224, 200)])
+def test_smoothing_equals_pillows(size):
+    picture = random_picture(*size)
+    np.testing.assert_array_equal(_smooth(np.asarray(picture)), picture.filter(ImageFilter.SMOOTH))
 
 
 def test_sharpness_wraps_around():
