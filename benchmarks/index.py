@@ -7,10 +7,10 @@ stage 2 has 150 million lines in 50 files; --scale makes less of both. The plain
 holds the texts as a list and a sample's place in a dict. It is given a tenth of the lines, since it needs more memory
 than most machines have; its figures are multiplied by ten.
 
-Every measurement is a process of its own, plain and vlmo in turn. "opened" is the memory of the main process alone that
-opening takes, "resident" all that it has (torch included). A worker is then forked, opens the files and goes through the
-index (the places of every tenth caption, the sizes of every line): "worker" is by how much its memory grows. With
---root the tables are kept and found again.
+Every measurement is a process of its own, plain and vlmo in turn. "opened" is the memory of the main process alone
+that opening takes, "resident" all that it has (torch included). A worker is then forked, opens the files and goes
+through the index (the places of every tenth caption, the sizes of every line): "worker" is by how much its memory
+grows. With --root the tables are kept and found again.
 """
 
 import argparse
