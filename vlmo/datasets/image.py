@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-# None whose reading starts another program, as EPS does.
-FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
+from vlmo.image_formats import FORMATS
+
 ORIENTATION = 0x0112  # EXIF tag
 
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageEnhance, ImageFilter, ImageOps
+from PIL import Image, ImageEnhance, ImageOps
 
 from vlmo.errors import VLMoError
 
@@ -52,19 +52,46 @@ def _in_32nds(row: Row, columns: np.ndarray, rows: np.ndarray) -> np.ndarray:
 
 
 def shear_x(image: Image.Image, factor: float) -> Image.Image:
-    return warp(image, (1, -factor, 0), (0, 1, 0))
+    """Row y moves by `factor` * y."""
+    return _shift_rows(image, factor)
 
 
 def shear_y(image: Image.Image, factor: float) -> Image.Image:
-    return warp(image, (1, 0, 0), (-factor, 1, 0))
+    """Column x moves by `factor` * x."""
+    turn = Image.Transpose.TRANSPOSE
+    return _shift_rows(image.transpose(turn), factor).transpose(turn)
+
+
+def _shift_rows(image: Image.Image, factor: float) -> Image.Image:
+    """The same as `warp` with (1, -factor, 0), (0, 1, 0), in a fifth of its time.
+
+    A row moves as a whole: the weights of the two neighbours are the same all along.
+    """
+    width, height = image.size
+    moved = _in_32nds((1, -factor, 0), np.zeros((1, 1)), np.arange(height)[:, None])[:, 0]
+    whole, part = moved >> 5, (moved & 31)[:, None].astype(np.uint16)
+    margin = min(int(np.abs(whole).max()) + 1, width + 1)
+    framed = np.full((height, width + 2 * margin, 3), FILL, np.uint8)
+    framed[:, margin : margin + width] = np.asarray(image)
+    starts = np.arange(height) * (width + 2 * margin) + (whole + margin).clip(0, 2 * margin - 1)
+    length = 3 * (width + 1)
+    rows = np.lib.stride_tricks.sliding_window_view(framed.ravel(), length)[3 * starts].astype(np.uint16)
+    blended = rows[:, :-3] * (32 - part) + rows[:, 3:] * part + 16
+    return Image.fromarray((blended >> 5).astype(np.uint8).reshape(height, width, 3))
 
 
 def translate_x(image: Image.Image, pixels: float) -> Image.Image:
-    return warp(image, (1, 0, pixels), (0, 1, 0))
+    return _shifted(image, -round(pixels), 0)
 
 
 def translate_y(image: Image.Image, pixels: float) -> Image.Image:
-    return warp(image, (1, 0, 0), (0, 1, pixels))
+    return _shifted(image, 0, -round(pixels))
+
+
+def _shifted(image: Image.Image, right: int, down: int) -> Image.Image:
+    shifted = Image.new("RGB", image.size, (FILL, FILL, FILL))
+    shifted.paste(image, (right, down))
+    return shifted
 
 
 def rotate(image: Image.Image, degrees: float) -> Image.Image:
@@ -95,12 +122,26 @@ def brightness(image: Image.Image, factor: float) -> Image.Image:
 
 def sharpness(image: Image.Image, factor: float) -> Image.Image:
     """Sharpen against a 3 x 3 smoothing; what leaves 0..255 wraps around, as published (Pillow would clip it)."""
-    smooth = np.asarray(image.filter(ImageFilter.SMOOTH), np.float32)
-    sharp = np.array(image, np.float32)
+    pixels = np.asarray(image)
+    smooth = _smooth(pixels).astype(np.float32)
+    sharp = pixels.astype(np.float32)
     sharp -= smooth
     sharp *= np.float32(factor)
     sharp += smooth
     return Image.fromarray(sharp.astype(np.int16).astype(np.uint8))
+
+
+def _smooth(pixels: np.ndarray) -> np.ndarray:
+    """(H, W, 3) -> what Pillow's `ImageFilter.SMOOTH` makes of it (centre 5, its eight neighbours 1, of 13), faster.
+
+    The border stays. A sum of thirteenths is never half way between two integers, so its rounding is exact.
+    """
+    smooth = pixels.copy()
+    wide = pixels.astype(np.uint16)
+    columns = wide[:-2] + wide[1:-1] + wide[2:]
+    total = columns[:, :-2] + columns[:, 1:-1] + columns[:, 2:] + 4 * wide[1:-1, 1:-1]
+    smooth[1:-1, 1:-1] = (2 * total + 13) // 26
+    return smooth
 
 
 class Augmentation(NamedTuple):

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from PIL import Image, UnidentifiedImageError
 
-from vlmo.datasets.image import FORMATS
+from vlmo.image_formats import FORMATS
 
 MAX_IMAGE_BYTES = 256 << 20  # keeps a batch far below Arrow's 2 GiB and the memory flat
 JPEG_END = b"\xff\xd9"

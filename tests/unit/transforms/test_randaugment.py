@@ -6,15 +6,18 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageFilter
 
 from vlmo.transforms.randaugment import (
     AUGMENTATIONS,
     Augmentation,
     RandAugment,
+    _smooth,
     autocontrast_original,
     rotate,
     sharpness,
+    shear_x,
+    shear_y,
     translate_x,
     translate_y,
     warp,
@@ -67,6 +70,14 @@ def test_warp_without_motion_changes_nothing(size):
     np.testing.assert_array_equal(warp(picture, (1, 0, 0), (0, 1, 0)), picture)
 
 
+@settings(max_examples=50, deadline=None)
+@given(st.integers(1, 40), st.integers(1, 40), st.floats(-3, 3))
+def test_shears_equal_the_general_warp(width, height, factor):
+    picture = random_picture(width, height)
+    np.testing.assert_array_equal(shear_x(picture, factor), warp(picture, (1, -factor, 0), (0, 1, 0)))
+    np.testing.assert_array_equal(shear_y(picture, factor), warp(picture, (1, 0, 0), (-factor, 1, 0)))
+
+
 def test_translations_shift_whole_pixels_and_fill_with_grey():
     pixels = np.asarray(random_picture(40, 50))
     left, up = (np.asarray(move(Image.fromarray(pixels), 7)) for move in (translate_x, translate_y))
@@ -80,6 +91,12 @@ def test_rotation_is_counter_clockwise():
     picture.paste("white", (30, 18, 40, 22))  # at three o'clock
     quarter = np.asarray(rotate(picture, 90)).mean(-1)
     assert np.unravel_index(quarter.argmax(), quarter.shape)[0] < 12  # now at twelve
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 9), (3, 3), (224, 200)])
+def test_smoothing_equals_pillows(size):
+    picture = random_picture(*size)
+    np.testing.assert_array_equal(_smooth(np.asarray(picture)), picture.filter(ImageFilter.SMOOTH))
 
 
 def test_sharpness_wraps_around():

@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms import v2
 
 from vlmo.errors import VLMoError
 from vlmo.transforms import TRANSFORMS, keys_to_transforms
+from vlmo.transforms.square import RandomSquare
 
 
 @pytest.fixture
@@ -69,6 +71,19 @@ def test_crop_keeps_at_least_half():
         cropped = np.asarray(crop(Image.fromarray(pixels))).astype(int)
         areas.append(np.ptp(cropped[..., 0]) * np.ptp(cropped[..., 1]) / 100**2)
     assert 0.44 < min(areas) < 0.55 and max(areas) > 0.85  # a span ends at pixel centres, so it falls short
+
+
+@pytest.mark.parametrize("size", [(640, 480), (90, 120), (20, 31), (3, 2), (1, 1)])
+def test_crop_is_pillows_but_for_single_grey_levels(size):
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8))
+    ours, pillows = RandomSquare(48), v2.RandomResizedCrop(48, scale=(0.5, 1.0), interpolation=3)
+    for seed in range(5):
+        torch.manual_seed(seed)
+        square = np.asarray(ours(picture)).astype(int)
+        torch.manual_seed(seed)
+        difference = np.abs(square - np.asarray(pillows(picture)))
+        assert difference.max() <= 2
+        assert (difference > 0).mean() < 0.02
 
 
 def test_transforms_travel_to_worker_processes(picture):

@@ -1,5 +1,6 @@
 """Complete files or none, bounded batches, everything counted."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -151,6 +152,50 @@ def test_a_killed_conversion_leaves_no_table(workers, tmp_path):
     write_own_karpathy.make_arrow(str(tmp_path / "raw"), str(out))
     assert len(read_rows(out / "coco_caption_karpathy_train.arrow")) == 1199
     assert not list(out.glob(".*"))
+
+
+def test_killed_at_any_line_every_table_is_whole(tmp_path):
+    """Killed before any line of the writer: a reader finds the old table or the new one, complete, and nothing else."""
+    raw, out = tmp_path / "raw", tmp_path / "out"
+    write_karpathy(raw, 6)
+    context = multiprocessing.get_context("fork")
+    lines = context.Value("i", 0)
+
+    def convert_until(last):
+        """Counts the writer's lines; kills itself before the line `last`."""
+
+        def trace(frame, event, _):
+            if frame.f_code.co_filename != arrow_writer.__file__:
+                return None
+            lines.value += event == "line"
+            if lines.value == last:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return trace
+
+        sys.settrace(trace)
+        write_own_karpathy.make_arrow(str(raw), str(out))
+
+    def run(last):
+        lines.value = 0
+        process = context.Process(target=convert_until, args=(last,))
+        process.start()
+        process.join()
+        return process.exitcode
+
+    assert run(-1) == 0
+    total = lines.value
+    write_karpathy(raw, 8)  # what is converted from now on
+    publishing = range(total - 60, total, 2)
+    for last in sorted({*range(1, total, total // 15), *publishing}):
+        assert run(last) == -signal.SIGKILL
+        visible = {path.name for path in out.iterdir() if not path.name.startswith(".")}
+        assert visible == {f"coco_caption_karpathy_{split}.arrow" for split in ("train", "restval", "val", "test")}
+        assert len(read_rows(out / "coco_caption_karpathy_train.arrow")) in (6, 8)
+        assert [read_rows(out / f"coco_caption_karpathy_{split}.arrow") for split in ("restval", "val", "test")] == [
+            []
+        ] * 3
+    assert run(-1) == 0
+    assert len(list(out.iterdir())) == 4
 
 
 def wait_for(condition, seconds=60):

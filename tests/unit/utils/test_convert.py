@@ -53,3 +53,9 @@ def test_wrong_number_of_workers(tmp_path, capsys):
     write_karpathy(tmp_path / "raw", 3)
     assert convert.main(["own_karpathy", str(tmp_path / "raw"), str(tmp_path), "--num-workers", "-1"]) == 2
     assert "num_workers=-1" in capsys.readouterr().err
+
+
+def test_converters_do_not_load_torch():
+    """It would take each of their processes 200 MB and seconds to start."""
+    code = "import sys, vlmo.utils.convert; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

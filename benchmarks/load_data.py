@@ -1,0 +1,223 @@
+"""Samples a second and core of the training loader, beside a loader that works as published ones do.
+
+python -m benchmarks.load_data [--rounds 20] [--images 128]
+
+Both read the same Arrow file of generated 640 x 480 JPEGs (about 100 KB each) with captions and make the same batches
+for stage 3: crops at 224 pixels with the same distribution of augmentations, texts with masked words. One thread, no
+worker processes; a round is a batch of each in turn, so that a busy machine is fair to both.
+
+The published way: the table read as a whole, Pillow for decoding, crop and augmentations, ToTensor, Normalize, a dict a
+sample with its text padded to max_text_len, images copied one by one into an empty batch.
+"""
+
+import argparse
+import io
+import random
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from PIL import Image, ImageEnhance, ImageOps
+from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms
+
+from vlmo.config import resolve
+from vlmo.datamodules.multitask_datamodule import MTDataModule
+
+SIZE, BATCH, TEXT_LEN = 224, 32, 40
+CLOCK = time.process_time  # of this process alone: what else runs does not count
+WORDS = [
+    "a",
+    "the",
+    "red",
+    "cat",
+    "dog",
+    "man",
+    "sits",
+    "runs",
+    "plays",
+    "##ing",
+    "##s",
+    "on",
+    "under",
+    "with",
+    "table",
+]
+VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
+
+
+def write_data(root: Path, images: int) -> None:
+    """A table of photo-like noise and captions of 8 to 16 words, in COCO's files, and a vocabulary."""
+    draw = np.random.default_rng(0)
+
+    def noise(width: int, height: int) -> np.ndarray:
+        pixels = draw.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        return np.asarray(Image.fromarray(pixels).resize((640, 480), Image.Resampling.BICUBIC), np.float32)
+
+    def jpeg() -> bytes:
+        pixels = 0.75 * noise(16, 12) + 0.25 * noise(213, 160) + draw.normal(0, 4, (480, 640, 3))
+        file = io.BytesIO()
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(file, "JPEG", quality=90)
+        return file.getvalue()
+
+    def caption() -> str:
+        return " ".join(draw.choice(WORDS, draw.integers(8, 17))).replace(" ##", "")
+
+    columns = {"image": [jpeg() for _ in range(images)], "caption": [[caption()] for _ in range(images)]}
+    for split, rows in (("train", images), ("val", 1)):
+        table = pa.table({name: values[:rows] for name, values in columns.items()})
+        with pa.ipc.new_file(str(root / f"coco_caption_karpathy_{split}.arrow"), table.schema) as writer:
+            writer.write_table(table)
+    (root / "vocab.txt").write_text("\n".join(VOCABULARY) + "\n")
+
+
+# --- the published way ------------------------------------------------------------------------------------------------
+
+
+def affine(*coefficients: float) -> Callable[[Image.Image, int], Image.Image]:
+    """A warp by Pillow; `coefficients` are those of the identity plus these, times the sign."""
+
+    def warp(image: Image.Image, sign: int) -> Image.Image:
+        rows = [one + sign * more for one, more in zip((1, 0, 0, 0, 1, 0), coefficients, strict=True)]
+        method, resample = Image.Transform.AFFINE, Image.Resampling.BILINEAR
+        return image.transform(image.size, method, rows, resample, fillcolor=(128, 128, 128))
+
+    return warp
+
+
+AUGMENTATIONS: list[Callable[[Image.Image, int], Image.Image]] = [
+    lambda image, sign: image,
+    lambda image, sign: ImageOps.autocontrast(image),
+    lambda image, sign: ImageOps.equalize(image),
+    lambda image, sign: ImageEnhance.Brightness(image).enhance(1.36),
+    lambda image, sign: ImageEnhance.Sharpness(image).enhance(1.36),
+    lambda image, sign: image.rotate(21 * sign, Image.Resampling.BILINEAR, fillcolor=(128, 128, 128)),
+    affine(0, 0.21, 0, 0, 0, 0),
+    affine(0, 0, 0, 0.21, 0, 0),
+    affine(0, 0, 7, 0, 0, 0),
+    affine(0, 0, 0, 0, 0, 7),
+]
+
+
+def augment(image: Image.Image) -> Image.Image:
+    """Two of the ten, each with probability 0.5."""
+    for apply in random.choices(AUGMENTATIONS, k=2):
+        if random.random() < 0.5:
+            image = apply(image, random.choice((-1, 1)))
+    return image
+
+
+class PublishedDataset(Dataset):
+    """Texts as a list, samples found by a dict."""
+
+    def __init__(self, path: Path, tokenizer: Any):
+        self.table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+        self.texts = self.table["caption"].to_pylist()
+        pairs = [(row, item) for row, texts in enumerate(self.texts) for item in range(len(texts))]
+        self.index = dict(enumerate(pairs))
+        self.tokenizer = tokenizer
+        self.transform = transforms.Compose(
+            [
+                transforms.RandomResizedCrop(SIZE, (0.5, 1.0), interpolation=transforms.InterpolationMode.BICUBIC),
+                transforms.RandomHorizontalFlip(),
+                augment,
+                transforms.ToTensor(),
+                transforms.Normalize([0.5] * 3, [0.5] * 3),
+            ]
+        )
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        row, item = self.index[number]
+        image = Image.open(io.BytesIO(self.table["image"][row].as_py())).convert("RGB")
+        text = self.texts[row][item]
+        encoding = self.tokenizer(
+            text, padding="max_length", truncation=True, max_length=TEXT_LEN, return_special_tokens_mask=True
+        )
+        return {
+            "image": self.transform(image),
+            "text": (text, encoding),
+            "img_index": row,
+            "cap_index": item,
+            "raw_index": number,
+        }
+
+    def collate(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
+        batch: dict[str, Any] = {name: [sample[name] for sample in samples] for name in samples[0]}
+        images = torch.zeros(len(samples), 3, SIZE, SIZE)
+        for number, image in enumerate(batch["image"]):
+            images[number, :, : image.shape[1], : image.shape[2]] = image
+        encodings = [encoding for _, encoding in batch["text"]]
+        ids, masks, special = (
+            torch.tensor([encoding[name] for encoding in encodings])
+            for name in ("input_ids", "attention_mask", "special_tokens_mask")
+        )
+        chosen = torch.rand(ids.shape).lt(0.15) & ~special.bool()  # (its whole words are left out: slow in Python)
+        fate = torch.rand(ids.shape)
+        masked = torch.where(chosen & (fate < 0.8), self.tokenizer.mask_token_id, ids)
+        masked = torch.where(chosen & (fate >= 0.9), torch.randint_like(ids, len(self.tokenizer)), masked)
+        words = {"text_ids": ids, "text_masks": masks, "text_labels": torch.full_like(ids, -100)}
+        words |= {"text_ids_mlm": masked, "text_labels_mlm": torch.where(chosen, ids, -100)}
+        return batch | words | {"image": images, "text": [text for text, _ in batch["text"]]}
+
+
+# --- the measurement --------------------------------------------------------------------------------------------------
+
+
+def endless(loader: DataLoader) -> Iterator[dict[str, Any]]:
+    while True:
+        yield from loader
+
+
+def report(images: int, rounds: int) -> None:
+    """Prints the table."""
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        write_data(root, images)
+        options = {"data_root": folder, "tokenizer": str(root / "vocab.txt"), "datasets": ["coco"], "num_gpus": 0}
+        options |= {"per_gpu_batchsize": BATCH, "num_workers": 0, "max_text_len": TEXT_LEN, "image_size": SIZE}
+        module = MTDataModule(resolve("task_mlm_itm_itc_base", **options))
+        module.setup("fit")
+        published = PublishedDataset(root / "coco_caption_karpathy_train.arrow", module.tokenizer)
+        loaders = {
+            "published": DataLoader(published, BATCH, shuffle=True, collate_fn=published.collate, drop_last=True),
+            "vlmo": module.train_dataloader(),
+        }
+        batches = {name: endless(loader) for name, loader in loaders.items()}
+        seconds: dict[str, list[float]] = {name: [] for name in loaders}
+        for number in range(rounds + 2):  # the first two warm up
+            for name, source in batches.items():
+                start = CLOCK()
+                batch = next(source)
+                if number >= 2:
+                    seconds[name].append(CLOCK() - start)
+                assert batch["image"].shape == (BATCH, 3, SIZE, SIZE)
+    print(f"640 x 480 -> {SIZE} px, batches of {BATCH}, one core, median of {rounds} rounds, Python {sys.version[:4]}")
+    print(f"{'loader':<12}{'images/s':>10}{'ms/image':>10}")
+    for name, times in seconds.items():
+        middle = statistics.median(times) / BATCH
+        print(f"{name:<12}{1 / middle:>10.0f}{middle * 1e3:>10.2f}")
+    ratios = [old / new for old, new in zip(*seconds.values(), strict=True)]
+    print(f"{'ratio':<12}{statistics.median(ratios):>10.2f}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=128)
+    parser.add_argument("--rounds", type=int, default=20)
+    options = parser.parse_args()
+    report(options.images, options.rounds)
+
+
+if __name__ == "__main__":
+    main()
