@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -25,7 +25,7 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from vlmo.errors import VLMoError
-from vlmo.utils.record_batches import Row, Skipped, read_batches, write_chunk
+from vlmo.utils.record_batches import Row, Skipped, columns_of, make_batch, read_batches, write_images
 from vlmo.utils.workers import Workers
 
 CHUNK_ROWS = 512  # rows handed to a worker at once, and the most of a record batch
@@ -184,13 +184,28 @@ class Conversion:
                 skipped: list[Skipped] = []
                 yield key, read_batches(chunk, tables[key].schema, skipped), skipped, len(chunk)
             return
-        calls = (
-            (key, chunk, tables[key].schema, self.path(f"{number}.chunk")) for number, (key, chunk) in enumerate(chunks)
-        )
-        for key, path, skipped, num_rows in self.workers.map(write_chunk, calls):
+        under_way: deque[tuple[str, list[Row], str]] = deque()
+
+        def calls() -> Iterator[tuple[Any, ...]]:
+            for number, (key, chunk) in enumerate(chunks):
+                under_way.append((key, chunk, self.path(f"{number}.chunk")))
+                fields = [tables[key].schema.field(name) for name in chunk[0].images]
+                yield [row.images for row in chunk], pa.schema(fields), under_way[-1][2]
+
+        for groups, skipped in self.workers.map(write_images, calls()):
+            key, chunk, path = under_way.popleft()
             with pa.memory_map(path) as file, pa.ipc.open_stream(file) as reader:
-                yield key, reader, skipped, num_rows
+                yield key, self._joined(chunk, groups, reader, tables[key].schema), skipped, len(chunk)
             os.unlink(path)
+
+    @staticmethod
+    def _joined(
+        rows: list[Row], groups: list[list[int]], images: Iterable[pa.RecordBatch], schema: pa.Schema
+    ) -> Iterator[pa.RecordBatch]:
+        """Record batches of images, and the other columns of their rows, together."""
+        for kept, batch in zip(groups, images, strict=True):
+            found = dict(zip(batch.schema.names, batch.columns, strict=True))
+            yield make_batch(columns_of(rows, kept) | found, schema)
 
     def _chunked(self, tables: Mapping[str, Table], rows: TaggedRows) -> Iterator[tuple[str, list[Row]]]:
         pending: dict[str, list[Row]] = {key: [] for key in tables}

@@ -24,12 +24,14 @@ class Skipped(NamedTuple):
     reason: str
 
 
-def make_batch(columns: Mapping[str, list[Any]], schema: pa.Schema) -> pa.RecordBatch:
-    """A record batch; what UTF-8 cannot hold (half surrogates from JSON escapes) becomes "?"."""
+def make_batch(columns: Mapping[str, Any], schema: pa.Schema) -> pa.RecordBatch:
+    """Of lists or Arrow arrays; what UTF-8 cannot hold (half surrogates from JSON escapes) becomes "?"."""
     return pa.record_batch([_array(columns[column.name], column.type) for column in schema], schema=schema)
 
 
-def _array(values: list[Any], kind: pa.DataType) -> pa.Array:
+def _array(values: Any, kind: pa.DataType) -> pa.Array:
+    if isinstance(values, pa.Array):
+        return values
     try:
         return pa.array(values, kind)
     except UnicodeEncodeError:
@@ -44,30 +46,53 @@ def _encodable(value: Any) -> Any:
 
 def read_batches(rows: list[Row], schema: pa.Schema, skipped: list[Skipped]) -> Iterator[pa.RecordBatch]:
     """Reads the images of a chunk of rows; a row with an unreadable image goes to `skipped` instead."""
-    columns: dict[str, list[Any]] = {name: [] for name in schema.names}
+    for kept, images in read_images([row.images for row in rows], skipped):
+        yield make_batch(columns_of(rows, kept) | images, schema)
+
+
+def columns_of(rows: list[Row], kept: list[int]) -> dict[str, Any]:
+    """The columns without images of the rows number `kept`."""
+    return {name: [rows[number].columns[name] for number in kept] for name in rows[0].columns}
+
+
+def read_images(
+    sources: list[dict[str, ImageSource]], skipped: list[Skipped]
+) -> Iterator[tuple[list[int], dict[str, list[bytes]]]]:
+    """For groups of bounded size: the numbers of the rows whose images can be read, and the images by column."""
+    kept: list[int] = []
+    images: dict[str, list[bytes]] = {name: [] for name in sources[0]}
     size = 0
-    for row in rows:
-        values = dict(row.columns)
+    for number, columns in enumerate(sources):
+        found = {}
         try:
-            for column, source in row.images.items():
-                values[column] = read_image(source)
-                size += len(values[column])
+            for name, source in columns.items():
+                found[name] = read_image(source)
         except ImageProblem as problem:
             skipped.append(Skipped(describe(source), str(problem)))
             continue
-        for column, value in values.items():
-            columns[column].append(value)
+        kept.append(number)
+        for name, image in found.items():
+            images[name].append(image)
+            size += len(image)
         if size >= BATCH_BYTES:
-            yield make_batch(columns, schema)
-            columns, size = {name: [] for name in schema.names}, 0
-    if columns[schema.names[0]]:
-        yield make_batch(columns, schema)
+            yield kept, images
+            kept, images, size = [], {name: [] for name in sources[0]}, 0
+    if kept:
+        yield kept, images
 
 
-def write_chunk(key: str, rows: list[Row], schema: pa.Schema, path: str) -> tuple[str, str, list[Skipped], int]:
-    """In a worker: the batches go through a file in the scratch folder, which is faster than through a pipe."""
+def write_images(
+    sources: list[dict[str, ImageSource]], schema: pa.Schema, path: str
+) -> tuple[list[list[int]], list[Skipped]]:
+    """In a worker: writes the groups of `read_images` as record batches of a stream, and returns their row numbers.
+
+    Only what the images need travels to the worker, and they come back through a file in the scratch folder: both
+    because a pipe is slow.
+    """
+    groups: list[list[int]] = []
     skipped: list[Skipped] = []
     with pa.ipc.new_stream(path, schema) as writer:
-        for batch in read_batches(rows, schema, skipped):
-            writer.write_batch(batch)
-    return key, path, skipped, len(rows)
+        for kept, images in read_images(sources, skipped):
+            writer.write_batch(make_batch(images, schema))
+            groups.append(kept)
+    return groups, skipped
