@@ -1,6 +1,6 @@
 """Memory that activation checkpointing saves: a training step without, with it, and with its inputs on the CPU.
 
-python benchmarks/checkpointing.py [--named task_mlm_itm_itc_base] [--batch 2] [--set option=value ...]
+python -m benchmarks.checkpointing [--named task_mlm_itm_itc_base] [--batch 2] [--set option=value ...]
 
 On a GPU: the peak that is allocated in the step beyond what the step begins with (weights, optimizer), and the seconds
 of a step. On a CPU: the bytes that the step keeps for its backward pass, each tensor once (offloaded ones count too, as
@@ -10,7 +10,6 @@ they lie in the same memory), and the growth of the process's largest resident s
 import argparse
 import json
 import resource
-import subprocess
 import sys
 import time
 from typing import Any
@@ -18,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.processes import in_process
 from vlmo.config import resolve
 from vlmo.modules import VLMo
 
@@ -103,10 +103,7 @@ def main() -> None:
     print(f"{'activation_checkpointing':<26}{'kept MiB':>10}{'peak MiB':>10}{'s/step':>8}{'kept less by':>14}")
     first = 0.0
     for kind in KINDS:
-        done = subprocess.run([sys.executable, *sys.argv, "--kind", kind], capture_output=True, text=True)
-        if done.returncode:
-            sys.exit(done.stderr)
-        found = json.loads(done.stdout.splitlines()[-1])
+        found = in_process("-m", "benchmarks.checkpointing", *sys.argv[1:], "--kind", kind)
         first = first or found["bytes"]
         print(
             f"{kind:<26}{found['bytes'] / 2**20:>10,.0f}{found['peak'] / 2**20:>10,.0f}{found['seconds']:>8.1f}"

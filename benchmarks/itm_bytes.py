@@ -1,11 +1,12 @@
 """What matching (ITM) sends per process and step, beside gathering all images as the published code does.
 
-python benchmarks/itm_bytes.py [--processes 4] [--batch 16] [--image-size 64]
+python -m benchmarks.itm_bytes [--processes 4] [--batch 16] [--image-size 64]
 
-That gathers pictures as float32, token ids and masks as int64. First measured: every exchange of one step's matching in that many gloo processes on this machine, counted where it is
-called, once with negatives drawn at random and once with all processes wanting the pictures of a single one. What
-another process does not get (a process's part for itself) is not counted. Then by the same count for the published
-size, a batch of 1,024 at 224 pixels over 16 to 128 processes.
+The published code gathers pictures as float32, token ids and masks as int64. First measured: every exchange of one
+step's matching in that many gloo processes on this machine, counted where it is called, once with negatives drawn at
+random and once with all processes wanting the pictures of a single one. What another process does not get (a process's
+part for itself) is not counted. Then by the same count for the published size, a batch of 1,024 at 224 pixels over 16
+to 128 processes.
 """
 
 import argparse
