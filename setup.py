@@ -19,6 +19,6 @@ setup(
     install_requires=[line for line in LINES if line],
     extras_require={
         "test": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.6", "mypy>=1.10"],
-        "sharded": ["deepspeed>=0.16"],
+        "sharded": ["deepspeed>=0.16", "fairscale>=0.4.13"],
     },
 )

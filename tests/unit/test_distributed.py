@@ -13,7 +13,7 @@ from tests.processes import in_processes
 from vlmo import distributed
 from vlmo.metrics import Mean
 from vlmo.modules.objectives.itc import contrast
-from vlmo.modules.pixels import from_bytes, to_bytes
+from vlmo.modules.packing import from_bytes, pack_texts, to_bytes, unpack_texts
 from vlmo.transforms.square import to_tensor
 
 WORLD = 2
@@ -134,6 +134,16 @@ def test_rows_can_be_fetched_one_by_one(results):
 def test_pictures_travel_as_bytes_and_other_floats_as_they_are(results):
     for result in results:
         assert result["kinds"] == [torch.uint8, torch.uint8, torch.float32, torch.float32]
+
+
+@pytest.mark.parametrize("vocab_size, width", [(32767, 2), (32768, 4)])
+def test_texts_survive(vocab_size, width):
+    ids, masks = torch.tensor([[2, vocab_size - 1, 3, 0], [2, 7, 3, 0]]), torch.tensor([[1, 1, 1, 0], [1, 1, 0, 0]])
+    packed = pack_texts(ids, masks, vocab_size)
+    assert packed.shape == (2, 4 * width)
+    found, kept = unpack_texts(F.pad(packed, (0, 2 * width)), vocab_size)  # padded as a longer text needs it
+    assert torch.equal(kept, F.pad(masks, (0, 2)))
+    assert torch.equal(found, F.pad(ids * masks, (0, 2)))
 
 
 def test_every_level_of_a_picture_survives():

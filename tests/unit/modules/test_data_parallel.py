@@ -11,7 +11,7 @@ from tests.processes import in_processes
 from vlmo.modules import VLMo
 from vlmo.modules.objectives import itm
 from vlmo.modules.objectives.base import empty_batch
-from vlmo.modules.pixels import from_bytes
+from vlmo.modules.packing import from_bytes
 from vlmo.modules.reach import leave_to_each_process
 
 STAGE3 = "task_mlm_itm_itc_base"

@@ -13,7 +13,7 @@ from vlmo.distributed import fetch_rows, gather_own_first, world_size
 from vlmo.metrics import Accuracy, Mean
 from vlmo.modules.heads import ITMHead
 from vlmo.modules.objectives.base import Batch, Objective, ObjectiveOutput, mean_cross_entropy
-from vlmo.modules.pixels import from_bytes, to_bytes
+from vlmo.modules.packing import from_bytes, pack_texts, text_width, to_bytes, unpack_texts
 from vlmo.settings import Settings
 
 if TYPE_CHECKING:
@@ -72,13 +72,14 @@ class ITM(Objective):
             draw = torch.Generator(image.device).manual_seed(int(batch["text_ids"].sum()))
         other_image, other_text = (draw_negatives(each, draw) for each in rows)
         shapes = similarities["shapes"].tolist()
-        texts = torch.stack([batch["text_ids"], batch["text_masks"]], dim=1).to(device)
-        texts = gather_own_first(texts.int(), shapes=shapes)[other_text].long()  # (B, 2, T)
+        words = model.settings.vocab_size
+        texts = pack_texts(batch["text_ids"].to(device), batch["text_masks"].to(device), words)
+        texts = gather_own_first(texts, shapes=[(count, length * text_width(words)) for count, length in shapes])
+        ids, masks = unpack_texts(texts[other_text], words)  # (B, T)
         # the batch of `contrast_cache` lies beside the device, which only processes that exchange rows need
         source = image.to(device) if world_size() > 1 else image
         counts = [count for count, _ in shapes]
         negative = fetch_rows(source, other_image.to(source.device), counts, to_bytes, from_bytes)
-        ids, masks = texts.unbind(1)
         return {
             "negative_image": negative.to(image.device, image.dtype),
             "negative_text_ids": ids,
