@@ -6,6 +6,8 @@ All of a file is too much to look at when a run starts (150 million texts), so e
 import numpy as np
 import pyarrow as pa
 
+BYTES = (pa.types.is_string, pa.types.is_binary, pa.types.is_large_string, pa.types.is_large_binary)
+
 
 def check_range(array: pa.Array, start: int, stop: int) -> None:
     """Makes sure that the values in [start, stop) can be read, those of nested lists too.
@@ -17,9 +19,7 @@ def check_range(array: pa.Array, start: int, stop: int) -> None:
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
         first, last = _bounds(array, start, stop, len(array.values))
         check_range(array.values, first, last)
-    elif pa.types.is_string(kind) or pa.types.is_binary(kind):
-        _bounds(array, start, stop, _size(array))
-    elif pa.types.is_large_string(kind) or pa.types.is_large_binary(kind):
+    elif any(is_kind(kind) for is_kind in BYTES):
         _bounds(array, start, stop, _size(array))
     elif not pa.types.is_primitive(kind) and not pa.types.is_null(kind):
         array.slice(start, stop - start).validate(full=True)  # (kinds that no converter writes)
