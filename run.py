@@ -16,7 +16,7 @@ from vlmo.config import ex, explain  # before sacred itself: silences what its i
 # isort: split
 from sacred.utils import SacredError
 
-from vlmo.errors import VLMoError, tell
+from vlmo.errors import Stopped, VLMoError, tell
 
 
 @ex.main
@@ -28,7 +28,7 @@ def main(_config: dict[str, Any]) -> None:
 
 
 def command_line(argv: list[str]) -> int:
-    """Runs the command line; returns the exit code: 0, or 2 for a mistake in what was asked."""
+    """Runs the command line; returns the exit code: 0, 2 for a mistake in what was asked, 128 + signal if stopped."""
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.INFO)
     if not argv[1:] or {"-h", "--help"} & set(argv):
         print(__doc__)
@@ -40,6 +40,10 @@ def command_line(argv: list[str]) -> int:
         if debug:
             raise
         return tell(explain(error))
+    except Stopped as stopped:
+        if str(stopped):
+            print(stopped, file=sys.stderr)
+        return stopped.status
     return 0
 
 

@@ -96,8 +96,12 @@ ex.add_config(
     val_check_interval=1.0,  # validate every so many batches (int), or this share of an epoch (float)
     fast_dev_run=False,  # True or n: n batches of everything, nothing saved
     # --- continuing ----------------------------------------------------------------------------------------------
-    resume_from=None,  # a checkpoint of this project's: weights, optimizer and step continue
-    resume_during_training=False,  # continue this run's newest last.ckpt if there is one
+    resume_from=None,  # a checkpoint of this project's: the run goes on from it exactly, also in the middle of an epoch
+    resume_during_training=False,  # go on from the newest checkpoint of this run that can be read, if there is one
+    checkpoint_every_n_steps=None,  # also write one every so many optimizer steps (None: after each validation only)
+    checkpoint_every_n_minutes=None,  # also write one when the last is so old
+    keep_last=None,  # remove all but so many of the newest; None keeps all
+    max_nonfinite=10,  # steps in a row whose loss or gradient is inf or NaN, each skipped, after which the run stops
     # --- machine -------------------------------------------------------------------------------------------------
     log_dir="result",
     log_every_n_steps=50,

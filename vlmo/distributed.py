@@ -43,6 +43,15 @@ def world_size() -> int:
     return dist.get_world_size() if _grouped() else 1
 
 
+def any_process(yes: bool | Tensor, device: torch.device) -> bool:
+    """Whether any process says yes (a bool, or a scalar of its device); all have to ask."""
+    if world_size() == 1:
+        return bool(yes)
+    answer = torch.as_tensor(yes, device=device).float()
+    dist.all_reduce(answer, dist.ReduceOp.MAX)
+    return bool(answer)
+
+
 def _own_first() -> list[int]:
     """All ranks, this process's first."""
     return [rank(), *(other for other in range(world_size()) if other != rank())]

@@ -1,4 +1,4 @@
-"""The one error that is meant for the person at the keyboard, and how a command tells it."""
+"""What is meant for the person at the keyboard, and how a command tells it."""
 
 import sys
 
@@ -8,6 +8,16 @@ class VLMoError(ValueError):
 
     `run.py` and the other commands print it without a traceback and exit with 2.
     """
+
+
+class Stopped(Exception):
+    """A signal has ended the run. The message says where it stands (one process has it, the others' is empty); `status`
+    is the exit status, 128 + signal.
+    """
+
+    def __init__(self, message: str, signal_number: int) -> None:
+        super().__init__(message)
+        self.status = 128 + signal_number
 
 
 def tell(message: object) -> int:

@@ -34,6 +34,16 @@ class Mean(Metric):
         """Scalar float32; NaN if nothing was added."""
         return (self.total / self.count).float()
 
+    def sums(self) -> Tensor:
+        """(2,) float64: total and count so far, of this process alone."""
+        return torch.stack([self.total, self.count])
+
+    def restore(self, sums: Tensor, updates: int) -> None:
+        """Goes on from `sums` (those of several processes add up) after as many updates (`update_count`)."""
+        self.reset()
+        self.total, self.count = sums.to(self.total)
+        self._update_count = updates  # torchmetrics has no other way to say that there were updates
+
 
 class Accuracy(Mean):
     """Share of predictions that hit the label; labels of -100 do not count."""

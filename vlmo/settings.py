@@ -92,6 +92,10 @@ class Settings(pydantic.BaseModel):
     fast_dev_run: bool | PositiveInt
     resume_from: str | None
     resume_during_training: bool
+    checkpoint_every_n_steps: PositiveInt | None = None
+    checkpoint_every_n_minutes: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    keep_last: PositiveInt | None = None
+    max_nonfinite: PositiveInt = 10
     log_dir: Annotated[str, Field(min_length=1)]
     log_every_n_steps: PositiveInt = 50
     contrast_gradient: Literal["own", "exact"] = "own"

@@ -21,7 +21,7 @@ MODULES = [".".join(path.relative_to(REPOSITORY).with_suffix("").parts).removesu
 # A part may import parts of a lower level, and itself. So the model knows nothing of data, and data nothing of it.
 # Whatever is not named here is a command: it may import everything, and nothing imports it.
 LEVELS = {
-    0: ("errors", "distributed", "image_formats", "metrics"),
+    0: ("errors", "distributed", "files", "image_formats", "metrics"),
     1: ("config",),
     2: ("settings",),
     3: ("transforms",),

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -54,6 +55,8 @@ class MTDataModule(LightningDataModule):
         self._warned: list[str] = []
         self._opened: dict[str, dict[str, BaseDataset | MaskedImages]] = {}
         self._without_text = "mim" in self.settings.active
+        # of a resumed run: the arguments of `ShuffleSampler.skip`
+        self.resumed_at: tuple[int, int, int, int] | None = None
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -169,6 +172,7 @@ class MTDataModule(LightningDataModule):
             pin_memory=on_gpu,
             prefetch_factor=s.prefetch_factor if s.num_workers else None,
             persistent_workers=s.num_workers > 0 and not once,
+            worker_init_fn=_outlive_signals,
             generator=torch.Generator(),  # else workers' seeds come from the global one, which dropout draws from
             **sampling,
         )
@@ -177,18 +181,25 @@ class MTDataModule(LightningDataModule):
         batches = eval_batches(len(dataset), self.settings.per_gpu_batchsize, rank(), world_size())
         return self._loader(dataset, once, batch_sampler=batches)
 
+    @cached_property
+    def train_dataset(self) -> ConcatDataset:
+        """All that is trained on together."""
+        return ConcatDataset(list(self._open("train").values()))
+
     def train_dataloader(self) -> DataLoader:
         """Shuffled anew each epoch (with `group_by_length`, texts of similar length together), augmented.
 
         Raises:
             VLMoError: if there are fewer samples than processes.
         """
-        dataset = ConcatDataset(list(self._open("train").values()))
+        dataset = self.train_dataset
         s = self.settings
         order = (len(dataset), s.seed, rank(), world_size())
         sampler = ShuffleSampler(*order)
         if s.group_by_length:
             sampler = LengthGroupedSampler(*order, s.per_gpu_batchsize, dataset.text_sizes)
+        if self.resumed_at:
+            sampler.skip(*self.resumed_at)
         if len(sampler) == 0:
             raise VLMoError(f"{len(dataset)} training samples are too few for {world_size()} processes")
         full = len(sampler) >= s.training_batch
@@ -261,3 +272,14 @@ class MTDataModule(LightningDataModule):
             return answers
         files = [path for spec in specs for split in ("train", "val") for path in split_files(self.root, spec, split)]
         return answers_in_tables(files) or None
+
+
+def _outlive_signals(worker: int) -> None:
+    """Leaves it to the main process what a signal means: they reach the whole group (Ctrl-C, `timeout`, SLURM's end of
+    a job), and without its workers the main process could not finish its step and save.
+
+    Workers end when the main process does; a second SIGTERM ends them too, as torch and Python send it to stuck ones.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))

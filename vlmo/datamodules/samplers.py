@@ -16,6 +16,8 @@ class ShuffleSampler(Sampler):
     get the same number: the rest, less than one a process, is left out (other samples each epoch).
     """
 
+    batch = 1  # samples that a process takes at a time, where the order depends on it
+
     def __init__(self, length: int, seed: int, rank: int, world: int):
         """
         Args:
@@ -25,6 +27,19 @@ class ShuffleSampler(Sampler):
         """
         self.length, self.seed, self.rank, self.world = length, seed, rank, world
         self.epoch = 0
+        self._seen = (0, 0, world, 1)  # see `skip`
+
+    def skip(self, epoch: int, seen: int, world: int, batch: int) -> None:
+        """Goes on in `epoch` after the first `seen` samples that all processes together were given.
+
+        The processes, and the samples a batch, may be others than they were then: what is left is the same. Later
+        epochs are whole again.
+
+        Args:
+            world, batch: numbers of processes, and of samples a process took at a time, then.
+        """
+        self.epoch = epoch
+        self._seen = (epoch, seen, world, batch)
 
     def set_epoch(self, epoch: int) -> None:
         """Called by Lightning before each epoch."""
@@ -39,13 +54,30 @@ class ShuffleSampler(Sampler):
         epoch_seed = int(torch.randint(2**62, (), generator=generator))
         # 4 bytes a sample (600 MB for the 150 million texts of stage 2), and no Python list of that length
         order = torch.randperm(self.length, generator=generator, dtype=torch.int32)
-        for part in self._parts(order[: len(self) * self.world], generator):
+        for part in self._left(order, generator):
             for index in part[self.rank :: self.world].tolist():
                 yield index, epoch_seed
 
-    def _parts(self, order: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
-        """The order (of all processes) in pieces, each a multiple of `world` long."""
-        yield from order.split(8192 * self.world)
+    def _left(self, order: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
+        """The parts of the epoch, without what has been seen before a resume."""
+        epoch, seen, world, batch = self._seen
+        seen = seen if self.epoch == epoch else 0
+        if not seen or (world, batch) == (self.world, self.batch):
+            for part in self._parts(order, self.world, self.batch, generator):
+                yield part[seen:]
+                seen = max(seen - len(part), 0)
+            return
+        is_left = torch.ones(self.length, dtype=torch.bool)
+        then = torch.Generator()
+        then.set_state(generator.get_state())
+        for part in self._parts(order, world, batch, then):
+            is_left[part[:seen].long()] = False
+            seen = max(seen - len(part), 0)
+        yield from self._parts(order[is_left[order.long()]], self.world, self.batch, generator)
+
+    def _parts(self, order: Tensor, world: int, batch: int, generator: torch.Generator) -> Iterator[Tensor]:
+        """The order (of all processes) in pieces, each a multiple of `world` long; what does not divide is left out."""
+        yield from order[: len(order) // world * world].split(8192 * world)
 
 
 class LengthGroupedSampler(ShuffleSampler):
@@ -71,8 +103,8 @@ class LengthGroupedSampler(ShuffleSampler):
         self.lengths = lengths
         self.batch = batch
 
-    def _parts(self, order: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
-        size = self.batch * self.world
+    def _parts(self, order: Tensor, world: int, batch: int, generator: torch.Generator) -> Iterator[Tensor]:
+        order, size = order[: len(order) // world * world], batch * world
         full = len(order) // size * size
         for stretch in order[:full].split(self.STRETCH * size):
             lengths = torch.from_numpy(self.lengths(stretch.numpy()))

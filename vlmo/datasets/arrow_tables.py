@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from vlmo.datasets.arrow_checks import check_range
 from vlmo.errors import VLMoError
 
 
@@ -39,16 +40,30 @@ class Place(NamedTuple):
     table: int  # number of the file
     image: int  # row over all files
 
+    path: Path  # of the file
+
     def scalar(self, column: str) -> pa.Scalar:
-        """The row's value."""
-        return self.record.column(column)[self.row]
+        """The row's value. Raises VLMoError if the file is damaged there."""
+        array = self.record.column(column)
+        try:
+            check_range(array, self.row, self.row + 1)
+        except pa.ArrowInvalid as error:
+            raise VLMoError(f"{self.path}: is damaged ({column}, row {self.row}: {error}); make it again") from error
+        return array[self.row]
 
     def list_item(self, column: str) -> Any:
-        """The sample's own entry of a list column; None if the column is absent or the row's list is shorter."""
+        """The sample's own entry of a list column; None if the column is absent or the row's list is shorter.
+
+        Raises:
+            VLMoError: if the file is damaged there.
+        """
         if self.record.schema.get_field_index(column) < 0:
             return None
         values = self.scalar(column)
-        return values[self.item].as_py() if values.is_valid and self.item < len(values) else None
+        try:
+            return values[self.item].as_py() if values.is_valid and self.item < len(values) else None
+        except UnicodeDecodeError as error:
+            raise VLMoError(f"{self.path}: is damaged ({column}, row {self.row}: {error}); make it again") from error
 
 
 class ArrowTables:
@@ -110,6 +125,7 @@ class ArrowTables:
 
         Raises:
             IndexError: outside [0, num_texts).
+            VLMoError: if the file is damaged there.
         """
         if self.text_column is None:
             return self.row(index)
@@ -120,7 +136,10 @@ class ArrowTables:
         position = offsets.dtype.type(local + int(offsets[0]))
         row = int(np.searchsorted(offsets, position, side="right")) - 1  # rows without texts are passed over
         item = int(position - offsets[row])
-        return Place(record, row, item, int(self._table[batch]), int(self._row_starts[batch]) + row)
+        table = int(self._table[batch])
+        if not 0 <= row < record.num_rows or item < 0:
+            raise VLMoError(f"{self.paths[table]}: is damaged (the offsets of its texts); make it again")
+        return Place(record, row, item, table, int(self._row_starts[batch]) + row, self.paths[table])
 
     def text_sizes(self, indices: np.ndarray) -> np.ndarray:
         """Bytes of the texts number `indices` (N,), int64 (N,): read from the offsets of the texts, not the texts."""
@@ -147,7 +166,8 @@ class ArrowTables:
             IndexError: outside [0, num_rows).
         """
         batch, row = _find(self._row_starts, index)
-        return Place(self._record(batch), row, 0, int(self._table[batch]), index)
+        table = int(self._table[batch])
+        return Place(self._record(batch), row, 0, table, index, self.paths[table])
 
     def _record(self, batch: int) -> pa.RecordBatch:
         # nothing is cached: a record batch is a view into the map that takes some microseconds to make

@@ -192,6 +192,11 @@ def _flat_columns(path: Path, *columns: str) -> Iterator[list[pa.Array]]:
     for number in range(reader.num_record_batches):
         record = reader.get_batch(number)
         arrays = [record.column(column) for column in columns]
+        try:
+            for array in arrays:
+                array.validate(full=True)  # all of it will be read
+        except pa.ArrowInvalid as error:
+            raise VLMoError(f"{path}: is damaged ({error}); make it again") from error
         while any(_is_list(array.type) for array in arrays):
             arrays = [array.flatten() for array in arrays]
         if not any(pa.types.is_null(array.type) for array in arrays):  # (nobody has answered)
@@ -202,9 +207,9 @@ def _check_labels(root: Path, name: str, paths: Sequence[Path], label_size: int)
     """Is there an output for every label that occurs in `paths`, and for every answer of the vocabulary?"""
     try:
         vocabulary = read_answers(root) or []
+        bounds = [pc.min_max(labels) for path in paths for (labels,) in _flat_columns(path, "answer_labels")]
     except VLMoError as error:
         return [str(error)]
-    bounds = [pc.min_max(labels) for path in paths for (labels,) in _flat_columns(path, "answer_labels")]
     known = [bound for bound in bounds if bound["max"].is_valid]
     lowest = min((bound["min"].as_py() for bound in known), default=0)
     number = max([len(vocabulary), *(bound["max"].as_py() + 1 for bound in known)])

@@ -3,7 +3,6 @@
 import json
 import re
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 
@@ -53,11 +52,3 @@ def consistency(statements: Sequence[Statement]) -> float | None:
             key = (match[1], statement.sentence)
             right[key] = right.get(key, True) and statement.prediction == statement.label
     return sum(right.values()) / len(right) if right else None
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Writes under a temporary name and renames, so that a file of that name is always complete."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".part")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(path)

@@ -50,10 +50,17 @@ class AdamW(torch.optim.AdamW):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
         for group in self.param_groups:
+            if all(parameter.grad is None for parameter in group["params"]):
+                continue  # torch does not count such a step either
             group["updates"] = group.get("updates", 0) + 1  # part of the state dict, so it survives a resume
             group["eps"] = EPS / math.sqrt(1 - group["betas"][1] ** group["updates"])
-        return super().step(closure)
+        super().step()
+        return loss
 
 
 def build_optimizer(

@@ -1,4 +1,4 @@
-"""What happens around the steps: unreadable images, the last checkpoint."""
+"""What is counted around the steps: unreadable images."""
 
 import logging
 import math
@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
-from pytorch_lightning.callbacks import ModelCheckpoint
 
 from vlmo.distributed import rank, sum_over_processes, world_size
 from vlmo.errors import VLMoError
+from vlmo.files import append_lines
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +28,12 @@ class UnreadableImages(Callback):
     def __init__(self) -> None:
         self.failed: Counter[str] = Counter()
         self.folder: Path | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"train": self.failed["train"]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.failed["train"] = state_dict["train"]
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         # here, as it takes all processes to ask for it; (without loggers it is the working directory)
@@ -60,9 +66,7 @@ class UnreadableImages(Callback):
             log.warning(f"left out: {line}")
         self.failed[phase] += len(skipped)
         if self.folder:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with (self.folder / "unreadable_images.txt").open("a") as listing:
-                listing.writelines(f"{phase}: {line}\n" for line in skipped)
+            append_lines(self.folder / "unreadable_images.txt", [f"{phase}: {line}" for line in skipped])
         total = len(loader.dataset)
         if phase == "train":  # each process has a share that is like the others'; of an evaluation, see below
             total = math.ceil(total / world_size())
@@ -94,16 +98,3 @@ class UnreadableImages(Callback):
         if failed and rank() == 0:
             log.warning(f"{phase}: {failed} samples left out, their images cannot be decoded")
         return failed
-
-
-class LastCheckpoint(Callback):
-    """Saves `last.ckpt` at the end of training, wherever between two checkpoints that is."""
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        checkpoints = trainer.checkpoint_callback
-        assert isinstance(checkpoints, ModelCheckpoint)
-        path = Path(str(checkpoints.dirpath)) / "last.ckpt"
-        # the first process decides for all: to save takes all, and another node may not see the file
-        if trainer.strategy.broadcast(trainer.global_step != pl_module.validated_at or not path.exists()):
-            trainer.save_checkpoint(path)
-            checkpoints.save_last = False  # where it has saved none itself, it would now write a second, last-v1.ckpt

@@ -15,7 +15,8 @@ def checkpoint_size(model: VLMo) -> int:
 
 
 def num_checkpoints(s: Settings, texts: Mapping[str, int]) -> int:
-    """How many checkpoints a run writes: one a validation (without validation data, one an epoch), and the last.
+    """How many checkpoints a run has at its end: one a validation (without validation data, one an epoch), those that
+    are written between them every so many steps, and the last; but no more than are kept.
 
     Args:
         texts: number of samples by split.
@@ -29,4 +30,7 @@ def num_checkpoints(s: Settings, texts: Mapping[str, int]) -> int:
         between = s.val_check_interval
     else:
         between = max(int(epoch * s.val_check_interval), 1)
-    return math.ceil(min(ends, default=0) / between) + 1
+    written = math.ceil(min(ends, default=0) / between)
+    if s.checkpoint_every_n_steps:
+        written += min(ends, default=0) // (s.checkpoint_every_n_steps * s.accumulation)
+    return min(written, s.keep_last or written) + 1

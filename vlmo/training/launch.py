@@ -115,7 +115,8 @@ def _started() -> Started | None:
         remedy = "srun --nodes {nodes} --ntasks-per-node {devices}"
         if tasks > 1 and not number("SLURM_NTASKS_PER_NODE"):
             raise VLMoError(f"srun has started {tasks} tasks: give it --ntasks-per-node too, which says where they are")
-        return Started("srun", SLURMEnvironment(), tasks, number("SLURM_NTASKS_PER_NODE"), remedy)
+        # its own answer to SLURM's signals saves in the middle of a step, into the working directory (see signals.py)
+        return Started("srun", SLURMEnvironment(auto_requeue=False), tasks, number("SLURM_NTASKS_PER_NODE"), remedy)
     return None
 
 

@@ -8,7 +8,8 @@ from typing import Any
 from pytorch_lightning import Callback, LightningModule, Trainer
 
 from vlmo.distributed import gather_objects, rank
-from vlmo.evaluation.predictions import Statement, consistency, nlvr2_csv, vqa_json, write_whole
+from vlmo.evaluation.predictions import Statement, consistency, nlvr2_csv, vqa_json
+from vlmo.files import whole_file
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +42,8 @@ class VQAPredictions(Callback):
         self.predictions, self.unread = [], []
         if rank() != 0:
             return
-        write_whole(self.path, vqa_json(predictions + [(question, "") for question in unread]))
+        with whole_file(self.path) as file:
+            file.write(vqa_json(predictions + [(question, "") for question in unread]).encode())
         self.written = [self.path]
         if unread:
             log.warning(
@@ -90,7 +92,8 @@ class NLVR2Predictions(Callback):
 
     def _write(self, table: str, statements: list[Statement]) -> None:
         path = self.folder / f"{table}_{self.checkpoint}.csv"
-        write_whole(path, nlvr2_csv(statements))
+        with whole_file(path) as file:
+            file.write(nlvr2_csv(statements).encode())
         self.written.append(path)
         unread = sum(statement.prediction is None for statement in statements)
         if unread:

@@ -6,29 +6,36 @@ Order matters: whatever can be wrong is looked at before the model is built and 
 import json
 import logging
 import os
+import tempfile
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-from pytorch_lightning.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
-from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+from pytorch_lightning.callbacks import Callback, LearningRateMonitor
 
 from vlmo.datamodules.multitask_datamodule import MTDataModule
 from vlmo.datasets import DATASETS
 from vlmo.errors import VLMoError
+from vlmo.files import whole_file
 from vlmo.modules import VLMo, checkpoint
 from vlmo.modules.multiway_transformer import ARCHITECTURES
 from vlmo.modules.objectives import objective_names
 from vlmo.settings import Settings
-from vlmo.training.callbacks import LastCheckpoint, UnreadableImages
+from vlmo.training.callbacks import UnreadableImages
+from vlmo.training.checkpoints import Checkpoints, newest_intact
 from vlmo.training.console import console_callbacks, summary
 from vlmo.training.environment import Environment, choose_environment
+from vlmo.training.failures import explain_failures
+from vlmo.training.loggers import build_loggers
 from vlmo.training.names import names_in_use
+from vlmo.training.nonfinite import NonFinite
 from vlmo.training.predictions import NLVR2Predictions, VQAPredictions
 from vlmo.training.results import results
+from vlmo.training.resume import Resume
 from vlmo.training.retrieval import RetrievalEvaluation
+from vlmo.training.signals import StopSignals
 from vlmo.training.strategy import ShardedBlocks, build_strategy
 from vlmo.training.watch import ProcessWatch, explain
 
@@ -70,8 +77,8 @@ def run(config: Mapping[str, Any]) -> dict[str, float]:
     del loaded  # (its tensors would stay in memory beside the model's)
     model.answers, model.vocabulary = answers, vocabulary
     if resume:
-        check_resume(Path(resume), model)
-    trainer = build_trainer(settings, environment, datamodule, model, answers)
+        check_resume(resume, model)
+    trainer = build_trainer(settings, environment, datamodule, model, answers, resume)
     if settings.test_only:
         _warn_of_resizing(model, settings)
     if trainer.is_global_zero:
@@ -95,11 +102,12 @@ def run(config: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _train(
-    settings: Settings, trainer: pl.Trainer, model: VLMo, datamodule: MTDataModule, resume: str | None
+    settings: Settings, trainer: pl.Trainer, model: VLMo, datamodule: MTDataModule, resume: Path | None
 ) -> dict[str, float]:
     """The numbers of the last step and the last validation."""
     _save_settings(settings, trainer)
-    trainer.fit(model, datamodule=datamodule, ckpt_path=resume)
+    with explain_failures(settings, trainer):
+        trainer.fit(model, datamodule=datamodule, ckpt_path=resume)
     if trainer.global_step != model.validated_at and datamodule.has("val"):  # training ended between two validations
         if isinstance(trainer.strategy, ShardedBlocks):
             log.warning("not validated at the end: FSDP cannot; evaluate last.ckpt with test_only=True")
@@ -130,25 +138,30 @@ def build_trainer(
     datamodule: MTDataModule,
     model: VLMo,
     answers: list[str] | None = None,
+    resumed_from: Path | None = None,
 ) -> pl.Trainer:
-    """Lightning's Trainer with this project's loggers and callbacks; `answers` are those of the VQA labels."""
-    loggers: Any = False
-    if not settings.fast_dev_run:
-        tensorboard = TensorBoardLogger(settings.log_dir, name=settings.run_name, default_hp_metric=False)
-        csv = CSVLogger(
-            settings.log_dir,
-            name=settings.run_name,
-            version=tensorboard.version,
-            flush_logs_every_n_steps=settings.log_every_n_steps,
-        )
-        loggers = [tensorboard, csv]
+    """Lightning's Trainer with this project's loggers and callbacks.
+
+    Args:
+        answers: of the VQA labels.
+        resumed_from: the checkpoint that the run will go on from.
+    """
     strategy, callbacks = build_strategy(environment.strategy, model)
+    callbacks += _callbacks(settings, datamodule, answers)
+    plugins: list[Any] = [environment.cluster] if environment.cluster else []
+    checkpoints = None
+    if not (settings.fast_dev_run or settings.test_only):
+        resume = Resume(settings)
+        checkpoints = Checkpoints(settings, resume, not datamodule.has("val"), resumed_from)
+        callbacks += [resume, checkpoints]  # in this order: the one knows the place that the other saves
+        plugins.append(checkpoints.io)
+    callbacks.append(StopSignals(settings, checkpoints))
     return pl.Trainer(
         accelerator=environment.accelerator,
         devices=environment.devices,
         num_nodes=environment.num_nodes,
         strategy=strategy,
-        plugins=environment.cluster,
+        plugins=plugins,
         precision=environment.precision,
         max_epochs=settings.max_epoch if settings.max_epoch else -1,
         max_steps=settings.max_steps if settings.max_steps else -1,
@@ -162,13 +175,15 @@ def build_trainer(
         num_sanity_val_steps=0,  # the checks have been made, and recall over two batches means nothing
         use_distributed_sampler=False,  # the data module shares out the samples itself
         enable_model_summary=False,  # ours says more
-        logger=loggers,
-        callbacks=[*callbacks, *_callbacks(settings, datamodule, answers)],
+        logger=False if settings.fast_dev_run else build_loggers(settings),
+        default_root_dir=os.path.join(settings.log_dir, settings.run_name),
+        enable_checkpointing=False,  # ours write from any batch, and what a full disk refuses does not end the run
+        callbacks=callbacks,
     )
 
 
 def _callbacks(settings: Settings, datamodule: MTDataModule, answers: list[str] | None) -> list[Callback]:
-    callbacks: list[Callback] = [ProcessWatch(), UnreadableImages()]
+    callbacks: list[Callback] = [ProcessWatch(), UnreadableImages(), NonFinite(settings.max_nonfinite)]
     if settings.get_recall_metric:
         callbacks.append(RetrievalEvaluation(rerank=settings.k_test if settings.get_recall_rerank_metric else 0))
     if settings.test_only and not settings.fast_dev_run:
@@ -180,9 +195,6 @@ def _callbacks(settings: Settings, datamodule: MTDataModule, answers: list[str] 
     callbacks += console_callbacks(settings)
     if not settings.fast_dev_run:
         callbacks.append(LearningRateMonitor(logging_interval="step"))
-        # after each validation; where there is none to be had, after each epoch
-        checkpoints = ModelCheckpoint(save_top_k=-1, save_last=True, save_on_train_epoch_end=not datamodule.has("val"))
-        callbacks += [checkpoints, LastCheckpoint()]
     return callbacks
 
 
@@ -197,21 +209,15 @@ def _warn_of_resizing(model: VLMo, settings: Settings) -> None:
             )
 
 
-def resume_path(settings: Settings) -> str | None:
+def resume_path(settings: Settings) -> Path | None:
     """The checkpoint that training continues from, if any."""
     if settings.test_only:
         return None
     if settings.resume_from:
         if not Path(settings.resume_from).exists():  # (DeepSpeed's are folders)
             raise VLMoError(f"resume_from={settings.resume_from}: there is no such file")
-        return settings.resume_from
-    if settings.resume_during_training:
-        found = sorted(
-            Path(settings.log_dir, settings.run_name).glob("version_*/checkpoints/last*.ckpt"),
-            key=lambda path: path.stat().st_mtime,
-        )
-        return str(found[-1]) if found else None
-    return None
+        return Path(settings.resume_from)
+    return newest_intact(settings) if settings.resume_during_training else None
 
 
 def check_resume(path: Path, model: VLMo) -> None:
@@ -231,18 +237,21 @@ def check_log_dir(settings: Settings) -> None:
     folder = Path(settings.log_dir).absolute()
     while not folder.exists():
         folder = folder.parent
-    if not folder.is_dir() or not os.access(folder, os.W_OK):
+    try:
+        with tempfile.TemporaryFile(dir=folder):  # (the permissions alone say nothing of read-only disks and quotas)
+            pass
+    except OSError as error:
         raise VLMoError(
-            f"log_dir={settings.log_dir}: {folder} is no folder that can be written to; give another log_dir"
-        )
+            f"log_dir={settings.log_dir}: {folder} is no folder that can be written to ({error.strerror}); give "
+            "another log_dir"
+        ) from error
 
 
 def _save_settings(settings: Settings, trainer: pl.Trainer) -> None:
     """The resolved settings as JSON beside the checkpoints."""
     if trainer.is_global_zero and trainer.logger:
-        folder = Path(str(trainer.logger.log_dir))
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "settings.json").write_text(json.dumps(settings.model_dump(mode="json"), indent=2) + "\n")
+        with whole_file(Path(str(trainer.logger.log_dir)) / "settings.json") as file:
+            file.write((json.dumps(settings.model_dump(mode="json"), indent=2) + "\n").encode())
 
 
 def _quieten() -> None:
@@ -253,7 +262,7 @@ def _quieten() -> None:
         ".*flops_per_batch.*",
         ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
         ".*Total length of `list` across ranks is zero.*",  # a data set without validation
-        ".*The dirpath has changed from .*",  # a resumed run has a folder of its own
+        ".*your dataloader is not resumable.*",  # the data module is told where to go on
         ".*It is recommended to use `self.log.*sync_dist=True.*",  # metrics come reduced over the processes
         ".*number of training batches .* smaller than the logging interval.*",
     ):

@@ -12,9 +12,11 @@ from typing import NoReturn
 from pytorch_lightning import Callback, LightningModule, Trainer
 
 from vlmo.errors import VLMoError
+from vlmo.training.signals import HANDLED
 
 PARENT = os.getppid()
 INTERVAL = 1.0  # seconds between two looks
+STOPPED = {128 + number for number in HANDLED}  # exit statuses of processes that were told to stop: all of them are
 PATIENCE = 5.0  # seconds that a process takes at most to be seen as gone after its connections are
 
 
@@ -74,6 +76,7 @@ def _orphaned() -> str | None:
 def _first_gone(children: list[Popen]) -> str | None:
     """Of those that failed, one that a signal ended before one that ended itself: often that was for lack of it."""
     codes = {number: code for number, child in enumerate(children, 1) if (code := child.poll())}
+    codes = {number: code for number, code in codes.items() if code not in STOPPED}
     if not codes:
         return None
     number = min(codes, key=lambda each: (codes[each] >= 0, each))

@@ -93,3 +93,38 @@ def test_evaluation_takes_every_sample_once_in_the_same_batches(length, batch_si
     assert batches == [list(batch) for batch in eval_batches(length, batch_size, 0, 1) if batch]
     assert all(len(batch) == batch_size for batch in batches[:-1])
     assert {len(share) for share in shares} == {max(-(-len(batches) // world), 1)}
+
+
+WORLDS_AND_BATCHES = st.tuples(st.integers(1, 4), st.integers(1, 4))
+
+
+@given(
+    st.lists(st.integers(1, 30), max_size=60), WORLDS_AND_BATCHES, WORLDS_AND_BATCHES, st.integers(0, 20), st.booleans()
+)
+def test_going_on_with_as_many_or_other_processes(lengths, then, now, batches, group):
+    def samplers(world, batch):
+        made = []
+        for rank in range(world):
+            sampler = ShuffleSampler(len(lengths), 1, rank, world)
+            if group:
+                sampler = LengthGroupedSampler(len(lengths), 1, rank, world, batch, np.array(lengths, np.int64).take)
+                sampler.STRETCH = 3
+            sampler.set_epoch(3)
+            made.append(sampler)
+        return made
+
+    begun = [list(sampler)[: batches * then[1]] for sampler in samplers(*then)]
+    seen = sum(map(len, begun))
+    going_on = samplers(*now)
+    for sampler in going_on:
+        sampler.skip(3, seen, *then)
+    rest = [list(sampler) for sampler in going_on]
+    assert {len(share) for share in rest} == {(len(lengths) - seen) // now[0]}
+    if now == then:
+        assert [one + other for one, other in zip(begun, rest, strict=True)] == [list(s) for s in samplers(*now)]
+    numbers = [number for share in begun + rest for number, _ in share]
+    assert len(set(numbers)) == len(numbers)
+    for sampler, fresh in zip(going_on, samplers(*now), strict=True):
+        sampler.set_epoch(4)
+        fresh.set_epoch(4)
+        assert list(sampler) == list(fresh)

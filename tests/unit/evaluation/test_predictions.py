@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from vlmo.evaluation.predictions import Statement, consistency, nlvr2_csv, vqa_json, write_whole
+from vlmo.evaluation.predictions import Statement, consistency, nlvr2_csv, vqa_json
 
 
 def statement(identifier, right=True, sentence=None, label=True):
@@ -61,11 +61,3 @@ def test_consistency_without_what_it_needs():
     assert consistency([statement("pair-7-0")]) is None  # no sets
     assert consistency([statement("dev-1-0-0", right=None)]) is None
     assert consistency([statement("dev-1-0-0", right=None), statement("dev-1-1-0")]) == 1
-
-
-def test_a_file_is_whole_or_not_there(tmp_path):
-    path = tmp_path / "new" / "some.best.json"
-    write_whole(path, "first")
-    write_whole(path, "second")
-    assert path.read_text() == "second"
-    assert list(path.parent.iterdir()) == [path]

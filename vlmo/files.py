@@ -1,0 +1,55 @@
+"""Files that appear whole or not at all."""
+
+import logging
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+log = logging.getLogger(__name__)
+
+UNFINISHED = ".part"  # suffix of a file that is being written; what a killed process leaves has it too
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """Opens `path` for writing; it appears, in place of an older one, when the block ends without an exception.
+
+    Written beside it, synced to the disk, then renamed: a process killed at any moment leaves the older file or the
+    new one. The folder is made if there is none.
+
+    Raises:
+        OSError: if it cannot be written (disk full, no permission); nothing is left of it then.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(path.name + UNFINISHED)
+    try:
+        with unfinished.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+    except BaseException:
+        unfinished.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Brings the names in `folder` to the disk: a rename alone may be lost with the power."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def append_lines(path: Path, lines: Iterable[str]) -> None:
+    """For lists of what went wrong: a disk that refuses them must not be the next thing; it is told instead."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as listing:
+            listing.writelines(f"{line}\n" for line in lines)
+    except OSError as error:
+        log.error(f"{path} could not be written ({error.strerror or error})")

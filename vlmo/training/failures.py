@@ -1,0 +1,56 @@
+"""What ends a run from outside - memory, loader processes - told in terms of the settings."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from pytorch_lightning import Trainer
+
+from vlmo.errors import VLMoError
+from vlmo.settings import Settings
+
+
+@contextmanager
+def explain_failures(settings: Settings, trainer: Trainer) -> Iterator[None]:
+    """Makes a failed allocation, and a loader process that died or failed, an error that says what to change.
+
+    Raises:
+        VLMoError: in place of torch's.
+    """
+    try:
+        yield
+    except VLMoError as error:
+        if not str(error).startswith("Caught VLMoError in DataLoader worker"):
+            raise
+        # torch hands on the whole traceback of the loader process as the message
+        raise VLMoError(str(error).strip().rpartition("VLMoError: ")[2]) from error
+    except (MemoryError, RuntimeError) as error:  # (torch.OutOfMemoryError is a RuntimeError)
+        explanation = _explanation(error, settings, trainer)
+        if explanation is None:
+            raise
+        raise VLMoError(explanation) from error
+
+
+def _explanation(error: Exception, settings: Settings, trainer: Trainer) -> str | None:
+    text = str(error)
+    if isinstance(error, torch.OutOfMemoryError):
+        return _less_memory("the GPU's", settings, trainer)
+    if isinstance(error, MemoryError) or "can't allocate memory" in text:
+        return _less_memory("the machine's", settings, trainer)
+    if text.startswith("DataLoader worker"):
+        return (
+            f"a process that loads data has died at step {trainer.global_step + 1} ({text.splitlines()[0]}). Mostly "
+            f"the machine has run out of memory (lower num_workers, now {settings.num_workers}) or of shared memory (a "
+            "container needs a larger /dev/shm), or a data file was changed meanwhile. To go on from the last "
+            "checkpoint: resume_during_training=True"
+        )
+    return None
+
+
+def _less_memory(whose: str, settings: Settings, trainer: Trainer) -> str:
+    half = max(settings.per_gpu_batchsize // 2, 1)
+    return (
+        f"{whose} memory did not suffice at step {trainer.global_step + 1}: lower per_gpu_batchsize (now "
+        f"{settings.per_gpu_batchsize}; {half} takes more passes for the same batch_size), then image_size (now "
+        f"{settings.image_size}) or max_text_len (now {settings.max_text_len}), or take a smaller model_arch"
+    )
