@@ -4,8 +4,8 @@ python benchmarks/stages.py [--out result/stages] [--seeds 1 2 3] [--rows none 3
 python benchmarks/stages.py --flickr8k flickr8k_128px_trainval.zip       pairs of photos and captions
 python benchmarks/stages.py --nlvr1 nlvr1_traindev.zip                   people's statements about drawings
 
-A row is a way of pre-training; each is measured by fine-tuning from it (VQA, NLVR2) and by retrieval without
-fine-tuning. Rows share what they have in common: 1+2+3 starts from the stage 2 of 1+2. Runs that are done are not
+A row is a way of pre-training; each is measured by fine-tuning from it (VQA) and by retrieval without fine-tuning.
+Rows share what they have in common: 1+2+3 starts from the stage 2 of 1+2. Runs that are done are not
 repeated, so a stopped benchmark goes on where it was, and --rows can be extended. Tables, curves and plots go to
 --results, with whatever is done so far.
 """

@@ -27,7 +27,6 @@ PANELS = (
     ("stage 3: words of a pair", STARTS, "mlm/train/accuracy", "masked words right"),
     ("stage 3, other ways", ("3", "3 itc", "3 shared", "3 local"), "itc/train/i2t_accuracy", "accuracy in the batch"),
     ("VQA", ("none vqa", "3 vqa", "2+3 vqa", "1+3 vqa", "1+2+3 vqa"), "vqa/train/score", "score"),
-    ("NLVR2", ("none nlvr2", "3 nlvr2", "2+3 nlvr2", "1+3 nlvr2", "1+2+3 nlvr2"), "nlvr2/train/accuracy", "accuracy"),
 )
 COLORS = ("#444444", "#1f6fb4", "#e07b39", "#3a9d5d", "#8e5bb5")
 

@@ -85,24 +85,24 @@ def _demo(folder: Path, quick: bool) -> World:
         made.write_bytes(pickle.dumps(world))
     world: Prepared = pickle.loads(made.read_bytes())
     sets = ["coco", "vg", "sbu", "gcc"]
+    # 64 px, a thing is 2 x 2 patches: at the demo's 32 it is one, of which the others say nothing
+    options = {"vqav2_label_size": len(world.answers), "image_size": 64}
     recall = {"get_recall_metric": True}
     return World(
         "demo",
-        _options(world.data_root, world.vocabulary, world.vocabulary_size, vqav2_label_size=len(world.answers)),
-        _pretraining(sets, sets, (300, 150, 250))
+        _options(world.data_root, world.vocabulary, world.vocabulary_size, **options),
+        _pretraining(sets, sets, (250, 100, 200))
         | {
-            "vqa": Recipe("task_finetune_vqa_base_image480", 200, 5e-4),
-            "nlvr2": Recipe("task_finetune_nlvr2_base", 200, 5e-4),
+            "vqa": Recipe("task_finetune_vqa_base_image480", 150, 5e-4),
             "recall": Recipe("task_finetune_irtr_f30k_base", 0, options=recall),
         },
-        ("vqa", "nlvr2", "recall"),
+        ("vqa", "recall"),
         {
             "VQA score": ("vqa", "vqa/val/score"),
-            "NLVR2 accuracy": ("nlvr2", "nlvr2/test/accuracy"),
             "text to image R@1": ("recall", "recalls/ir_r1"),
             "image to text R@1": ("recall", "recalls/tr_r1"),
         },
-        {"NLVR2 accuracy": ("either", 0.5)},
+        {name: ("chance", 1 / 300) for name in ("text to image R@1", "image to text R@1")},
     )
 
 

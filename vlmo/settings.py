@@ -167,9 +167,14 @@ class Settings(pydantic.BaseModel):
         return max(self.batch_size // self.pairs_per_pass, 1)
 
     @property
+    def accumulated_batches(self) -> int:
+        """Batches of the training loader an optimizer step: with `contrast_cache` one holds all of it."""
+        return 1 if self.contrast_cache else self.accumulation
+
+    @property
     def training_batch(self) -> int:
-        """Samples that a device loads at a time: with `contrast_cache` all of an optimizer step."""
-        return self.per_gpu_batchsize * (self.accumulation if self.contrast_cache else 1)
+        """Samples of a batch of a device's training loader."""
+        return self.per_gpu_batchsize * self.accumulation // self.accumulated_batches
 
     @property
     def run_name(self) -> str:
@@ -262,6 +267,10 @@ def _contrast_cache(s: Settings) -> list[str]:
         problems.append("contrast_cache=True: is for contrast; it needs loss_names.irtr or itc")
     if s.use_sharded_training or not s.strategy.startswith(("auto", "ddp")):
         problems.append("contrast_cache=True: exchanges whole gradients; with it use strategy=auto and no sharding")
+    if s.activation_checkpointing == "offload":
+        problems.append(
+            "contrast_cache=True: needs little memory as it is; give activation_checkpointing=True or False"
+        )
     return problems
 
 
@@ -361,7 +370,7 @@ _RULES: tuple[tuple[tuple[str, ...], Callable[[Settings], list[str]]], ...] = (
     (("loss_names", "shared_ffn"), _losses),
     (("loss_names", "datasets", "group_by_length"), _data),
     (("image_size",), _image_size),
-    (("loss_names", "contrast_cache", "use_sharded_training", "strategy"), _contrast_cache),
+    (("loss_names", "contrast_cache", "use_sharded_training", "strategy", "activation_checkpointing"), _contrast_cache),
     (("loss_names", "mim_target", "mim_tokenizer"), _image_target),
     (("max_text_len", "max_text_len_of_initckpt"), _text_length),
     (("batch_size", "per_gpu_batchsize", "num_gpus", "num_nodes", "loss_names", "test_only"), _batch),

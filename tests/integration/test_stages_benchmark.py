@@ -20,12 +20,12 @@ def stages(tmp_path, *options):
 @pytest.mark.slow
 def test_all_rows_on_the_demo_world(tmp_path):
     first = stages(tmp_path)
-    assert first.count("$ python run.py with") == 10 + 8 + 8 + 7  # pre-training, VQA, NLVR2, retrieval
+    assert first.count("$ python run.py with") == 10 + 8 + 7  # pre-training, VQA, retrieval
     again = stages(tmp_path)
     assert "$ python run.py with" not in again
     table = (tmp_path / "results/stages_demo.md").read_text()
     assert table in first and table in again
     assert table.count("\n|") == 8 + 2  # rows, a line below the head, what needs no model
     assert (tmp_path / "results/stages_demo.png").read_bytes().startswith(b"\x89PNG")
-    assert "1+2+3,1,NLVR2 accuracy,0." in (tmp_path / "results/stages_demo.csv").read_text()
+    assert "1+2+3,1,VQA score,0." in (tmp_path / "results/stages_demo.csv").read_text()
     assert "3 local,1,2,itc/train/i2t_accuracy," in (tmp_path / "results/stages_demo_curves.csv").read_text()

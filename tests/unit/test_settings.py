@@ -117,6 +117,10 @@ BAD = {
         {"loss_names": losses(textmlm=1), "datasets": ["wikibk"], "shared_ffn": True},
         "there are none",
     ),
+    "cache and offload": (
+        {"contrast_cache": True, "activation_checkpointing": "offload"},
+        "give activation_checkpoint",
+    ),
     "negatives": ({"negatives": "near"}, "input should be 'global' or 'local'"),
     "no set": ({"datasets": []}, "datasets="),
     "misspelt set": ({"datasets": ["coca"]}, "datasets: 'coca' is unknown; did you mean coco"),
@@ -204,6 +208,13 @@ def test_derived_numbers():
     assert (settings.devices, settings.pairs_per_pass, settings.accumulation) == (3, 24, 4)
     assert Settings.from_config(resolve(num_gpus=0)).devices == 1
     assert set(Settings.from_config(resolve(loss_names={"itm": 0, "mlm": 0.1})).active) == {"itc", "mlm"}
+
+
+def test_the_cache_loads_a_whole_step_at_a_time():
+    config = resolve(batch_size=96, per_gpu_batchsize=4, num_gpus=2)
+    plain, cached = (Settings.from_config(config | {"contrast_cache": cache}) for cache in (False, True))
+    assert (plain.training_batch, plain.accumulated_batches) == (4, 12)
+    assert (cached.training_batch, cached.accumulated_batches) == (48, 1)
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,7 @@ class ContrastCache:
         self.others = [o for o in model.objectives if o is not self.contrast]
 
     def first_pass(self, batch: Batch) -> dict[str, ObjectiveOutput]:
-        """The contrast of the whole batch, by the objective's name; its weighted loss has a graph down to the features."""
+        """The contrast of the whole batch, by its name; its weighted loss has a graph down to the features."""
         device, weights = self.model.device, self.model.settings.loss_names
         self.autocast = torch.autocast(
             device.type, torch.get_autocast_dtype(device.type), torch.is_autocast_enabled(device.type)

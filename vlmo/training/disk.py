@@ -21,9 +21,9 @@ def num_checkpoints(s: Settings, texts: Mapping[str, int]) -> int:
     Args:
         texts: number of samples by split.
     """
-    epoch = max(texts["train"] // s.pairs_per_pass, 1)  # batches
+    epoch = max(texts["train"] // (s.training_batch * s.devices * s.num_nodes), 1)  # batches
     ends = [epoch * s.max_epoch] if s.max_epoch else []
-    ends += [s.max_steps * s.accumulation] if s.max_steps else []
+    ends += [s.max_steps * s.accumulated_batches] if s.max_steps else []
     if not texts["val"]:
         between = epoch
     elif isinstance(s.val_check_interval, int):

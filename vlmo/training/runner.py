@@ -165,7 +165,7 @@ def build_trainer(
         precision=environment.precision,
         max_epochs=settings.max_epoch if settings.max_epoch else -1,
         max_steps=settings.max_steps if settings.max_steps else -1,
-        accumulate_grad_batches=1 if settings.contrast_cache else settings.accumulation,
+        accumulate_grad_batches=settings.accumulated_batches,
         gradient_clip_val=settings.gradient_clip_val,
         val_check_interval=settings.val_check_interval,
         # a number of batches counts on over the ends of epochs, as the published runs did

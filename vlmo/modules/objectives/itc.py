@@ -75,7 +75,7 @@ class ContrastObjective(Objective):
         raise NotImplementedError
 
     def compare(self, model: VLMo, features: Mapping[str, Tensor], shapes: list[list[int]]) -> ObjectiveOutput:
-        """The loss of the `features` of a batch; shapes: of its texts on every process, as `gather_shapes` gives them."""
+        """The loss of a batch; shapes: of its texts on every process, as `gather_shapes` gives them."""
         raise NotImplementedError
 
     def compute(self, model: VLMo, batch: Batch, done: Mapping[str, ObjectiveOutput]) -> ObjectiveOutput:
