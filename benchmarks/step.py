@@ -2,10 +2,10 @@
 
 python -m benchmarks.step task_mlm_itm_itc_base per_gpu_batchsize=8 num_gpus=0 precision=32 [option=value ...]
 
-Takes the options of `run.py with`. Both ways (`benchmarks/reference.py` is the published one) run on the same weights
-and batches. First their losses are compared, without dropout and with the hardest negatives instead of drawn ones; then
-they are timed in turn, so that the ratio holds on a busy machine. Memory is that of a first step beyond the memory
-before it, each way in a process of its own.
+Takes the options of `run.py with`. Both ways (the published one: `benchmarks/reference.py`) run on the same weights and
+batches. First their losses are compared, without dropout and with the hardest negatives instead of drawn ones; then
+they are timed in turn, so that the ratio holds on a busy machine. Memory is the peak of a step (the one with the longest
+texts) beyond the weights and the optimizer's state, each way in a process of its own.
 """
 
 import argparse
@@ -112,13 +112,14 @@ class Trial:
         return shown
 
 
-def hardest(logits: Tensor) -> Tensor:
+def hardest(logits: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """The most similar other pair of each row, in place of a drawn one."""
     return logits.detach().float().clone().fill_diagonal_(-torch.inf).argmax(dim=1)
 
 
 def memory(way: str, trial: Trial, batch: Mapping[str, Any]) -> int:
-    """Bytes that a first step takes beyond what there is before it."""
+    """Bytes that a step takes beyond the weights and the optimizer's state."""
+    trial.step(way, {name: value[:2] for name, value in batch.items()})  # makes that state
     if trial.device.type == "cuda":
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
@@ -163,8 +164,9 @@ def timings(trial: Trial, options: argparse.Namespace, loader: Any) -> dict[str,
             for way, value in seconds.items():
                 found[way].append(value)
             found["waited"].append(waited)
-            found["flops"].append(count(batch))
-            found["text_len"].append(batch["text_ids"].shape[1])
+            used = trial.model.on_before_batch_transfer(batch, 0)
+            found["flops"].append(count(used))
+            found["text_len"].append(used["text_ids"].shape[1])
     return found
 
 
@@ -200,7 +202,7 @@ def main() -> None:
     parser.add_argument("--no-memory", action="store_true", help="leave the memory out")
     parser.add_argument("--memory-of", choices=WAYS, help=argparse.SUPPRESS)
     parser.add_argument("--batch-number", type=int, help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
 
     trial = Trial(workload.parse(options.config), options.published_precision)
     lengths, source = workload.text_lengths(trial.settings, options.texts)

@@ -33,7 +33,11 @@ IGNORED = -100
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", nargs="+", help="named configs and option=value, as after `run.py with`")
-    parser.add_argument("--texts", metavar="FILE", help="take the lengths from these texts: a .txt file with one a line, a Karpathy .json, or a zip that holds one; needs tokenizer=")  # fmt: skip
+    parser.add_argument(
+        "--texts",
+        metavar="FILE",
+        help="take the lengths from its texts: a .txt file with one a line, a Karpathy .json, or a zip that holds one",
+    )
     parser.add_argument("--workers", type=int, default=0, help="processes that make the batches")
 
 

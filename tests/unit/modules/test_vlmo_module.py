@@ -74,16 +74,16 @@ def test_text_and_image_alone():
 def test_vl_branch_by_hand():
     model, batch = tiny.model(STAGE3), tiny.batch()
     x = model.text_embeddings(batch["text_ids"]) + model.token_type_embeddings.weight[0]
-    masks = model.attention_masks(model.relative_position_bias_table, "text", batch["text_masks"])
-    for number, (block, mask) in enumerate(zip(model.transformer.blocks, masks, strict=True)):
-        x = block(x, mask, "vl" if number >= model.transformer.vl_start else "text")
+    biases, padding = model.attention_masks(model.relative_position_bias_table, "text", batch["text_masks"])
+    for number, (block, bias) in enumerate(zip(model.transformer.blocks, biases, strict=True)):
+        x = block(x, bias, "vl" if number >= model.transformer.vl_start else "text", padding=padding)
     by_hand = model.itc_vl_text_proj(model.transformer.norm(x)[:, 0])
     assert torch.allclose(model.infer_text(batch)["cls_vlffn_feats"], by_hand, atol=1e-6)
 
     x = model.transformer.embed_image(batch["image"]) + model.token_type_embeddings.weight[1]
-    masks = model.attention_masks(model.relative_position_bias_table, "image")
-    for number, (block, mask) in enumerate(zip(model.transformer.blocks, masks, strict=True)):
-        x = block(x, mask, "vl" if number >= model.transformer.vl_start else "image")
+    biases, _ = model.attention_masks(model.relative_position_bias_table, "image")
+    for number, (block, bias) in enumerate(zip(model.transformer.blocks, biases, strict=True)):
+        x = block(x, bias, "vl" if number >= model.transformer.vl_start else "image")
     by_hand = model.itc_vl_image_proj(model.transformer.norm(x)[:, 0])
     assert torch.allclose(model.infer_image(batch)["cls_vlffn_feats"], by_hand, atol=1e-6)
 
