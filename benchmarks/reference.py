@@ -43,7 +43,7 @@ class Reference:
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """By objective, weighted by `loss_names`."""
-        batch = self._padded(batch)
+        batch = self.padded(batch)
         ways = {
             "mlm": self._mlm,
             "textmlm": self._textmlm,
@@ -58,10 +58,11 @@ class Reference:
             found["itm"] = self._itm(batch)
         return {name: loss * self.model.settings.loss_names[name] for name, loss in found.items()}
 
-    def _padded(self, batch: Batch) -> dict[str, Any]:
+    def padded(self, batch: Batch) -> dict[str, Any]:
+        """The batch with its texts as long as the longest that there can be."""
         longest = self.model.settings.max_text_len
         padded = dict(batch)
-        for name in ("text_ids", "text_ids_mlm", "text_masks", "text_labels_mlm"):
+        for name in {"text_ids", "text_ids_mlm", "text_masks", "text_labels_mlm"} & set(batch):
             missing = longest - batch[name].shape[1]
             padded[name] = F.pad(batch[name], (0, missing), value=IGNORED if "labels" in name else 0)
         return padded
@@ -95,10 +96,12 @@ class Reference:
             branch = run_block(block, branch, mask, bias, "vl", 0)  # type: ignore[arg-type]
         return transformer.norm(hidden[-1]), transformer.norm(branch)
 
-    def _text(self, ids: Tensor, mask: Tensor, vl_branch: bool) -> tuple[Tensor, Tensor | None]:
+    def text(self, ids: Tensor, mask: Tensor, vl_branch: bool) -> tuple[Tensor, Tensor | None]:
+        """(B, T) both -> the last hidden states (B, T, D) of the L-FFN branch, and of the VL-FFN branch or None."""
         return self._alone(self.model.embed_text(ids), mask.bool(), "text", vl_branch)
 
-    def _image(self, image: Tensor, vl_branch: bool) -> tuple[Tensor, Tensor | None]:
+    def image(self, image: Tensor, vl_branch: bool) -> tuple[Tensor, Tensor | None]:
+        """(B, 3, size, size) -> (B, I, D), as `text`."""
         x = self.model.embed_image(image, 1)
         return self._alone(x, x.new_ones(x.shape[:2], dtype=torch.bool), "image", vl_branch)
 
@@ -116,7 +119,7 @@ class Reference:
         return F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORED)
 
     def _textmlm(self, batch: Batch) -> Tensor:
-        hidden, _ = self._text(batch["text_ids_mlm"], batch["text_masks"], vl_branch=False)
+        hidden, _ = self.text(batch["text_ids_mlm"], batch["text_masks"], vl_branch=False)
         return self._masked_words(hidden, batch["text_labels_mlm"])
 
     def _mlm(self, batch: Batch) -> Tensor:
@@ -127,8 +130,8 @@ class Reference:
     def _contrast(self, batch: Batch, vl_branch: bool) -> list[tuple[Tensor, Tensor]]:
         """Loss and image-to-text logits, of the L/V-FFN branch and of the VL-FFN branch."""
         model = self.model
-        images = self._image(batch["image"], vl_branch)
-        texts = self._text(batch["text_ids"], batch["text_masks"], vl_branch)
+        images = self.image(batch["image"], vl_branch)
+        texts = self.text(batch["text_ids"], batch["text_masks"], vl_branch)
         found = []
         for image, text, kind in zip(images, texts, ("", "_vl"), strict=True):
             if image is None or text is None:

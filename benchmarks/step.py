@@ -4,8 +4,8 @@ python -m benchmarks.step task_mlm_itm_itc_base per_gpu_batchsize=8 num_gpus=0 p
 
 Takes the options of `run.py with`. Both ways (the published one: `benchmarks/reference.py`) run on the same weights and
 batches. First their losses are compared, without dropout and with the hardest negatives instead of drawn ones; then
-they are timed in turn, so that the ratio holds on a busy machine. Memory is the peak of a step (the one with the longest
-texts) beyond the weights and the optimizer's state, each way in a process of its own.
+they are timed in turn, so that the ratio holds on a busy machine. Memory is the peak of a step (the one with the
+longest texts) beyond the weights and the optimizer's state, each way in a process of its own.
 """
 
 import argparse
@@ -52,6 +52,8 @@ class Trial:
         environment = choose_environment(s)
         self.device = torch.device("cuda" if environment.accelerator == "gpu" else "cpu")
         self.model = VLMo(config).to(self.device).train()
+        if s.compile:
+            self.model.transformer.compile_steps()
         groups = optim.parameter_groups(self.model.named_parameters(), s.learning_rate, s.weight_decay, s.lr_mult)
         self.optimizer = optim.build_optimizer(s.optim_type, groups, s.learning_rate)
         self.reference = Reference(self.model)

@@ -285,3 +285,17 @@ def test_steps_are_learnt_from():
         optimizer.step()
         seen.append(loss.item())
     assert seen[-1] < 0.9 * seen[0]
+
+
+def test_before_its_transfer_a_batch_is_told_its_masked_words():
+    model = tiny.model(TEXT)
+    batch = tiny.text((6, 9), 16)
+    found = model.on_before_batch_transfer(batch, 0)
+    assert found["text_ids"].shape == (2, 9)  # (on a CPU: to the longest)
+    assert found["masked_read"].tolist() == [[1, 4, 0], [1, 4, 7]]
+    assert found["masked_kept"].tolist() == [0, 1, 3, 4, 5]
+    assert losses(model, found) == pytest.approx(losses(model, batch), rel=1e-5)
+    assert "masked_read" not in batch
+    nothing = {"skipped": ["one"]}
+    assert model.on_before_batch_transfer(nothing, 0) == nothing
+    assert "masked_read" not in tiny.model(VQA).on_before_batch_transfer(batch, 0)
