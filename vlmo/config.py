@@ -111,6 +111,9 @@ ex.add_config(
     accelerator="auto",  # auto, cpu, gpu
     strategy="auto",  # Lightning's name: auto (ddp on several devices), ddp, fsdp, deepspeed_stage_1, deepspeed_stage_2
     use_sharded_training=False,  # DeepSpeed ZeRO stage 1
+    compile=False,  # True: torch.compile of the blocks' parts; the first steps take minutes, the others less time
+    deterministic=False,  # True: the same run on a GPU gives the same bits, more slowly
+    profile_steps=0,  # forward passes to profile at the start: a trace and a table in the run's folder
     precision=16,  # 16, 32, "bf16", or "auto": bf16 where the GPU has it, else 16; a CPU runs 16 and auto in 32
 )
 

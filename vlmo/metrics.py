@@ -22,8 +22,11 @@ class Mean(Metric):
 
     def update(self, value: Tensor, count: Tensor | int = 1) -> None:
         """value: scalar mean over `count` samples; nothing is added where `count` is 0, whatever the value."""
-        count = torch.as_tensor(count, device=value.device)
-        self.add(torch.where(count > 0, value.detach().double() * count, 0.0), count)
+        value = value.detach().double()
+        if isinstance(count, int):  # (as a tensor it would have to be sent to the device)
+            self.add(value * count if count else torch.zeros_like(value), count)
+        else:
+            self.add(torch.where(count > 0, value * count, 0.0), count)
 
     def add(self, total: Tensor, count: Tensor | int) -> None:
         """A sum over `count` samples: of whole numbers it is exact, in whatever batches they come."""

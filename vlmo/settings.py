@@ -108,6 +108,9 @@ class Settings(pydantic.BaseModel):
     accelerator: Literal["auto", "cpu", "gpu", "cuda"] = "auto"
     strategy: Annotated[str, Field(min_length=1)] = "auto"
     use_sharded_training: bool
+    compile: bool = False
+    deterministic: bool = False
+    profile_steps: Count = 0
     precision: Literal[16, 32, "16", "32", "bf16", "auto"]
 
     @classmethod
@@ -338,7 +341,15 @@ def _devices(s: Settings) -> list[str]:
         problems.append("activation_checkpointing=offload: works with strategy=auto or ddp; give True with sharding")
     if s.strategy.startswith("fsdp") and (s.test_only or s.get_recall_metric):
         problems.append(f"strategy={s.strategy}: trains and validates; test and measure recall with strategy=auto")
+    if s.compile and s.strategy.startswith(("fsdp", "deepspeed_stage_3")):
+        problems.append(f"compile=True: blocks whose weights strategy={s.strategy} shards are not compiled; drop one")
     return problems
+
+
+def _profile(s: Settings) -> list[str]:
+    if s.profile_steps and (s.fast_dev_run or s.test_only):
+        return ["profile_steps: looks at the training steps of a run with a folder: drop fast_dev_run and test_only"]
+    return []
 
 
 def _refused(s: Settings) -> list[str]:
@@ -365,7 +376,7 @@ def _evaluation(s: Settings) -> list[str]:
     return problems
 
 
-_SHARDING = ("activation_checkpointing", "test_only", "get_recall_metric")
+_SHARDING = ("activation_checkpointing", "compile", "test_only", "get_recall_metric")
 _RULES: tuple[tuple[tuple[str, ...], Callable[[Settings], list[str]]], ...] = (
     (("loss_names", "shared_ffn"), _losses),
     (("loss_names", "datasets", "group_by_length"), _data),
@@ -377,6 +388,7 @@ _RULES: tuple[tuple[tuple[str, ...], Callable[[Settings], list[str]]], ...] = (
     (("max_steps", "max_epoch"), _length),
     (("learning_rate", "end_lr"), _learning_rate),
     (("num_gpus", "accelerator", "use_sharded_training", "strategy", *_SHARDING), _devices),
+    (("profile_steps", "fast_dev_run", "test_only"), _profile),
     (tuple(REFUSED), _refused),
     (
         (

@@ -157,19 +157,17 @@ def test_attention_weights_are_what_the_layer_uses(pairs):
     model = pairs.model
     attention = model.transformer.blocks[0].attn
     text_masks = tiny.batch()["text_masks"]
-    with_bias, without = (
-        model.attention_masks(table, "vl", text_masks)[0] for table in (model.relative_position_bias_table, None)
-    )
+    (bias, *_), padding = model.attention_masks(model.relative_position_bias_table, "vl", text_masks)
     x = torch.randn(3, 16 + 5, model.transformer.embed_dim)
-    for mask in (with_bias, without, None):
+    for mask in ((bias, padding), (None, padding), (None, None)):
         with torch.no_grad():
-            weights = attention_weights(attention, x, mask)
+            weights = attention_weights(attention, x, *mask)
             dim = x.shape[-1]
             v = x @ attention.qkv.weight[2 * dim :].t() + attention.v_bias
             v = v.view(3, 21, attention.num_heads, -1).transpose(1, 2)
-            torch.testing.assert_close(attention.proj((weights @ v).transpose(1, 2).flatten(2)), attention(x, mask))
+            torch.testing.assert_close(attention.proj((weights @ v).transpose(1, 2).flatten(2)), attention(x, *mask))
         torch.testing.assert_close(weights.sum(-1), torch.ones(weights.shape[:-1]))
-    assert not attention_weights(attention, x, with_bias)[0, :, :, 6:16].any()  # padding of a text of six tokens
+    assert not attention_weights(attention, x, bias, padding)[0, :, :, 6:16].any()  # padding of a text of six tokens
 
 
 def test_attention_of_a_text_to_the_patches(pairs):

@@ -1,6 +1,7 @@
 """The checks of a config as a whole: every problem at once, each with its remedy."""
 
 import json
+import re
 
 import pytest
 
@@ -223,3 +224,17 @@ def test_the_cache_loads_a_whole_step_at_a_time():
 def test_run_name_keeps_the_whole_name_of_the_file(path, name):
     settings = Settings.from_config(resolve("task_mlm_itm_itc_base", load_path=path, seed=7))
     assert settings.run_name == f"mlm_itm_itc_base_seed7_from_{name}"
+
+
+@pytest.mark.parametrize(
+    "updates, line",
+    [
+        ({"compile": True, "strategy": "fsdp"}, "compile=True: blocks whose weights strategy=fsdp shards"),
+        ({"profile_steps": 2, "fast_dev_run": True}, "profile_steps: .* drop fast_dev_run"),
+        ({"profile_steps": -1}, "profile_steps=-1"),
+        ({"compile": "yes please"}, "compile='yes please'"),
+    ],
+)
+def test_options_about_speed(updates, line):
+    (found,) = problems(**updates)
+    assert re.search(line, found)

@@ -63,19 +63,20 @@ class AttentionMap:
         return numbers
 
 
-def attention_weights(attention: Attention, x: Tensor, mask: Tensor | None) -> Tensor:
+def attention_weights(attention: Attention, x: Tensor, bias: Tensor | None, padding: Tensor | None) -> Tensor:
     """(B, H, S, S): what `Attention.forward` multiplies the values by, computed the plain way (fused kernels keep it).
 
     Args:
-        x: (B, S, D). mask: as `Attention.forward` takes them.
+        x: (B, S, D). bias, padding: as `Attention.forward` takes them.
     """
     dim = x.shape[-1]
     q = F.linear(x, attention.qkv.weight[:dim], attention.q_bias)
     k = F.linear(x, attention.qkv.weight[dim : 2 * dim])
     q, k = (rearrange(part, "b s (h d) -> b h s d", h=attention.num_heads) for part in (q, k))
     scores = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5
-    if mask is not None:
-        scores = scores + mask
+    for part in (bias, padding):
+        if part is not None:
+            scores = scores + part[..., : x.shape[1]]
     return scores.softmax(dim=-1)
 
 
@@ -88,8 +89,8 @@ def text_to_patches(model: VLMo, batch: dict[str, Any], layers: Sequence[int]) -
     found: dict[int, Tensor] = {}
 
     def listener(layer: int) -> Any:
-        def listen(attention: Attention, inputs: tuple[Tensor, Tensor | None]) -> None:
-            found[layer] = attention_weights(attention, *inputs)[0].float().cpu()
+        def listen(attention: Attention, inputs: tuple[Tensor, Tensor | None, Tensor | None, None]) -> None:
+            found[layer] = attention_weights(attention, *inputs[:3])[0].float().cpu()
 
         return listen
 

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from vlmo.modules import relative_position as relpos
 from vlmo.modules.multiway_transformer import Modality
 
+ALIGNED = 8  # the fused kernels on GPUs copy a mask whose rows do not start at multiples of this
+
 
 class AttentionMasks(nn.Module):
     """Makes the masks of a sequence; holds the index tensors, which are derived and never saved.
@@ -50,8 +52,12 @@ class AttentionMasks(nn.Module):
         finally:
             self._step = None
 
-    def forward(self, table: Tensor | None, modality: Modality, text_mask: Tensor | None = None) -> list[Tensor | None]:
-        """One mask a block, None where there is nothing to add.
+    def forward(
+        self, table: Tensor | None, modality: Modality, text_mask: Tensor | None = None
+    ) -> tuple[list[Tensor | None], Tensor | None]:
+        """The biases of the blocks, and the padding, which is the same in all; None where there is nothing to add.
+
+        They are apart because together they are B times as large as the bias.
 
         Args:
             table: (rows, depth * heads), the relative position bias table.
@@ -59,23 +65,27 @@ class AttentionMasks(nn.Module):
             text_mask: (B, T), 0 on padding; None for images.
 
         Returns:
-            masks that broadcast to (B, heads, S, S)
+            biases (1, heads, S, S'), padding (B, 1, 1, S'): S' is S rounded up to a multiple of ALIGNED, what is beyond
+            S counts for nothing.
         """
         biases: list[Tensor | None] = [None] * self.depth
         if table is not None:
             biases = list(self._biases(table, modality, 0 if text_mask is None else text_mask.shape[1]))
         if text_mask is None:
-            return biases
-        padding = F.pad(text_mask == 0, (0, self.num_image_tokens if modality == "vl" else 0), value=False)
-        minus = torch.zeros(padding.shape, device=padding.device).masked_fill(padding, -torch.inf)[:, None, None]
-        return [minus if bias is None else bias + minus for bias in biases]
+            return biases, None
+        after = self.num_image_tokens if modality == "vl" else 0
+        after += -(text_mask.shape[1] + after) % ALIGNED
+        padded = F.pad(text_mask == 0, (0, after), value=False)
+        return biases, torch.zeros(padded.shape, device=padded.device).masked_fill(padded, -torch.inf)[:, None, None]
 
     def _biases(self, table: Tensor, modality: Modality, text_len: int) -> list[Tensor]:
-        """Per block (1, heads, S, S)."""
+        """Per block (1, heads, S, S')."""
         if self._step is not None and (modality, text_len) in self._step:
             return self._step[modality, text_len]
-        bias = F.embedding(self._index(modality, text_len), table)  # (S, S, depth * heads)
-        biases = list(bias.permute(2, 0, 1).unsqueeze(0).chunk(self.depth, dim=1))
+        index = self._index(modality, text_len)
+        index = F.pad(index, (0, -len(index) % ALIGNED))
+        bias = F.embedding(index, table)  # (S, S', depth * heads)
+        biases = list(bias.permute(2, 0, 1).contiguous().unsqueeze(0).chunk(self.depth, dim=1))
         if self._step is not None:
             self._step[modality, text_len] = biases
         return biases

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from vlmo.distributed import gather_shapes, mean_gradients
 from vlmo.modules.objectives import ObjectiveOutput, num_samples
-from vlmo.modules.objectives.base import Batch
+from vlmo.modules.objectives.base import Batch, compute_all
 from vlmo.modules.objectives.itc import ContrastObjective
 
 if TYPE_CHECKING:
@@ -84,14 +84,12 @@ class ContrastCache:
                 with _replayed(state, self.model.device):
                     features = self.contrast.features(self.model, chunk)
                 fed = [(features[n].float() * _gradient(whole)[start:end]).sum() for n, whole in self.features.items()]
-                outputs = {}
+                outputs = compute_all(self.others, self.model, chunk, {})
                 for objective in self.others:
-                    output = objective.compute(self.model, chunk, {})
-                    if output is not None:
-                        outputs[objective.name] = output
+                    if objective.name in outputs:
                         share = float(objective.num_items(chunk)) / items[objective.name]
                         weight = share * self.model.settings.loss_names[objective.name]
-                        fed.append(output.loss * weight * _gradient(self.unit))
+                        fed.append(outputs[objective.name].loss * weight * _gradient(self.unit))
             torch.stack(fed).sum().backward()
             if num_samples(chunk):
                 measure(outputs)

@@ -10,6 +10,7 @@ The relative position bias is computed outside (`vlmo_module.py`), because its t
 """
 
 from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -21,9 +22,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vlmo.errors import VLMoError
+from vlmo.modules import attention
 
 Modality = Literal["text", "image", "vl"]
 NORM_EPS = 1e-6
+MAX_VARIANTS = 32  # of a compiled step: with padding or not, read or whole, in training or evaluation, ...
 
 
 class Attention(nn.Module):
@@ -37,19 +40,38 @@ class Attention(nn.Module):
         self.v_bias = nn.Parameter(torch.zeros(dim))
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """x: (B, S, D); mask: added to the scores, broadcast to (B, H, S, S)."""
-        bias = torch.cat([self.q_bias, torch.zeros_like(self.v_bias), self.v_bias])
-        qkv = F.linear(x, self.qkv.weight, bias)
-        q, k, v = rearrange(qkv, "b s (three h d) -> three b h s d", three=3, h=self.num_heads)
-        if mask is not None:
-            mask = mask.to(q.dtype)
-        if len(x):
-            x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        else:  # by hand: some kernels refuse a batch without samples, others then give the mask no gradient
-            scores = q @ k.transpose(-2, -1)
-            x = (scores if mask is None else scores + mask).softmax(dim=-1) @ v
-        return self.proj(rearrange(x, "b h s d -> b s (h d)"))
+    def forward(
+        self, x: Tensor, bias: Tensor | None, padding: Tensor | None = None, read: Tensor | None = None
+    ) -> Tensor:
+        """(B, S, D) -> (B, S, D), or (B, R, D) with `read`.
+
+        Args:
+            bias, padding: added to the scores, see `attend`.
+            read: (B, R) positions whose output is wanted; None: all.
+        """
+        qkv_bias = torch.cat([self.q_bias, torch.zeros_like(self.v_bias), self.v_bias])
+        if read is None:
+            qkv = F.linear(x, self.qkv.weight, qkv_bias)
+            q, k, v = rearrange(qkv, "b s (three h d) -> three b h s d", three=3, h=self.num_heads)
+        else:
+            dim = x.shape[-1]
+            q = F.linear(rows_at(x, read), self.qkv.weight[:dim], self.q_bias)
+            q = rearrange(q, "b r (h d) -> b h r d", h=self.num_heads)
+            kv = F.linear(x, self.qkv.weight[dim:], qkv_bias[dim:])
+            k, v = rearrange(kv, "b s (two h d) -> two b h s d", two=2, h=self.num_heads)
+            if bias is not None:
+                bias = bias[0][:, read].transpose(0, 1)  # (B, H, R, S)
+        return self.proj(rearrange(attention.attend(q, k, v, bias, padding), "b h s d -> b s (h d)"))
+
+
+def rows_at(x: Tensor, positions: Tensor) -> Tensor:
+    """(B, S, D), (B, R) int64 -> (B, R, D)"""
+    return x.gather(1, positions.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
+
+
+def first_positions(like: Tensor) -> Tensor:
+    """(B, 1) zeros for `like` (B, ...): to read [CLS] alone."""
+    return torch.zeros(len(like), 1, dtype=torch.long, device=like.device)
 
 
 class FeedForward(nn.Module):
@@ -79,6 +101,7 @@ class Block(nn.Module):
     ) -> None:
         super().__init__()
         self.recompute = recompute
+        self.steps: tuple[Callable[..., Tensor], ...] = (attention_step, expert_step)
 
         def norm() -> nn.Module:
             return nn.LayerNorm(dim, eps=NORM_EPS)
@@ -102,15 +125,33 @@ class Block(nn.Module):
             self.gamma_1 = nn.Parameter(torch.full((dim,), layer_scale))
             self.gamma_2 = nn.Parameter(torch.full((dim,), layer_scale))
 
-    def forward(self, x: Tensor, mask: Tensor | None, modality: Modality, text_len: int = 0) -> Tensor:
-        """x: (B, S, D); mask: see `Attention`; text_len: tokens of the text, at the front of a pair."""
+    def forward(
+        self,
+        x: Tensor,
+        bias: Tensor | None,
+        modality: Modality,
+        text_len: int = 0,
+        padding: Tensor | None = None,
+        read: Tensor | None = None,
+    ) -> Tensor:
+        """x: (B, S, D); text_len: tokens of the text, at the front of a pair; bias, padding, read: see `Attention`."""
+        arguments = x, bias, modality, text_len, padding, read
         if self.recompute and torch.is_grad_enabled():
-            return checkpoint(self._forward, x, mask, modality, text_len, use_reentrant=False)
-        return self._forward(x, mask, modality, text_len)
+            return checkpoint(self._forward, *arguments, use_reentrant=False)
+        return self._forward(*arguments)
 
-    def _forward(self, x: Tensor, mask: Tensor | None, modality: Modality, text_len: int) -> Tensor:
-        x = x + self.drop_path(self.gamma_1 * self.attn(self.norm1(x), mask))
+    def _forward(
+        self,
+        x: Tensor,
+        bias: Tensor | None,
+        modality: Modality,
+        text_len: int,
+        padding: Tensor | None,
+        read: Tensor | None,
+    ) -> Tensor:
+        x = self._under_depth(partial(self.steps[0], self, bias), x, padding, read)
         if modality == "vl" and self.has_text_expert and not self.has_vl_expert:
+            assert read is None, "below the VL experts, text and image go different ways"
             # .contiguous(): the slices of a pair are strided, which makes the feed-forward's matrix products copy twice
             text = self._expert(x[:, :text_len].contiguous(), self.norm2_text, self.mlp_text)
             image = self._expert(x[:, text_len:].contiguous(), self.norm2_imag, self.mlp_imag)
@@ -122,7 +163,57 @@ class Block(nn.Module):
         return self._expert(x, self.norm2_imag, self.mlp_imag)
 
     def _expert(self, x: Tensor, norm: nn.Module, mlp: nn.Module) -> Tensor:
-        return x + self.drop_path(self.gamma_2 * mlp(norm(x)))
+        return self._under_depth(partial(self.steps[1], norm, mlp, self.gamma_2), x)
+
+    def _under_depth(
+        self, step: Callable[..., Tensor], x: Tensor, padding: Tensor | None = None, read: Tensor | None = None
+    ) -> Tensor:
+        """A step under stochastic depth: samples that are dropped pass by, the others' branches are scaled up.
+
+        A CPU computes the others alone. A GPU computes all, as it would have to be waited for to know their number.
+        """
+        rate = self.drop_path.drop_prob
+        if not self.training or not rate:
+            return step(None, x, padding, read)
+        keep = x.new_empty(len(x), 1, 1).bernoulli_(1 - rate)
+        if x.device.type != "cpu":
+            return step(keep / (1 - rate), x, padding, read)
+        kept = keep.flatten().nonzero()[:, 0]
+        arguments = (each if each is None or len(kept) == len(x) else each[kept] for each in (x, padding, read))
+        passing = x if read is None else rows_at(x, read)
+        return passing.index_copy(0, kept, step(1 / (1 - rate), *arguments).to(x.dtype))
+
+
+def attention_step(
+    block: "Block",
+    bias: Tensor | None,
+    scale: Tensor | float | None,
+    x: Tensor,
+    padding: Tensor | None,
+    read: Tensor | None,
+) -> Tensor:
+    """x + scale * gamma_1 * attention(norm1(x)); scale: number, or (B, 1, 1)."""
+    attended = block.attn(block.norm1(x), bias, padding, read)
+    return _add_scaled(x if read is None else rows_at(x, read), attended, block.gamma_1, scale)
+
+
+def expert_step(
+    norm: nn.Module,
+    mlp: nn.Module,
+    gamma: Tensor | float,
+    scale: Tensor | float | None,
+    x: Tensor,
+    padding: None,
+    read: None,
+) -> Tensor:
+    """x + scale * gamma * expert(norm(x)); (padding and read: the experts see one token at a time)."""
+    return _add_scaled(x, mlp(norm(x)), gamma, scale)
+
+
+def _add_scaled(x: Tensor, branch: Tensor, gamma: Tensor | float, scale: Tensor | float | None) -> Tensor:
+    if scale is not None:
+        gamma = gamma * scale
+    return torch.addcmul(x, branch, gamma) if isinstance(gamma, Tensor) else x + gamma * branch
 
 
 def offloading_wrapper() -> Callable[..., nn.Module]:
@@ -221,6 +312,14 @@ class MultiWayTransformer(nn.Module):
         if self.pos_embed is not None:
             trunc_normal_(self.pos_embed, std=0.02)
 
+    def compile_steps(self) -> None:
+        """Has the blocks' steps compiled when they first run: once for all blocks and for all lengths and batches."""
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MAX_VARIANTS)
+        compiled = tuple(torch.compile(step, dynamic=True) for step in (attention_step, expert_step))
+        for module in self.modules():
+            if isinstance(module, Block):
+                module.steps = compiled
+
     def embed_image(self, image: Tensor, patch_mask: Tensor | None = None, mask_token: Tensor | None = None) -> Tensor:
         """(B, 3, size, size) -> (B, I, D): [CLS] and the patches, before any block.
 
@@ -235,7 +334,14 @@ class MultiWayTransformer(nn.Module):
         return x if self.pos_embed is None else x + self.pos_embed
 
     def encode(
-        self, x: Tensor, masks: Sequence[Tensor | None], modality: Modality, text_len: int = 0, vl_branch: bool = False
+        self,
+        x: Tensor,
+        biases: Sequence[Tensor | None],
+        modality: Modality,
+        text_len: int = 0,
+        vl_branch: bool = False,
+        padding: Tensor | None = None,
+        read: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """All blocks and the last norm over one sequence; with `vl_branch` also its vision-language view.
 
@@ -244,20 +350,22 @@ class MultiWayTransformer(nn.Module):
 
         Args:
             x: (B, S, D) embeddings.
-            masks: per block, what is added to the attention scores, broadcast to (B, H, S, S).
+            biases: per block, added to the attention scores; padding: added in all blocks (see `attend`).
             modality: of the experts to use.
             text_len: tokens of the text at the front of a pair.
+            read: (B, R) positions that are wanted: the last block computes those alone; None: all.
 
         Returns:
-            hidden states (B, S, D), and those of the VL branch or None.
+            hidden states (B, S, D), or (B, R, D), and those of the VL branch or None.
         """
         branch = None
-        for i, (block, mask) in enumerate(zip(self.blocks, masks, strict=True)):
+        for i, (block, bias) in enumerate(zip(self.blocks, biases, strict=True)):
             if vl_branch and i == self.vl_start:
                 branch = x
+            wanted = read if i == len(self.blocks) - 1 else None
             if branch is not None:
-                branch = block(branch, mask, "vl")
-            x = block(x, mask, modality, text_len)
+                branch = block(branch, bias, "vl", 0, padding, wanted)
+            x = block(x, bias, modality, text_len, padding, wanted)
         return self.norm(x), None if branch is None else self.norm(branch)
 
 

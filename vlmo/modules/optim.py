@@ -48,6 +48,12 @@ class AdamW(torch.optim.AdamW):
     tells on parameters whose gradients are about as small (many, in the recorded trajectory).
     """
 
+    def __init__(self, params: Any, **options: Any) -> None:
+        super().__init__(params, fused=True, **options)
+        # Leave the skipping of steps with infinite gradients to the loss scaler (fp16), which the fused kernel offers
+        # to do itself: a step that is skipped must not count in `updates`.
+        self._step_supports_amp_scaling = False
+
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         loss = None

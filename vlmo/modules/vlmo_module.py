@@ -1,10 +1,9 @@
 """VLMo: owns the weights, encodes text, images and pairs, and runs the objectives that are on.
 
-The step, for a reader: batch -> `training_step` -> `forward` -> each objective's `compute` (which calls the encoders
-below, then its head and loss) -> metrics and logs.
+The step, for a reader: batch -> `training_step` -> `forward` -> each objective's `compute` (which calls the encoders of
+`encoders.py`, then its head and loss) -> metrics and logs. Pairs of all objectives go through the model in one pass.
 """
 
-from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import Any
 
@@ -13,17 +12,17 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from vlmo.distributed import alone, world_size
-from vlmo.errors import VLMoError
 from vlmo.modules import optim
 from vlmo.modules.attention_masks import AttentionMasks
 from vlmo.modules.checkpoint_file import Checkpoint
 from vlmo.modules.contrast_cache import ContrastCache
-from vlmo.modules.heads import ITCHead, ITMHead, MLMHead, Pooler, init_head
+from vlmo.modules.encoders import Batch, Encoders
+from vlmo.modules.heads import ITMHead, MLMHead, Pooler, init_head
 from vlmo.modules.measures import Measures
 from vlmo.modules.multiway_transformer import ARCHITECTURES, Modality, build_transformer
 from vlmo.modules.objectives import ObjectiveOutput, get_objectives, num_samples, objective_names
-from vlmo.modules.objectives.base import empty_batch
-from vlmo.modules.pretrained import PretrainedModule
+from vlmo.modules.objectives.base import compute_all, empty_batch
+from vlmo.modules.objectives.mlm import locate_masked_words
 from vlmo.modules.reach import unreached
 from vlmo.modules.relative_position import num_table_rows
 from vlmo.modules.text_embeddings import TextEmbeddings
@@ -40,12 +39,11 @@ STAGE2_TRAINS = (
     "relative_position_bias_table",
     "transformer.norm",
 )
+# of a batch, (B, T)
+TEXT_FIELDS = ("text_ids", "text_masks", "text_labels", "text_ids_mlm", "text_labels_mlm")
 
-Batch = Mapping[str, Any]
-Features = dict[str, Any]
 
-
-class VLMo(PretrainedModule):
+class VLMo(Encoders):
     """The model of a config, with `load_path` loaded and the stage's freezing applied.
 
     Args:
@@ -59,20 +57,11 @@ class VLMo(PretrainedModule):
     # heads, present as the objectives that are on declare them
     mlm_score: MLMHead
     itm_score: ITMHead
-    itc_text_proj: ITCHead
-    itc_image_proj: ITCHead
-    itc_vl_text_proj: ITCHead
-    itc_vl_image_proj: ITCHead
     logit_scale: nn.Parameter
     logit_vl_scale: nn.Parameter
     vqa_classifier: nn.Sequential
     nlvr2_classifier: nn.Sequential
-    mim_mask_token: nn.Parameter
     mim_score: nn.Linear
-    # absent in stage 1, which knows no text
-    text_embeddings: TextEmbeddings
-    token_type_embeddings: nn.Embedding
-    pooler: Pooler
 
     def __init__(self, config: dict[str, Any], loaded: Checkpoint | None = None) -> None:
         super().__init__()
@@ -145,110 +134,30 @@ class VLMo(PretrainedModule):
             self.itm_score = ITMHead(dim)  # no objective trains it: it comes with the file
             init_head(self.itm_score)
 
-    # --- encoders ----------------------------------------------------------------------------------------------------
-
-    def embed_text(self, ids: Tensor) -> Tensor:
-        """(B, T) token ids -> (B, T, D), before any block. Raises VLMoError if T is more than `max_text_len`."""
-        if ids.shape[1] > self.settings.max_text_len:
-            raise VLMoError(f"texts of {ids.shape[1]} tokens, but max_text_len={self.settings.max_text_len}")
-        return self.text_embeddings(ids) + self.token_type_embeddings.weight[0]
-
-    def embed_image(self, image: Tensor, token_type: int) -> Tensor:
-        """(B, 3, size, size) -> (B, I, D), before any block; token_type: 1 image, 2 second image of NLVR2."""
-        return self.transformer.embed_image(image) + self.token_type_embeddings.weight[token_type]
-
-    def encode_masked_image(self, image: Tensor, patch_mask: Tensor) -> Tensor:
-        """(B, 3, size, size), and (B, P) bool, True for hidden patches -> (B, P, D) of the patches after the norm."""
-        x = self.transformer.embed_image(image, patch_mask, self.mim_mask_token)
-        masks = self.attention_masks(self.relative_position_bias_table, "image")
-        hidden, _ = self.transformer.encode(x, masks, "image")
-        return hidden[:, 1:]
-
-    def encode_pairs(self, text: Tensor, image: Tensor, text_masks: Tensor) -> Tensor:
-        """Embeddings (B, T, D), (B, I, D) and the mask (B, T) -> hidden states (B, T + I, D) after the last norm."""
-        masks = self.attention_masks(self.relative_position_bias_table, "vl", text_masks)
-        hidden, _ = self.transformer.encode(torch.cat([text, image], dim=1), masks, "vl", text.shape[1])
-        return hidden
-
-    def infer(self, batch: Batch, mask_text: bool = False, image_token_type_idx: int = 1) -> Features:
-        """Encodes pairs jointly.
-
-        Args:
-            batch: `text_ids` (or `text_ids_mlm`), `text_masks` (B, T) and `image` (B, 3, size, size); with NLVR2's two
-                images `image_0` and `image_1`, picked by the token type.
-            mask_text: take the text with masked words.
-            image_token_type_idx: 1 image, 2 second image of NLVR2.
-
-        Returns:
-            text_feats (B, T, D) and image_feats (B, I, D) after the last norm, cls_feats (B, D) pooled, raw_cls_feats
-            (B, D) before the pooler, image_masks (B, I), text_masks, text_ids, text_labels.
-        """
-        text = self.embed_text(batch["text_ids_mlm" if mask_text else "text_ids"])
-        image = self.embed_image(_image(batch, image_token_type_idx), image_token_type_idx)
-        text_len = text.shape[1]
-        hidden = self.encode_pairs(text, image, batch["text_masks"])
-        return {
-            "text_feats": hidden[:, :text_len],
-            "image_feats": hidden[:, text_len:],
-            "cls_feats": self.pooler(hidden),
-            "raw_cls_feats": hidden[:, 0],
-            "image_masks": torch.ones(image.shape[:2], dtype=torch.long, device=image.device),
-            **_text_fields(batch, mask_text),
-        }
-
-    def infer_text(self, batch: Batch, mask_text: bool = False, vl_branch: bool = True) -> Features:
-        """Encodes texts alone, through the language experts.
-
-        Returns:
-            text_feats (B, T, D) after the last norm; cls_feats (B, D) and cls_vlffn_feats (B, D), the contrastive
-            features of the L-FFN and of the VL-FFN branch, unit length, None where the model lacks the head or
-            `vl_branch` is off; raw_cls_feats (B, D), text_masks, text_ids, text_labels.
-        """
-        text = self.embed_text(batch["text_ids_mlm" if mask_text else "text_ids"])
-        masks = self.attention_masks(self.relative_position_bias_table, "text", batch["text_masks"])
-        hidden, vl_hidden = self.transformer.encode(text, masks, "text", vl_branch=vl_branch)
-        return {
-            "text_feats": hidden,
-            "image_feats": None,
-            "cls_feats": self._project("itc_text_proj", hidden),
-            "cls_vlffn_feats": self._project("itc_vl_text_proj", vl_hidden),
-            "raw_cls_feats": hidden[:, 0],
-            **_text_fields(batch, mask_text),
-        }
-
-    def infer_image(self, batch: Batch, image_token_type_idx: int = 1, vl_branch: bool = True) -> Features:
-        """Encodes images alone, through the vision experts.
-
-        Returns:
-            image_feats (B, I, D) after the last norm; cls_feats and cls_vlffn_feats as `infer_text`; raw_cls_feats.
-        """
-        image = self.embed_image(_image(batch, image_token_type_idx), image_token_type_idx)
-        masks = self.attention_masks(self.relative_position_bias_table, "image")
-        hidden, vl_hidden = self.transformer.encode(image, masks, "image", vl_branch=vl_branch)
-        return {
-            "image_feats": hidden,
-            "text_feats": None,
-            "cls_feats": self._project("itc_image_proj", hidden),
-            "cls_vlffn_feats": self._project("itc_vl_image_proj", vl_hidden),
-            "raw_cls_feats": hidden[:, 0],
-            "image_masks": torch.ones(image.shape[:2], dtype=torch.long, device=image.device),
-        }
-
-    def _project(self, head: str, hidden: Tensor | None) -> Tensor | None:
-        return getattr(self, head)(hidden[:, 0]) if hidden is not None and hasattr(self, head) else None
-
     # --- steps -------------------------------------------------------------------------------------------------------
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Adds where the masked words are, while counting them needs no wait for the device.
+
+        On a CPU it also cuts what pads texts to a multiple of 8, which helps GPUs alone.
+        """
+        if "text_masks" not in batch:
+            return batch
+        batch = dict(batch)
+        if self.device.type == "cpu":
+            longest = int(batch["text_masks"].sum(dim=1).max())
+            batch |= {name: batch[name][:, :longest] for name in TEXT_FIELDS if name in batch}
+        if {"mlm", "textmlm"} & set(self.settings.active) and not self.contrast_cache:  # (which cuts the batch up)
+            batch |= locate_masked_words(batch["text_labels_mlm"])
+        return batch
 
     def forward(self, batch: Batch) -> dict[str, ObjectiveOutput]:
         """All objectives that are on, by name; their losses are weighted by `loss_names`."""
-        done: dict[str, ObjectiveOutput] = {}
         with self.attention_masks.one_step():
-            for objective in self.objectives:
-                output = objective.compute(self, batch, done)
-                if output is not None:
-                    output.loss = output.loss * self.settings.loss_names[objective.name]
-                    done[objective.name] = output
-        return done
+            outputs = compute_all(self.objectives, self, batch, {})
+        for name, output in outputs.items():
+            output.loss = output.loss * self.settings.loss_names[name]
+        return outputs
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
         """The weighted sum of the losses; with `contrast_cache` the contrast's alone, the others are for `backward`."""
@@ -351,19 +260,3 @@ def _experts(settings: Settings) -> tuple[Modality, ...]:
     if "mim" in settings.active or settings.shared_ffn:
         return ()
     return ("text",) if "textmlm" in settings.active else ("text", "vl")
-
-
-def _image(batch: Batch, token_type: int) -> Tensor:
-    """The image of that token type: NLVR2's `image_0` and `image_1`, else `image`."""
-    name = f"image_{token_type - 1}"
-    return batch[name] if name in batch else batch["image"]
-
-
-def _text_fields(batch: Batch, mask_text: bool) -> Features:
-    """The parts of the batch that the published dictionaries hand through."""
-    suffix = "_mlm" if mask_text else ""
-    return {
-        "text_masks": batch["text_masks"],
-        "text_ids": batch[f"text_ids{suffix}"],
-        "text_labels": batch.get(f"text_labels{suffix}"),
-    }

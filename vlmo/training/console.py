@@ -3,13 +3,12 @@
 import json
 import sys
 import time
-from collections.abc import Mapping
 from typing import Any
 
 import psutil
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
-from pytorch_lightning.callbacks import ThroughputMonitor, TQDMProgressBar
+from pytorch_lightning.callbacks import TQDMProgressBar
 from tqdm import tqdm
 
 from vlmo.config import resolve
@@ -17,11 +16,6 @@ from vlmo.modules import VLMo, optim
 from vlmo.modules.objectives import num_samples
 from vlmo.settings import Settings
 from vlmo.training.environment import Environment
-
-
-def batch_size(batch: Mapping[str, Any]) -> int:
-    """Samples of a batch; 1 for one that lost all of its own as unreadable, as Lightning's counter expects some."""
-    return max(num_samples(batch), 1)
 
 
 def differences(settings: Settings) -> dict[str, Any]:
@@ -68,49 +62,54 @@ def _count(parameters: Any) -> str:
 
 
 class ConsoleLine(Callback):
-    """One line every `every` steps: losses, learning rate, throughput, memory, share of time waiting for data."""
+    """One line every `every` steps: losses, learning rate, throughput, memory, share of time waiting for data.
+
+    Only with a line the device is waited for. The throughput is also logged, as `train/samples_per_sec`.
+    """
 
     def __init__(self, every: int) -> None:
         self.every = every
-        self.waited = 0.0  # seconds between the end of a batch and the start of the next, since the last line
+        # since the last line: seconds between the end of a batch and the start of the next, samples of this process
+        self.waited, self.samples = 0.0, 0
         self.line_time = self.batch_end = time.perf_counter()
         self.printed_at = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.line_time = self.batch_end = time.perf_counter()
+        self._start()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.waited, self.line_time = 0.0, time.perf_counter()  # evaluation is neither training nor waiting
-        self.batch_end = self.line_time
+        self._start()  # evaluation is neither training nor waiting
+
+    def _start(self) -> None:
+        self.waited, self.samples = 0.0, 0
+        self.line_time = self.batch_end = time.perf_counter()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self.waited += time.perf_counter() - self.batch_end
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         self.batch_end = time.perf_counter()
+        self.samples += num_samples(batch)
         step = trainer.global_step
         if step % self.every or step == self.printed_at or not trainer.is_global_zero:
             return
         self.printed_at = step
-        tqdm.write(self._line(trainer, step), file=sys.stdout)
+        tqdm.write(self._line(trainer, pl_module, step), file=sys.stdout)
         sys.stdout.flush()  # into a file, too, a line appears when it is written
-        self.waited, self.line_time = 0.0, time.perf_counter()
+        self._start()
 
-    def _line(self, trainer: Trainer, step: int) -> str:
-        logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    def _line(self, trainer: Trainer, pl_module: Any, step: int) -> str:
+        logged = {name: float(value) for name, value in trainer.callback_metrics.items()}  # (waits for the device)
+        seconds = max(time.perf_counter() - self.line_time, 1e-9)
+        speed = self.samples * trainer.world_size / seconds
+        pl_module.log("train/samples_per_sec", speed, rank_zero_only=True)
         losses = {name.split("/")[0]: v for name, v in logged.items() if name.endswith("/train/loss")}
         total = int(trainer.estimated_stepping_batches)
         parts = [f"step {step:,}/{total:,}", f"loss {sum(losses.values()):.3f}"]
         if len(losses) > 1:
             parts[-1] += " = " + " + ".join(f"{name} {value:.3f}" for name, value in losses.items())
         parts.append(f"lr {trainer.optimizers[0].param_groups[0]['lr']:.1e}")
-        speed = trainer.logged_metrics.get(
-            "train/samples_per_sec", trainer.logged_metrics.get("train/device/samples_per_sec")
-        )
-        if speed is not None:
-            parts.append(f"{float(speed):,.1f} samples/s")
-        parts.append(memory(trainer))
-        parts.append(f"data {self.waited / max(time.perf_counter() - self.line_time, 1e-9):.0%}")
+        parts += [f"{speed:,.1f} samples/s", memory(trainer), f"data {self.waited / seconds:.0%}"]
         return "  ".join(parts)
 
 
@@ -125,7 +124,6 @@ def memory(trainer: Trainer) -> str:
 
 
 def console_callbacks(settings: Settings) -> list[Callback]:
-    """Progress bar (where a person is looking), console line, and Lightning's throughput counter that feeds it."""
+    """Progress bar (where a person is looking) and console line."""
     bar = TQDMProgressBar(refresh_rate=1 if sys.stderr.isatty() else 0)
-    throughput = ThroughputMonitor(batch_size_fn=batch_size, window_size=10)
-    return [throughput, ConsoleLine(settings.log_every_n_steps), bar]
+    return [ConsoleLine(settings.log_every_n_steps), bar]

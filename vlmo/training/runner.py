@@ -3,9 +3,11 @@
 Order matters: whatever can be wrong is looked at before the model is built and before anything is written.
 """
 
+import importlib.util
 import json
 import logging
 import os
+import shutil
 import tempfile
 import warnings
 from collections.abc import Iterable, Mapping
@@ -32,6 +34,7 @@ from vlmo.training.loggers import build_loggers
 from vlmo.training.names import names_in_use
 from vlmo.training.nonfinite import NonFinite
 from vlmo.training.predictions import NLVR2Predictions, VQAPredictions
+from vlmo.training.profile import StepProfile
 from vlmo.training.results import results
 from vlmo.training.resume import Resume
 from vlmo.training.retrieval import RetrievalEvaluation
@@ -59,6 +62,8 @@ def run(config: Mapping[str, Any]) -> dict[str, float]:
     """
     settings = Settings.from_config(config, KNOWN)
     environment = choose_environment(settings)
+    if settings.compile:
+        check_compiler(environment.accelerator)
     datamodule = MTDataModule(settings)
     stage = "test" if settings.test_only else "fit"
     datamodule.check(stage)
@@ -78,6 +83,8 @@ def run(config: Mapping[str, Any]) -> dict[str, float]:
     model.answers, model.vocabulary = answers, vocabulary
     if resume:
         check_resume(resume, model)
+    if settings.compile:
+        model.transformer.compile_steps()
     trainer = build_trainer(settings, environment, datamodule, model, answers, resume)
     if settings.test_only:
         _warn_of_resizing(model, settings)
@@ -163,6 +170,7 @@ def build_trainer(
         strategy=strategy,
         plugins=plugins,
         precision=environment.precision,
+        deterministic=settings.deterministic,
         max_epochs=settings.max_epoch if settings.max_epoch else -1,
         max_steps=settings.max_steps if settings.max_steps else -1,
         accumulate_grad_batches=settings.accumulated_batches,
@@ -193,6 +201,8 @@ def _callbacks(settings: Settings, datamodule: MTDataModule, answers: list[str] 
         if "nlvr2" in settings.active:
             callbacks.append(NLVR2Predictions(folder, name))
     callbacks += console_callbacks(settings)
+    if settings.profile_steps:
+        callbacks.append(StepProfile(settings.profile_steps))
     if not settings.fast_dev_run:
         callbacks.append(LearningRateMonitor(logging_interval="step"))
     return callbacks
@@ -259,7 +269,6 @@ def _quieten() -> None:
     for pattern in (
         ".*does not have many workers.*",  # num_workers is the person's choice, and free on small data
         ".*Experiment logs directory .* exists and is not empty.*",  # TensorBoard's, the same one
-        ".*flops_per_batch.*",
         ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
         ".*Total length of `list` across ranks is zero.*",  # a data set without validation
         ".*your dataloader is not resumable.*",  # the data module is told where to go on
@@ -268,3 +277,11 @@ def _quieten() -> None:
     ):
         warnings.filterwarnings("ignore", pattern)
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+
+
+def check_compiler(accelerator: str) -> None:
+    """Raises VLMoError if what torch.compile builds its kernels with is missing."""
+    if accelerator == "gpu" and importlib.util.find_spec("triton") is None:
+        raise VLMoError("compile=True: needs triton on a GPU: pip install triton, or leave it at False")
+    if accelerator == "cpu" and shutil.which(os.environ.get("CXX", "g++")) is None:
+        raise VLMoError("compile=True: needs a C++ compiler on a CPU: install g++, or leave it at False")

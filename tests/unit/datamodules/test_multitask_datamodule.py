@@ -116,7 +116,9 @@ def test_processes_share_the_samples(make, monkeypatch):
         module = make("task_finetune_irtr_coco_base_image384", per_gpu_batchsize=3, batch_size=3)
         module.setup("fit")
         train.append([index for batch in module.train_dataloader() for index in batch["raw_index"].tolist()])
-        val.append([n for batch in module.val_dataloader() if "raw_index" in batch for n in batch["raw_index"].tolist()])
+        val.append(
+            [n for batch in module.val_dataloader() if "raw_index" in batch for n in batch["raw_index"].tolist()]
+        )
     assert [len(share) for share in train] == [6, 6]  # of 8 a process: two full batches
     assert not set(train[0]) & set(train[1])
     assert val == [[0, 1, 2, 6, 7], [3, 4, 5]]

@@ -6,7 +6,15 @@ import torch
 import torch.nn.functional as F
 
 from vlmo.errors import VLMoError
-from vlmo.modules.multiway_transformer import ARCHITECTURES, Attention, Block, MultiWayTransformer, build_transformer
+from vlmo.modules.multiway_transformer import (
+    ARCHITECTURES,
+    Attention,
+    Block,
+    MultiWayTransformer,
+    build_transformer,
+    first_positions,
+    rows_at,
+)
 
 
 def moved(module):
@@ -205,3 +213,50 @@ def test_drop_path_rises_linearly_and_is_for_training():
     assert torch.equal(model.eval().encode(x, masks, "image")[0], model.encode(x, masks, "image")[0])
     model.train()
     assert not torch.equal(model.encode(x, masks, "image")[0], model.encode(x, masks, "image")[0])
+
+
+@pytest.mark.parametrize("modality", ["text", "image", "vl"])
+def test_the_last_block_computes_what_is_read(modality):
+    model = moved(MultiWayTransformer(32, 16, 12, depth=3, num_heads=3, vl_start=2))
+    x = torch.randn(2, 7, 12, dtype=torch.float64)
+    biases = [torch.randn(1, 3, 7, 7, dtype=torch.float64) for _ in range(3)]
+    read = torch.tensor([[0, 3], [6, 0]])
+    branch = modality != "vl"
+    whole = model.encode(x, biases, modality, 3, vl_branch=branch)
+    some = model.encode(x, biases, modality, 3, vl_branch=branch, read=read)
+    for all_positions, few in zip(whole, some, strict=True):
+        if few is not None:
+            assert torch.allclose(few, rows_at(all_positions, read), atol=1e-12)
+    assert first_positions(x).tolist() == [[0], [0]]
+
+
+def test_stochastic_depth_leaves_samples_out_and_scales_the_others_up():
+    block = moved(Block(12, 3, 4.0, 0.4, 0.1, ["text"])).train()
+    x, bias = torch.randn(64, 5, 12, dtype=torch.float64), torch.randn(1, 3, 5, 5, dtype=torch.float64)
+    padding = torch.zeros(64, 1, 1, 5, dtype=torch.float64)
+    padding[::2, ..., 4] = -torch.inf
+    torch.manual_seed(1)
+    found = block(x, bias, "text", padding=padding)
+    torch.manual_seed(1)
+    attended = x + block.drop_path(
+        block.gamma_1 * block.attn(block.norm1(x), bias, padding)
+    )  # timm's, sample by sample
+    expected = attended + block.drop_path(block.gamma_2 * block.mlp_text(block.norm2_text(attended)))
+    assert torch.allclose(found, expected, atol=1e-12)
+    assert 5 < (expected == x).all(dim=(1, 2)).sum() < 20  # 0.4^2 of 64 pass by twice
+
+
+@pytest.mark.slow
+def test_compiled_steps():
+    plain = build_transformer("vlmo_tiny_patch16", img_size=32)
+    compiled = build_transformer("vlmo_tiny_patch16", img_size=32)
+    compiled.load_state_dict(plain.state_dict())
+    compiled.compile_steps()
+    before = len(torch._dynamo.utils.compilation_time_metrics.get("compile_inner", []))
+    for size, length in ((3, 16), (3, 24), (2, 8)):
+        x, bias = torch.randn(size, length, 96), torch.randn(1, 4, length, length)
+        outputs = [
+            model.encode(x, [bias] * 3, "vl", 8, read=torch.zeros(size, 2, dtype=int)) for model in (plain, compiled)
+        ]
+        assert torch.allclose(outputs[0][0], outputs[1][0], atol=1e-5)
+    assert len(torch._dynamo.utils.compilation_time_metrics["compile_inner"]) - before <= 6  # not anew for each length

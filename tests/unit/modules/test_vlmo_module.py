@@ -74,16 +74,16 @@ def test_text_and_image_alone():
 def test_vl_branch_by_hand():
     model, batch = tiny.model(STAGE3), tiny.batch()
     x = model.text_embeddings(batch["text_ids"]) + model.token_type_embeddings.weight[0]
-    masks = model.attention_masks(model.relative_position_bias_table, "text", batch["text_masks"])
-    for number, (block, mask) in enumerate(zip(model.transformer.blocks, masks, strict=True)):
-        x = block(x, mask, "vl" if number >= model.transformer.vl_start else "text")
+    biases, padding = model.attention_masks(model.relative_position_bias_table, "text", batch["text_masks"])
+    for number, (block, bias) in enumerate(zip(model.transformer.blocks, biases, strict=True)):
+        x = block(x, bias, "vl" if number >= model.transformer.vl_start else "text", padding=padding)
     by_hand = model.itc_vl_text_proj(model.transformer.norm(x)[:, 0])
     assert torch.allclose(model.infer_text(batch)["cls_vlffn_feats"], by_hand, atol=1e-6)
 
     x = model.transformer.embed_image(batch["image"]) + model.token_type_embeddings.weight[1]
-    masks = model.attention_masks(model.relative_position_bias_table, "image")
-    for number, (block, mask) in enumerate(zip(model.transformer.blocks, masks, strict=True)):
-        x = block(x, mask, "vl" if number >= model.transformer.vl_start else "image")
+    biases, _ = model.attention_masks(model.relative_position_bias_table, "image")
+    for number, (block, bias) in enumerate(zip(model.transformer.blocks, biases, strict=True)):
+        x = block(x, bias, "vl" if number >= model.transformer.vl_start else "image")
     by_hand = model.itc_vl_image_proj(model.transformer.norm(x)[:, 0])
     assert torch.allclose(model.infer_image(batch)["cls_vlffn_feats"], by_hand, atol=1e-6)
 
@@ -285,3 +285,17 @@ def test_steps_are_learnt_from():
         optimizer.step()
         seen.append(loss.item())
     assert seen[-1] < 0.9 * seen[0]
+
+
+def test_before_its_transfer_a_batch_is_told_its_masked_words():
+    model = tiny.model(TEXT)
+    batch = tiny.text((6, 9), 16)
+    found = model.on_before_batch_transfer(batch, 0)
+    assert found["text_ids"].shape == (2, 9)  # (on a CPU: to the longest)
+    assert found["masked_read"].tolist() == [[1, 4, 0], [1, 4, 7]]
+    assert found["masked_kept"].tolist() == [0, 1, 3, 4, 5]
+    assert losses(model, found) == pytest.approx(losses(model, batch), rel=1e-5)
+    assert "masked_read" not in batch
+    nothing = {"skipped": ["one"]}
+    assert model.on_before_batch_transfer(nothing, 0) == nothing
+    assert "masked_read" not in tiny.model(VQA).on_before_batch_transfer(batch, 0)

@@ -7,7 +7,7 @@ import torch
 from tests import tiny
 from vlmo.config import resolve
 from vlmo.settings import Settings
-from vlmo.training.console import batch_size, differences, summary
+from vlmo.training.console import differences, summary
 from vlmo.training.environment import choose_environment
 
 
@@ -57,8 +57,3 @@ def test_summary_of_an_evaluation_reports_the_file(tmp_path):
 def test_only_what_differs_from_the_defaults():
     assert differences(Settings.from_config(resolve())) == {}
     assert set(differences(Settings.from_config(resolve(seed=3, num_gpus=[0])))) == {"seed", "num_gpus"}
-
-
-def test_size_of_a_batch():
-    assert batch_size(tiny.batch()) == 3
-    assert batch_size({"skipped": ["all of them"]}) == 1

@@ -7,7 +7,7 @@ in `loss_names` (`vlmo/config.py`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -87,9 +87,75 @@ class Objective:
         return num_samples(batch)
 
     def prepare(self, model: VLMo, batch: Batch, done: Mapping[str, ObjectiveOutput]) -> dict[str, Any]:
-        """Fields, one entry a sample, that `compute` needs of the whole batch before it is split into chunks."""
+        """Fields, one entry a sample, that the loss needs of the whole batch before it is split into chunks."""
         return {}
 
-    def compute(self, model: VLMo, batch: Batch, done: Mapping[str, ObjectiveOutput]) -> ObjectiveOutput | None:
-        """The loss of a batch; `done`: the objectives before this one. None: there is nothing to learn from."""
+    def compute(self, model: VLMo, batch: Batch, done: Mapping[str, ObjectiveOutput]) -> ObjectiveOutput:
+        """The loss of a batch; `done`: the objectives before this one."""
         raise NotImplementedError
+
+
+@dataclass
+class Pairs:
+    """Texts with images to encode jointly.
+
+    Attributes:
+        text_ids, text_masks: (N, T).
+        images: (N, I, D), embedded.
+        read: (N, R) positions of the text whose hidden states are wanted.
+    """
+
+    text_ids: Tensor
+    text_masks: Tensor
+    images: Tensor
+    read: Tensor
+
+
+class PairObjective(Objective):
+    """An objective on pairs: it says which, all objectives' go through the model together, and it scores its own."""
+
+    def pairs(self, model: VLMo, batch: Batch, done: Mapping[str, ObjectiveOutput]) -> Pairs | None:
+        """The pairs that it needs, None if there is nothing to learn from; `done`: the objectives on one modality."""
+        raise NotImplementedError
+
+    def score(self, model: VLMo, batch: Batch, hidden: Tensor) -> ObjectiveOutput:
+        """The loss from the hidden states (N, R, D) of its pairs at the positions that it wanted to read."""
+        raise NotImplementedError
+
+
+def compute_all(
+    objectives: Sequence[Objective], model: VLMo, batch: Batch, done: Mapping[str, ObjectiveOutput]
+) -> dict[str, ObjectiveOutput]:
+    """The losses by name, unweighted; those on pairs come last, as all their pairs are encoded in one pass.
+
+    Args:
+        done: of objectives before these.
+    """
+    found = dict(done)
+    for objective in objectives:
+        if not isinstance(objective, PairObjective):
+            found[objective.name] = objective.compute(model, batch, found)
+    joint = [objective for objective in objectives if isinstance(objective, PairObjective)]
+    asked = {objective: pairs for objective in joint if (pairs := objective.pairs(model, batch, found)) is not None}
+    for objective, hidden in zip(asked, _encode_together(model, list(asked.values())), strict=True):
+        found[objective.name] = objective.score(model, batch, hidden)
+    return {name: output for name, output in found.items() if name not in done}
+
+
+def _encode_together(model: VLMo, asked: Sequence[Pairs]) -> list[Tensor]:
+    """(N, R, D) for each: one pass for all, so that small batches still fill a GPU."""
+    if not asked:
+        return []
+    longest, most = max(pairs.text_ids.shape[1] for pairs in asked), max(pairs.read.shape[1] for pairs in asked)
+
+    def together(rows: list[Tensor], width: int) -> Tensor:
+        return torch.cat([F.pad(each, (0, width - each.shape[1])) for each in rows])
+
+    hidden = model.encode_pairs(
+        model.embed_text(together([pairs.text_ids for pairs in asked], longest)),
+        torch.cat([pairs.images for pairs in asked]),
+        together([pairs.text_masks for pairs in asked], longest),
+        together([pairs.read for pairs in asked], most),
+    )
+    parts = hidden.split([len(pairs.text_ids) for pairs in asked])
+    return [part[:, : pairs.read.shape[1]] for part, pairs in zip(parts, asked, strict=True)]

@@ -32,10 +32,7 @@ class IRTR(ContrastObjective):
         }
 
     def features(self, model: VLMo, batch: Batch) -> dict[str, Tensor]:
-        return {
-            "image": model.infer_image(batch, vl_branch=False)["cls_feats"],
-            "text": model.infer_text(batch, vl_branch=False)["cls_feats"],
-        }
+        return model.encode_apart(batch, vl_branch=False)
 
     def compare(self, model: VLMo, features: Mapping[str, Tensor], shapes: list[list[int]]) -> ObjectiveOutput:
         exact = model.settings.contrast_gradient == "exact"

@@ -101,11 +101,7 @@ class ITC(ContrastObjective):
         return heads | {"logit_scale": scale, "logit_vl_scale": nn.Parameter(torch.tensor(INITIAL_LOG_SCALE))}
 
     def features(self, model: VLMo, batch: Batch) -> dict[str, Tensor]:
-        image, text = model.infer_image(batch), model.infer_text(batch)
-        features = {"image": image["cls_feats"], "text": text["cls_feats"]}
-        if model.settings.shared_ffn:
-            return features
-        return features | {"vl_image": image["cls_vlffn_feats"], "vl_text": text["cls_vlffn_feats"]}
+        return model.encode_apart(batch, vl_branch=not model.settings.shared_ffn)
 
     def compare(self, model: VLMo, features: Mapping[str, Tensor], shapes: list[list[int]]) -> ObjectiveOutput:
         counts = [count for count, _ in shapes]

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from vlmo.distributed import fetch_rows, gather_own_first, world_size
 from vlmo.metrics import Accuracy, Mean
 from vlmo.modules.heads import ITMHead
-from vlmo.modules.objectives.base import Batch, Objective, ObjectiveOutput, mean_cross_entropy
+from vlmo.modules.multiway_transformer import first_positions
+from vlmo.modules.objectives.base import Batch, ObjectiveOutput, PairObjective, Pairs, mean_cross_entropy
 from vlmo.modules.packing import from_bytes, pack_texts, text_width, to_bytes, unpack_texts
 from vlmo.settings import Settings
 
@@ -30,11 +31,10 @@ def draw_negatives(logits: Tensor, generator: torch.Generator | None = None) -> 
     Returns:
         (B,) column numbers.
     """
-    if not len(logits):
-        return torch.zeros(0, dtype=torch.long, device=logits.device)  # (`multinomial` refuses to draw nothing)
     # -inf before the softmax, not 0 after it: a dominant own pair would leave no weight to draw by
     weights = logits.detach().float().clone().fill_diagonal_(-torch.inf).softmax(dim=1)
-    return torch.multinomial(weights, 1, generator=generator).squeeze(1)
+    # as `torch.multinomial` draws, which waits for the device to look at the weights first
+    return (weights / torch.empty_like(weights).exponential_(generator=generator)).argmax(dim=1)
 
 
 def same_chunk(size: int, chunk_size: int, device: torch.device) -> Tensor:
@@ -44,7 +44,7 @@ def same_chunk(size: int, chunk_size: int, device: torch.device) -> Tensor:
     return same | (same.sum(1, keepdim=True) < 2)
 
 
-class ITM(Objective):
+class ITM(PairObjective):
     """Each pair three times: as it is, its text with another image, its image with another text."""
 
     name = "itm"
@@ -86,7 +86,7 @@ class ITM(Objective):
             "negative_text_masks": masks,
         }
 
-    def compute(self, model: VLMo, batch: Batch, done: Mapping[str, ObjectiveOutput]) -> ObjectiveOutput | None:
+    def pairs(self, model: VLMo, batch: Batch, done: Mapping[str, ObjectiveOutput]) -> Pairs | None:
         other: Mapping[str, Tensor] = batch
         if "negative_image" not in batch:
             other = self.prepare(model, batch, done) if done else {}
@@ -96,16 +96,19 @@ class ITM(Objective):
             # the other processes wait for a gradient from here, if only of nothing
             other = {f"negative_{name}": batch[name][:0] for name in ("image", "text_ids", "text_masks")}
         size = len(other["negative_image"])
-        image = batch["image"][:size]
-        pairs = {"image": torch.cat([image, other["negative_image"], image])}  # all in one pass
         longest = max(batch["text_ids"].shape[1], other["negative_text_ids"].shape[1])
+        texts = []
         for name in ("text_ids", "text_masks"):
             sides = batch[name][:size], other[f"negative_{name}"]
             own, negative = (F.pad(side, (0, longest - side.shape[1])) for side in sides)  # 0: [PAD], and its mask
-            pairs[name] = torch.cat([own, own, negative])
-        logits = model.itm_score(model.infer(pairs)["cls_feats"])
-        labels = torch.zeros(3 * size, dtype=torch.long, device=logits.device)
-        labels[:size] = 1
+            texts.append(torch.cat([own, own, negative]))
+        images = model.embed_image(torch.cat([batch["image"][:size], other["negative_image"]]), token_type=1)
+        return Pairs(texts[0], texts[1], torch.cat([images, images[:size]]), first_positions(texts[0]))
+
+    def score(self, model: VLMo, batch: Batch, hidden: Tensor) -> ObjectiveOutput:
+        logits = model.itm_score(model.pooler(hidden))
+        labels = torch.zeros(len(logits), dtype=torch.long, device=logits.device)
+        labels[: len(logits) // 3] = 1
         loss = mean_cross_entropy(logits.float(), labels)
         return ObjectiveOutput(
             loss=loss,

@@ -11,14 +11,15 @@ from torch import Tensor, nn
 
 from vlmo.metrics import Accuracy, Mean
 from vlmo.modules.heads import classifier
-from vlmo.modules.objectives.base import Batch, Objective, ObjectiveOutput
+from vlmo.modules.multiway_transformer import first_positions
+from vlmo.modules.objectives.base import Batch, ObjectiveOutput, PairObjective, Pairs
 from vlmo.settings import Settings
 
 if TYPE_CHECKING:
     from vlmo.modules.vlmo_module import VLMo
 
 
-class NLVR2(Objective):
+class NLVR2(PairObjective):
     """The sentence with each picture (image types 1 and 2) as a pair of its own; both pooled outputs together."""
 
     name = "nlvr2"
@@ -37,12 +38,13 @@ class NLVR2(Objective):
     def heads(self, embed_dim: int, settings: Settings) -> dict[str, nn.Module | nn.Parameter]:
         return {"nlvr2_classifier": classifier(2 * embed_dim, 2 * embed_dim, 2)}
 
-    def compute(self, model: VLMo, batch: Batch, done: Mapping[str, ObjectiveOutput]) -> ObjectiveOutput:
-        # both pairs in one pass
-        text = model.embed_text(batch["text_ids"].repeat(2, 1))
-        image = torch.cat([model.embed_image(batch[f"image_{i}"], token_type=i + 1) for i in (0, 1)])
-        pooled = model.pooler(model.encode_pairs(text, image, batch["text_masks"].repeat(2, 1)))
-        logits = model.nlvr2_classifier(torch.cat(pooled.chunk(2), dim=1))
+    def pairs(self, model: VLMo, batch: Batch, done: Mapping[str, ObjectiveOutput]) -> Pairs:
+        images = torch.cat([model.embed_image(batch[f"image_{i}"], token_type=i + 1) for i in (0, 1)])
+        ids, masks = (batch[name].repeat(2, 1) for name in ("text_ids", "text_masks"))
+        return Pairs(ids, masks, images, first_positions(ids))
+
+    def score(self, model: VLMo, batch: Batch, hidden: Tensor) -> ObjectiveOutput:
+        logits = model.nlvr2_classifier(torch.cat(model.pooler(hidden).chunk(2), dim=1))
         labels = torch.as_tensor(batch["answers"], device=logits.device).long()
         losses = F.cross_entropy(logits.float(), labels, reduction="none")
         output = ObjectiveOutput(loss=losses.sum() / max(len(losses), 1), outputs={"logits": logits, "labels": labels})

@@ -5,19 +5,28 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from vlmo.modules.objectives.base import Batch, ObjectiveOutput
-from vlmo.modules.objectives.mlm import MLM, masked_word_loss
+from torch import nn
+
+from vlmo.modules.objectives.base import Batch, Objective, ObjectiveOutput
+from vlmo.modules.objectives.mlm import MLM, masked_word_loss, masked_words
+from vlmo.settings import Settings
 
 if TYPE_CHECKING:
     from vlmo.modules.vlmo_module import VLMo
 
 
-class TextMLM(MLM):
+class TextMLM(Objective):
     """Words of a text from the rest of it, through the language experts."""
 
     name = "textmlm"
+    metrics = MLM.metrics
+    headline = MLM.headline
     paths = ("text",)
 
+    def heads(self, embed_dim: int, settings: Settings) -> dict[str, nn.Module | nn.Parameter]:
+        return MLM().heads(embed_dim, settings)
+
     def compute(self, model: VLMo, batch: Batch, done: Mapping[str, ObjectiveOutput]) -> ObjectiveOutput:
-        hidden = model.infer_text(batch, mask_text=True, vl_branch=False)["text_feats"]
-        return masked_word_loss(model.mlm_score, hidden, batch["text_labels_mlm"], weight=1.0)
+        read, _ = masked_words(batch)
+        hidden, _ = model.encode_text(batch["text_ids_mlm"], batch["text_masks"], vl_branch=False, read=read)
+        return masked_word_loss(model, batch, hidden, weight=1.0)

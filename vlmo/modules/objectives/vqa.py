@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from vlmo.metrics import Mean, VQAScore
 from vlmo.modules.heads import classifier
-from vlmo.modules.objectives.base import Batch, Objective, ObjectiveOutput
+from vlmo.modules.multiway_transformer import first_positions
+from vlmo.modules.objectives.base import Batch, ObjectiveOutput, PairObjective, Pairs
 from vlmo.settings import Settings
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def dense_targets(labels: Any, scores: Any, num_answers: int, device: torch.devi
     return targets.scatter_(1, columns, scores.float().to(device))[:, :num_answers]
 
 
-class VQA(Objective):
+class VQA(PairObjective):
     """Binary cross-entropy over the answers, times their number."""
 
     name = "vqa"
@@ -53,12 +54,16 @@ class VQA(Objective):
     def heads(self, embed_dim: int, settings: Settings) -> dict[str, nn.Module | nn.Parameter]:
         return {"vqa_classifier": classifier(embed_dim, 2 * embed_dim, settings.vqav2_label_size)}
 
-    def compute(self, model: VLMo, batch: Batch, done: Mapping[str, ObjectiveOutput]) -> ObjectiveOutput:
-        logits = model.vqa_classifier(model.infer(batch)["cls_feats"])
+    def pairs(self, model: VLMo, batch: Batch, done: Mapping[str, ObjectiveOutput]) -> Pairs:
+        ids, image = batch["text_ids"], model.embed_image(batch["image"], token_type=1)
+        return Pairs(ids, batch["text_masks"], image, first_positions(ids))
+
+    def score(self, model: VLMo, batch: Batch, hidden: Tensor) -> ObjectiveOutput:
+        logits = model.vqa_classifier(model.pooler(hidden))
         targets = dense_targets(batch["vqa_labels"], batch["vqa_scores"], logits.shape[1], logits.device)
         loss = answer_loss(logits, targets)
         output = ObjectiveOutput(loss=loss, outputs={"logits": logits, "targets": targets})
-        if "answered" in batch:  # of the questions of a test set nothing is known, so nothing is measured
+        if "answered" in batch and not model.training:  # of the questions of a test set nothing is known to measure
             logits, targets = logits[batch["answered"]], targets[batch["answered"]]
         if len(logits):
             measured = loss if len(logits) == len(output.outputs["logits"]) else answer_loss(logits, targets)

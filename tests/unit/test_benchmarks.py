@@ -1,0 +1,86 @@
+"""The benchmarks' oracle, the published way of a step: losses and gradients are the same with every saving on."""
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks import workload
+from benchmarks.flops import StepFlops
+from benchmarks.reference import Reference, adamw_step
+from benchmarks.step import hardest
+from tests import tiny
+from tests.unit.modules.test_attention import plain
+from vlmo.modules import attention, optim
+from vlmo.modules.objectives import itm
+
+TASKS = (
+    "task_mlm_itm_itc_base",
+    "task_textmlm_base",
+    "task_finetune_vqa_base_image480",
+    "task_finetune_nlvr2_base",
+    "task_finetune_irtr_coco_base_image384",
+)
+
+
+def batch_of(task, **options):
+    return tiny.batch(images=("image_0", "image_1") if "nlvr2" in task else ("image",), **options)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_losses_and_gradients_of_both_ways(task, monkeypatch):
+    monkeypatch.setattr(itm, "draw_negatives", hardest)
+    model, batch = tiny.model(task), batch_of(task)
+    published = Reference(model, hardest=True).losses(batch)
+    here = {name: output.loss for name, output in model(model.on_before_batch_transfer(batch, 0)).items()}
+    assert set(here) == set(published)
+    for name, loss in published.items():
+        assert here[name].item() == pytest.approx(loss.item(), rel=1e-5), name
+    names, parameters = zip(*model.trained_parameters(), strict=True)
+    gradients = [torch.autograd.grad(sum(losses.values()), parameters) for losses in (published, here)]
+    for name, expected, found in zip(names, *gradients, strict=True):
+        assert torch.allclose(found, expected, rtol=1e-4, atol=1e-5 * expected.abs().max().item() + 1e-8), name
+
+
+def test_the_published_optimizer_is_ours():
+    parameters = [torch.nn.Parameter(torch.linspace(-1, 1, 6)) for _ in range(2)]
+    ours, published = (
+        optim.build_optimizer("adamw", [{"params": [p], "lr": 1e-2, "weight_decay": 0.1}], 1e-2) for p in parameters
+    )
+    for update in range(1, 4):
+        for parameter in parameters:
+            parameter.grad = torch.arange(6.0) / update
+        ours.step()
+        adamw_step(published, update)
+    assert torch.allclose(*parameters, rtol=1e-5)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_operations_are_those_that_are_done(task, monkeypatch):
+    monkeypatch.setattr(attention, "attend", plain)  # (of matrix products, which the counter knows)
+    model = tiny.model(task, image_size=64)
+    batch = batch_of(task, image_size=64)
+    with FlopCounterMode(display=False) as counter:
+        sum(output.loss for output in model(batch).values()).backward()
+    assert StepFlops(model)(batch) == pytest.approx(counter.get_total_flops(), rel=0.04)
+
+
+def test_batches_have_the_asked_lengths_and_are_the_same_in_every_run():
+    settings = tiny.model("task_mlm_itm_itc_base").settings.model_copy(update={"vocab_size": 2000})
+    first, again = (next(workload.batches(settings, [5, 9], workers=0)) for _ in range(2))
+    assert set(first["text_masks"].sum(1).tolist()) <= {5, 9}
+    assert first["image"].shape == (4, 3, 32, 32)
+    assert ((first["text_labels_mlm"] != -100).sum(1) == 1).all()
+    assert torch.equal(first["text_ids"], again["text_ids"])
+
+
+def test_lengths_from_texts(tmp_path):
+    from tests import tables
+
+    tables.write_vocabulary(tmp_path)
+    (tmp_path / "lines.txt").write_text("a\n\na a a\n")
+    settings = tiny.model("task_mlm_itm_itc_base").settings.model_copy(
+        update={"tokenizer": str(tmp_path / "vocab.txt")}
+    )
+    lengths, source = workload.text_lengths(settings, str(tmp_path / "lines.txt"))
+    assert len(lengths) == 2 and lengths[0] < lengths[1]
+    assert source.startswith("lines.txt, mean ")
