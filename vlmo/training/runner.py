@@ -271,6 +271,8 @@ def _quieten() -> None:
         ".*Experiment logs directory .* exists and is not empty.*",  # TensorBoard's, the same one
         ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
         ".*Total length of `list` across ranks is zero.*",  # a data set without validation
+        ".*You have overridden .*batch_transfer.*",  # the model's hook is the one that is meant
+        ".*You have overridden `transfer_batch_to_device`.*",
         ".*your dataloader is not resumable.*",  # the data module is told where to go on
         ".*It is recommended to use `self.log.*sync_dist=True.*",  # metrics come reduced over the processes
         ".*number of training batches .* smaller than the logging interval.*",

@@ -14,7 +14,6 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from vlmo.errors import VLMoError
 from vlmo.training.signals import HANDLED
 
-PARENT = os.getppid()
 INTERVAL = 1.0  # seconds between two looks
 STOPPED = {128 + number for number in HANDLED}  # exit statuses of processes that were told to stop: all of them are
 PATIENCE = 5.0  # seconds that a process takes at most to be seen as gone after its connections are
@@ -28,13 +27,14 @@ class ProcessWatch(Callback):
 
     def __init__(self) -> None:
         self.started = False
+        self.parent = os.getppid()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         children: list[Popen] = getattr(trainer.strategy.launcher, "procs", None) or []
         if self.started or not (children or "LOCAL_RANK" in os.environ):
             return
         self.started = True
-        watch = partial(_watch_children, children) if children else _watch_parent
+        watch = partial(_watch_children, children) if children else partial(_watch_parent, self.parent)
         threading.Thread(target=watch, daemon=True, name="process-watch").start()
 
 
@@ -43,9 +43,10 @@ def explain(error: Exception, trainer: Trainer) -> Exception:
     children: list[Popen] = getattr(trainer.strategy.launcher, "procs", None) or []
     if not (children or "LOCAL_RANK" in os.environ):
         return error
+    parent = next(callback.parent for callback in trainer.callbacks if isinstance(callback, ProcessWatch))  # type: ignore[attr-defined]
     end = time.monotonic() + PATIENCE
     while time.monotonic() < end:
-        if reason := _first_gone(children) or (not children and _orphaned()):
+        if reason := _first_gone(children) or (not children and _orphaned(parent)):
             return VLMoError(reason)
         time.sleep(0.1)
     return error
@@ -61,16 +62,16 @@ def _watch_children(children: list[Popen]) -> None:
         time.sleep(INTERVAL)
 
 
-def _watch_parent() -> None:
-    while not (reason := _orphaned()):
+def _watch_parent(parent: int) -> None:
+    while not (reason := _orphaned(parent)):
         time.sleep(INTERVAL)
     _end(reason)
 
 
-def _orphaned() -> str | None:
-    if os.getppid() == PARENT:
+def _orphaned(parent: int) -> str | None:
+    if os.getppid() == parent:
         return None
-    return f"the process that started this one (PID {PARENT}) is gone, and with it the run; what it said last says why"
+    return f"the process that started this one (PID {parent}) is gone, and with it the run; what it said last says why"
 
 
 def _first_gone(children: list[Popen]) -> str | None:
