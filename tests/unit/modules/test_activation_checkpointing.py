@@ -36,7 +36,8 @@ def test_losses_and_gradients_are_the_same(named, how):
     losses, gradients, kept, names = step(named, False)
     other_losses, other_gradients, other_kept, other_names = step(named, how)
     assert other_names == names
-    assert {name: loss.item() for name, loss in other_losses.items()} == {n: loss.item() for n, loss in losses.items()}
+    for name, loss in losses.items():  # (without a gradient to come, attention may take another kernel)
+        assert other_losses[name].item() == pytest.approx(loss.item(), rel=1e-6)
     assert set(other_gradients) == set(gradients)
     for name, gradient in gradients.items():
         assert (other_gradients[name] - gradient).norm() <= 1e-5 * gradient.norm() + 1e-7, name
@@ -46,7 +47,8 @@ def test_losses_and_gradients_are_the_same(named, how):
 def test_under_autocast():
     losses, gradients, *_ = step("task_mlm_itm_itc_base", False, bf16=True)
     other_losses, other_gradients, *_ = step("task_mlm_itm_itc_base", True, bf16=True)
-    assert {name: loss.item() for name, loss in other_losses.items()} == {n: loss.item() for n, loss in losses.items()}
+    for name, loss in losses.items():  # (without a gradient to come, attention may take another kernel)
+        assert other_losses[name].item() == pytest.approx(loss.item(), rel=1e-6)
     for name, gradient in gradients.items():
         assert torch.allclose(other_gradients[name], gradient, rtol=1e-2, atol=1e-5), name
 

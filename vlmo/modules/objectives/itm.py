@@ -97,13 +97,14 @@ class ITM(PairObjective):
             other = {f"negative_{name}": batch[name][:0] for name in ("image", "text_ids", "text_masks")}
         size = len(other["negative_image"])
         longest = max(batch["text_ids"].shape[1], other["negative_text_ids"].shape[1])
-        texts = []
+        texts: list[Tensor] = []
         for name in ("text_ids", "text_masks"):
             sides = batch[name][:size], other[f"negative_{name}"]
             own, negative = (F.pad(side, (0, longest - side.shape[1])) for side in sides)  # 0: [PAD], and its mask
             texts.append(torch.cat([own, own, negative]))
         images = model.embed_image(torch.cat([batch["image"][:size], other["negative_image"]]), token_type=1)
-        return Pairs(texts[0], texts[1], torch.cat([images, images[:size]]), first_positions(texts[0]))
+        ids, masks = texts
+        return Pairs(ids, masks, torch.cat([images, images[:size]]), first_positions(ids))
 
     def score(self, model: VLMo, batch: Batch, hidden: Tensor) -> ObjectiveOutput:
         logits = model.itm_score(model.pooler(hidden))
