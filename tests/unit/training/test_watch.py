@@ -61,9 +61,10 @@ def test_the_first_process_ends_when_another_is_killed(capfd):
 
 
 def wait_for(parent):
-    watch.PARENT = parent
     os.environ["LOCAL_RANK"] = "1"
-    watch.ProcessWatch().setup(trainer(), None, "fit")
+    callback = watch.ProcessWatch()
+    callback.parent = parent
+    callback.setup(trainer(), None, "fit")
     time.sleep(100)
 
 
