@@ -13,7 +13,7 @@ import torch
 
 from vlmo.training.runner import run
 
-TIMEOUT = 60  # seconds
+TIMEOUT = 150  # seconds
 
 
 def in_processes(work: Callable[[int], Any], folder: Path, world: int = 2, seconds: float = 60) -> list[Any]:
