@@ -206,27 +206,30 @@ def main() -> None:
     parser.add_argument("--batch-number", type=int, help=argparse.SUPPRESS)
     options = parser.parse_intermixed_args()
 
-    trial = Trial(workload.parse(options.config), options.published_precision)
-    lengths, source = workload.text_lengths(trial.settings, options.texts)
-    loader = workload.batches(trial.settings, lengths, options.workers)
+    config = workload.parse(options.config)
+    settings = Settings.from_config(config)
+    lengths, source = workload.text_lengths(settings, options.texts)
+    loader = workload.batches(settings, lengths, options.workers)
     if options.memory_of:
         for _ in range(options.batch_number):
             next(loader)
-        print(json.dumps(memory(options.memory_of, trial, next(loader))))
+        print(json.dumps(memory(options.memory_of, Trial(config, options.published_precision), next(loader))))
         return
-    s, place = trial.settings, "GPU" if trial.device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
+    bytes_of: dict[str, int] = {}
+    if not options.no_memory:  # first, while this process holds no model itself
+        ahead = workload.batches(settings, lengths, options.workers)
+        longest = [int(next(ahead)["text_masks"].sum(1).max()) for _ in range(1 + options.warm_up + options.steps)]
+        ways = ("here",) if options.alone else WAYS
+        bytes_of = {way: memory_in_process(way, sys.argv[1:], longest.index(max(longest))) for way in ways}
+    trial = Trial(config, options.published_precision)
+    s, place = settings, "GPU" if trial.device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
     print(f"{s.exp_name}: {s.model_arch}, batch {s.per_gpu_batchsize}, {s.image_size} px, {place}")
     print(f"precision {trial.precision['here']} (published way {trial.precision['published']}); texts: {source}")
+    first = next(loader)
     if not options.alone:
-        print(f"losses published / here: {trial.check(next(loader))}", flush=True)
+        print(f"losses published / here: {trial.check(first)}", flush=True)
     found = timings(trial, options, loader)
     print(f"texts padded to {' '.join(f'{length:.0f}' for length in found['text_len'])}, published {s.max_text_len}")
-    bytes_of: dict[str, int] = {}
-    if not options.no_memory:
-        longest = max(range(options.steps), key=lambda number: found["text_len"][number])
-        number = longest + options.warm_up + (not options.alone)
-        ways = ("here",) if options.alone else WAYS
-        bytes_of = {way: memory_in_process(way, sys.argv[1:], number) for way in ways}
     print(report(trial, found, bytes_of))
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vlmo.errors import VLMoError
 from vlmo.modules import VLMo
-from vlmo.modules.multiway_transformer import Attention
+from vlmo.modules.attention import Attention
 
 
 @dataclass

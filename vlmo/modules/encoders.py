@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from vlmo.errors import VLMoError
+from vlmo.modules.attention import first_positions
 from vlmo.modules.attention_masks import AttentionMasks
 from vlmo.modules.heads import ITCHead, Pooler
-from vlmo.modules.multiway_transformer import MultiWayTransformer, first_positions
+from vlmo.modules.multiway_transformer import MultiWayTransformer
 from vlmo.modules.pretrained import PretrainedModule
 from vlmo.modules.text_embeddings import TextEmbeddings
 

@@ -22,56 +22,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vlmo.errors import VLMoError
-from vlmo.modules import attention
+from vlmo.modules.attention import Attention, rows_at
 
 Modality = Literal["text", "image", "vl"]
 NORM_EPS = 1e-6
 MAX_VARIANTS = 32  # of a compiled step: with padding or not, read or whole, in training or evaluation, ...
-
-
-class Attention(nn.Module):
-    """Multi-head self-attention; q and v have a bias of their own, k has none (as in BEiT)."""
-
-    def __init__(self, dim: int, num_heads: int) -> None:
-        super().__init__()
-        self.num_heads = num_heads
-        self.qkv = nn.Linear(dim, 3 * dim, bias=False)
-        self.q_bias = nn.Parameter(torch.zeros(dim))
-        self.v_bias = nn.Parameter(torch.zeros(dim))
-        self.proj = nn.Linear(dim, dim)
-
-    def forward(
-        self, x: Tensor, bias: Tensor | None, padding: Tensor | None = None, read: Tensor | None = None
-    ) -> Tensor:
-        """(B, S, D) -> (B, S, D), or (B, R, D) with `read`.
-
-        Args:
-            bias, padding: added to the scores, see `attend`.
-            read: (B, R) positions whose output is wanted; None: all.
-        """
-        qkv_bias = torch.cat([self.q_bias, torch.zeros_like(self.v_bias), self.v_bias])
-        if read is None:
-            qkv = F.linear(x, self.qkv.weight, qkv_bias)
-            q, k, v = rearrange(qkv, "b s (three h d) -> three b h s d", three=3, h=self.num_heads)
-        else:
-            dim = x.shape[-1]
-            q = F.linear(rows_at(x, read), self.qkv.weight[:dim], self.q_bias)
-            q = rearrange(q, "b r (h d) -> b h r d", h=self.num_heads)
-            kv = F.linear(x, self.qkv.weight[dim:], qkv_bias[dim:])
-            k, v = rearrange(kv, "b s (two h d) -> two b h s d", two=2, h=self.num_heads)
-            if bias is not None:
-                bias = bias[0][:, read].transpose(0, 1)  # (B, H, R, S)
-        return self.proj(rearrange(attention.attend(q, k, v, bias, padding), "b h s d -> b s (h d)"))
-
-
-def rows_at(x: Tensor, positions: Tensor) -> Tensor:
-    """(B, S, D), (B, R) int64 -> (B, R, D)"""
-    return x.gather(1, positions.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
-
-
-def first_positions(like: Tensor) -> Tensor:
-    """(B, 1) zeros for `like` (B, ...): to read [CLS] alone."""
-    return torch.zeros(len(like), 1, dtype=torch.long, device=like.device)
 
 
 class FeedForward(nn.Module):

@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from vlmo.modules import attention
-from vlmo.modules.attention import attend
-from vlmo.modules.multiway_transformer import Attention, rows_at
+from vlmo.modules.attention import Attention, attend, rows_at
 
 SIZE, HEADS, LENGTH, WIDTH = 3, 4, 7, 6
 

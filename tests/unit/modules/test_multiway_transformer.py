@@ -6,15 +6,8 @@ import torch
 import torch.nn.functional as F
 
 from vlmo.errors import VLMoError
-from vlmo.modules.multiway_transformer import (
-    ARCHITECTURES,
-    Attention,
-    Block,
-    MultiWayTransformer,
-    build_transformer,
-    first_positions,
-    rows_at,
-)
+from vlmo.modules.attention import Attention, first_positions, rows_at
+from vlmo.modules.multiway_transformer import ARCHITECTURES, Block, MultiWayTransformer, build_transformer
 
 
 def moved(module):

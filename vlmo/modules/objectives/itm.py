@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from vlmo.distributed import fetch_rows, gather_own_first, world_size
 from vlmo.metrics import Accuracy, Mean
+from vlmo.modules.attention import first_positions
 from vlmo.modules.heads import ITMHead
-from vlmo.modules.multiway_transformer import first_positions
 from vlmo.modules.objectives.base import Batch, ObjectiveOutput, PairObjective, Pairs, mean_cross_entropy
 from vlmo.modules.packing import from_bytes, pack_texts, text_width, to_bytes, unpack_texts
 from vlmo.settings import Settings

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlmo.metrics import Mean, VQAScore
+from vlmo.modules.attention import first_positions
 from vlmo.modules.heads import classifier
-from vlmo.modules.multiway_transformer import first_positions
 from vlmo.modules.objectives.base import Batch, ObjectiveOutput, PairObjective, Pairs
 from vlmo.settings import Settings
 
