@@ -212,7 +212,7 @@ def survives(kind, folder, number):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_some(kind, tmp_path):
-    counts = survives(kind, tmp_path, 50)
+    counts = survives(kind, tmp_path, 30)
     assert counts["false"], "nothing was refused"
 
 

@@ -32,5 +32,5 @@ def num_checkpoints(s: Settings, texts: Mapping[str, int]) -> int:
         between = max(int(epoch * s.val_check_interval), 1)
     written = math.ceil(min(ends, default=0) / between)
     if s.checkpoint_every_n_steps:
-        written += min(ends, default=0) // (s.checkpoint_every_n_steps * s.accumulation)
+        written += min(ends, default=0) // (s.checkpoint_every_n_steps * s.accumulated_batches)
     return min(written, s.keep_last or written) + 1

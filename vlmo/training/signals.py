@@ -10,7 +10,7 @@ from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 
-from vlmo.distributed import any_process, rank, world_size
+from vlmo.distributed import any_process, rank
 from vlmo.errors import Stopped
 from vlmo.settings import Settings
 from vlmo.training.checkpoints import Checkpoints
@@ -71,12 +71,7 @@ class StopSignals(Callback):
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        if not self._training:
-            return
-        assert trainer.val_dataloaders is not None
-        # processes may differ by a batch: only as many are asked after as all have
-        in_all = len(trainer.val_dataloaders.dataset) // world_size() // self.settings.per_gpu_batchsize
-        if batch_idx < in_all:
+        if self._training:  # (all processes have as many batches)
             self._stop_if_told(trainer)
 
     def _stop_if_told(self, trainer: Trainer) -> None:
