@@ -37,7 +37,9 @@ def data(tmp_path_factory) -> Path:
 def micro():
     """The size, under its name for `model_arch`."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(ARCHITECTURES, MICRO, dict(embed_dim=48, depth=3, num_heads=3, vl_start=2))
+        patch.setitem(
+            ARCHITECTURES, MICRO, dict(embed_dim=48, depth=3, num_heads=3, vl_start=2, layer_scale=1.0, init_std=0.1)
+        )
         yield MICRO
 
 
