@@ -17,7 +17,7 @@ def test_named_configs_are_laid_over_the_defaults_and_updates_win():
 
 def test_a_dict_changes_the_given_keys_only():
     weights = resolve("task_mlm_itm_itc_base", loss_names={"mlm": 0.5})["loss_names"]
-    assert weights == {"itm": 1, "itc": 1, "mlm": 0.5, "textmlm": 0, "vqa": 0, "nlvr2": 0, "irtr": 0}
+    assert weights == {"itm": 1, "itc": 1, "mlm": 0.5, "textmlm": 0, "vqa": 0, "nlvr2": 0, "irtr": 0, "mim": 0}
 
 
 def test_what_is_done_to_a_config_does_not_reach_the_next():

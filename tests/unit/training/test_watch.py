@@ -16,7 +16,8 @@ FORK = multiprocessing.get_context("fork")
 
 
 def trainer(*children):
-    return SimpleNamespace(strategy=SimpleNamespace(launcher=SimpleNamespace(procs=list(children))))
+    launcher = SimpleNamespace(procs=list(children))
+    return SimpleNamespace(strategy=SimpleNamespace(launcher=launcher), callbacks=[watch.ProcessWatch()])
 
 
 @pytest.fixture(autouse=True)
