@@ -9,7 +9,7 @@ import shlex
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,19 +39,17 @@ COMMON: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Stage:
-    """One training run: its named config, steps and learning rate, the run that it starts from, and other options."""
+    """One training run: its named config, its steps and learning rate, and the run that it starts from."""
 
     name: str
     task: str
     steps: int
     learning_rate: float
     start: str | None = None
-    options: dict[str, Any] = field(default_factory=dict)
 
 
 STAGES = (
-    Stage("stage1", "task_mim_base", 150, 1.5e-3, options={"datasets": ["coco", "vg", "sbu", "gcc"]}),
-    Stage("stage2", "task_textmlm_base", 250, 1.5e-3, "stage1"),
+    Stage("stage2", "task_textmlm_base", 250, 1.5e-3),
     Stage("stage3", "task_mlm_itm_itc_base", 550, 1.5e-3, "stage2"),
     Stage("vqa", "task_finetune_vqa_base_image480", 1000, 5e-4, "stage3"),
     Stage("vqa_scratch", "task_finetune_vqa_base_image480", 1000, 5e-4),
@@ -78,7 +76,7 @@ def tour(out: Path, seed: int, quick: bool) -> dict[str, dict[str, float]]:
         updates = _updates(stage, world, out, seed, quick, checkpoints)
         call(stage.task, updates)
         checkpoints[stage.name] = newest_checkpoint(out, stage.name)
-        if stage.name in ("stage1", "stage2", "stage3"):
+        if stage.name in ("stage2", "stage3"):
             continue
         heading(f"{stage.name}: evaluation on held-out pictures")
         updates |= {"load_path": str(checkpoints[stage.name]), "test_only": True}
@@ -119,7 +117,6 @@ def _updates(
         "log_every_n_steps": max(steps // 5, 1),
         "batch_size": size,
         "per_gpu_batchsize": size,
-        **stage.options,
     }
 
 
