@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 # The packages themselves are one of the things to look at: whatever needs one is imported where it is used.
 from vlmo.errors import VLMoError
+from vlmo.files import existing_folder
 
 if TYPE_CHECKING:
     from vlmo.modules import VLMo
@@ -256,10 +257,7 @@ class Examination:
         from vlmo.training.runner import check_log_dir
 
         check_log_dir(self.settings)
-        folder = Path(self.settings.log_dir).absolute()
-        while not folder.exists():
-            folder = folder.parent
-        free = shutil.disk_usage(folder).free
+        free = shutil.disk_usage(existing_folder(self.settings.log_dir)).free
         yield f"{self.settings.log_dir}: {_gigabytes(free)} free"
         if self.settings.fast_dev_run or not self.texts["train"]:
             return

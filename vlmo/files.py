@@ -33,12 +33,12 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
     except BaseException:
         unfinished.unlink(missing_ok=True)
         raise
-    sync_folder(path.parent)
+    sync(path.parent)
 
 
-def sync_folder(folder: Path) -> None:
-    """Brings the names in `folder` to the disk: a rename alone may be lost with the power."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def sync(path: str | Path) -> None:
+    """Brings a file's content, or the names in a folder, to the disk: a rename alone may be lost with the power."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
@@ -53,3 +53,11 @@ def append_lines(path: Path, lines: Iterable[str]) -> None:
             listing.writelines(f"{line}\n" for line in lines)
     except OSError as error:
         log.error(f"{path} could not be written ({error.strerror or error})")
+
+
+def existing_folder(folder: str | Path) -> Path:
+    """The folder, or the nearest above it that there is: where what will be written goes to."""
+    folder = Path(folder).absolute()
+    while not folder.exists():
+        folder = folder.parent
+    return folder

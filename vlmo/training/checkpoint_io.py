@@ -9,7 +9,7 @@ import torch
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
-from vlmo.files import whole_file
+from vlmo.files import existing_folder, whole_file
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +33,10 @@ class WholeCheckpointIO(TorchCheckpointIO):
             with whole_file(path) as file:
                 _save(checkpoint, file)
         except OSError as error:
-            needed, free = tensor_bytes(checkpoint) / 2**30, _free_bytes(path) / 2**30
+            needed, free = (
+                tensor_bytes(checkpoint) / 2**30,
+                shutil.disk_usage(existing_folder(path.parent)).free / 2**30,
+            )
             self.failure = (
                 f"{path} could not be written ({error.strerror or error}): it needs {needed:.2f} GiB, and "
                 f"{free:.2f} GiB are free there; older checkpoints are as they were"
@@ -78,10 +81,3 @@ def tensor_bytes(content: Any) -> int:
     if isinstance(content, dict):
         return sum(map(tensor_bytes, content.values()))
     return sum(map(tensor_bytes, content)) if isinstance(content, list | tuple) else 0
-
-
-def _free_bytes(path: Path) -> int:
-    folder = path.absolute().parent
-    while not folder.exists():
-        folder = folder.parent
-    return shutil.disk_usage(folder).free

@@ -20,7 +20,7 @@ from pytorch_lightning.callbacks import Callback, LearningRateMonitor
 from vlmo.datamodules.multitask_datamodule import MTDataModule
 from vlmo.datasets import DATASETS
 from vlmo.errors import VLMoError
-from vlmo.files import whole_file
+from vlmo.files import existing_folder, whole_file
 from vlmo.modules import VLMo, checkpoint
 from vlmo.modules.multiway_transformer import ARCHITECTURES
 from vlmo.modules.objectives import objective_names
@@ -244,9 +244,7 @@ def check_resume(path: Path, model: VLMo) -> None:
 
 
 def check_log_dir(settings: Settings) -> None:
-    folder = Path(settings.log_dir).absolute()
-    while not folder.exists():
-        folder = folder.parent
+    folder = existing_folder(settings.log_dir)
     try:
         with tempfile.TemporaryFile(dir=folder):  # (the permissions alone say nothing of read-only disks and quotas)
             pass

@@ -25,6 +25,7 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from vlmo.errors import VLMoError
+from vlmo.files import sync
 from vlmo.utils.record_batches import Row, Skipped, columns_of, make_batch, read_batches, write_images
 from vlmo.utils.workers import Workers
 
@@ -227,13 +228,13 @@ class Conversion:
         else:
             Path(self.out, self.report.skipped_file).unlink(missing_ok=True)
         for file_name in file_names:
-            _sync(self.path(file_name))
+            sync(self.path(file_name))
         for file_name in file_names:
             os.replace(self.path(file_name), os.path.join(self.out, file_name))
         for pattern, count in self._shard_counts.items():
             self._remove_old_shards(pattern, count)
         with contextlib.suppress(OSError):  # not every file system has it for folders
-            _sync(self.out)
+            sync(self.out)
 
     def _remove_old_shards(self, pattern: str, count: int) -> None:
         expression = re.compile(re.escape(pattern).replace(re.escape("{shard}"), r"(\d+)") + r"\.arrow")
@@ -283,12 +284,3 @@ class _TableWriter:
             self._rows += part.num_rows
             self.total_rows += part.num_rows
             batch = batch.slice(part.num_rows)
-
-
-def _sync(path: str) -> None:
-    """Makes the content durable: a file's before it gets the name that readers look for."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

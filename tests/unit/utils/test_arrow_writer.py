@@ -102,7 +102,7 @@ def test_a_full_disk_is_one_clear_error(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(arrow_writer, "_sync", full)
+    monkeypatch.setattr(arrow_writer, "sync", full)
     with pytest.raises(VLMoError, match="No space left on device; nothing was written"):
         convert(tmp_path, [image_bytes()])
     assert os.listdir(tmp_path) == []
