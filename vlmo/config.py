@@ -3,7 +3,7 @@
     python run.py with <named config> [<named config> ...] option=value ...
 
 A named config is a set of values laid over the defaults; what is typed on the command line wins over both. The recipes
-have the published values (VLMo, arXiv 2111.02358); `vlmo/settings.py` checks the result.
+have the published values (VLMo, arXiv 2111.02358); `vlmo/settings/` checks the result.
 """
 
 import copy
