@@ -16,6 +16,7 @@ from vlmo.demo.tour import COMMON
 from vlmo.utils import write_own_captions, write_own_karpathy, write_own_vqa, write_wikibk
 
 PRETRAIN_RATE = 1.5e-3
+STAGE1_RATE = 3e-3  # hidden patches are predicted from their surroundings only after a plateau, which is long at 1.5e-3
 ALL = ("none", "3", "2+3", "1+3", "1+2+3", "3 itc", "3 shared", "3 local")
 
 
@@ -69,7 +70,7 @@ def _options(root: Path, vocabulary: Path, words: int, **options: Any) -> dict[s
 
 def _pretraining(sets: list[str], images: list[str], steps: tuple[int, int, int]) -> dict[str, Recipe]:
     return {
-        "stage1": Recipe("task_mim_base", steps[0], options={"datasets": images, "mim_mask_ratio": 0.4}),
+        "stage1": Recipe("task_mim_base", steps[0], STAGE1_RATE, {"datasets": images, "mim_mask_ratio": 0.4}),
         "stage2": Recipe("task_textmlm_base", steps[1]),
         "stage3": Recipe("task_mlm_itm_itc_base", steps[2], options={"datasets": sets}),
     }
@@ -91,7 +92,7 @@ def _demo(folder: Path, quick: bool) -> World:
     return World(
         "demo",
         _options(world.data_root, world.vocabulary, world.vocabulary_size, **options),
-        _pretraining(sets, sets, (250, 100, 200))
+        _pretraining(sets, sets, (1000, 250, 200))
         | {
             "vqa": Recipe("task_finetune_vqa_base_image480", 150, 5e-4),
             "recall": Recipe("task_finetune_irtr_f30k_base", 0, options=recall),
@@ -126,7 +127,7 @@ def _flickr8k(folder: Path, archive: Path) -> World:
     return World(
         "flickr8k",
         _options(arrow, vocabulary, words, **augmented),
-        _pretraining(["coco"], ["coco"], (600, 300, 500))
+        _pretraining(["coco"], ["coco"], (1000, 300, 500))
         | {"recall": Recipe("task_finetune_irtr_coco_base_image384", 0, options=recall)},
         ("recall",),
         {
@@ -166,7 +167,7 @@ def _nlvr1(folder: Path, archive: Path) -> World:
     return World(
         "nlvr1",
         _options(arrow, vocabulary, words, image_size=96, max_text_len=32, vqav2_label_size=2),
-        _pretraining(["coco"], ["coco"], (300, 150, 250))
+        _pretraining(["coco"], ["coco"], (1000, 250, 300))
         | {"vqa": Recipe("task_finetune_vqa_base_image480", 500, 5e-4)},
         ("vqa",),
         {"NLVR v1 dev accuracy": ("vqa", "vqa/val/score")},

@@ -60,8 +60,15 @@ class Place(NamedTuple):
         if self.record.schema.get_field_index(column) < 0:
             return None
         values = self.scalar(column)
+        return self._decoded(column, values[self.item]) if values.is_valid and self.item < len(values) else None
+
+    def text(self, column: str) -> str:
+        """The row's string. Raises VLMoError if the file is damaged there."""
+        return self._decoded(column, self.scalar(column))
+
+    def _decoded(self, column: str, value: pa.Scalar) -> Any:
         try:
-            return values[self.item].as_py() if values.is_valid and self.item < len(values) else None
+            return value.as_py()
         except UnicodeDecodeError as error:
             raise VLMoError(f"{self.path}: is damaged ({column}, row {self.row}: {error}); make it again") from error
 

@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 from vlmo.datasets.arrow_tables import ArrowTables
 from vlmo.datasets.base_dataset import BaseDataset, Skipped, Transform, read_images
 
-SMALLEST_BLOCK = 16  # patches
+SMALLEST_BLOCK = 16  # patches, of a window of 14 x 14; in proportion in a smaller one, where 16 are most of the picture
 ASPECT = 0.3  # of the flattest block; the steepest has 1 / 0.3
 
 
@@ -25,7 +25,8 @@ class ImageDataset(BaseDataset):
 class PatchMasker:
     """Hides blocks of patches (BEiT, algorithm 1) until exactly `count` are hidden; the last block is cut to fit.
 
-    A block has at least 16 patches (fewer where fewer are left to hide) and an aspect ratio from 0.3 to 1 / 0.3.
+    A block has at least 16 patches (fewer in a window below 14 x 14, or where fewer are left to hide) and an aspect
+    ratio from 0.3 to 1 / 0.3.
     """
 
     def __init__(self, window: int, ratio: float) -> None:
@@ -35,13 +36,14 @@ class PatchMasker:
             ratio: share of the patches to hide; at least one is hidden and one is not, where there are two.
         """
         self.window = window
+        self.smallest = min(SMALLEST_BLOCK, SMALLEST_BLOCK * (window / 14) ** 2)
         self.count = min(max(round(ratio * window**2), 1), max(window**2 - 1, 1))
 
     def __call__(self, generator: np.random.Generator) -> np.ndarray:
         """(window^2,) bool, True where a patch is hidden."""
         mask = np.zeros((self.window, self.window), bool)
         while (missing := self.count - int(mask.sum())) > 0:
-            area = generator.uniform(min(SMALLEST_BLOCK, missing), missing)
+            area = generator.uniform(min(self.smallest, missing), missing)
             aspect = math.exp(generator.uniform(math.log(ASPECT), -math.log(ASPECT)))
             height = min(max(round(math.sqrt(area * aspect)), 1), self.window)
             width = min(max(round(math.sqrt(area / aspect)), 1), self.window)

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from vlmo.datasets.arrow_tables import Place, open_table
 from vlmo.datasets.base_dataset import BaseDataset
+from vlmo.errors import VLMoError
 
 # In a table's metadata: JSON, the official numbers of a pair's sentences by the pair's identifier, of the pairs for
 # which they are not 0, 1, ... in order. (The published tables have no room for them.)
@@ -14,9 +15,20 @@ NUMBERS_KEY = b"sentence_numbers"
 
 
 def sentence_numbers(path: str | Path) -> dict[str, list[int]] | None:
-    """What a table's metadata says of the sentences' numbers; None if it says nothing."""
+    """What a table's metadata says of the sentences' numbers; None if it says nothing.
+
+    Raises:
+        VLMoError: if that is damaged.
+    """
     metadata = open_table(path).schema.metadata or {}
-    return json.loads(metadata[NUMBERS_KEY]) if NUMBERS_KEY in metadata else None
+    if NUMBERS_KEY not in metadata:
+        return None
+    try:
+        return {
+            pair: [int(number) for number in numbers] for pair, numbers in json.loads(metadata[NUMBERS_KEY]).items()
+        }
+    except (ValueError, TypeError, AttributeError) as error:
+        raise VLMoError(f"{path}: is damaged (sentence_numbers: {error}); make it again") from error
 
 
 class NLVR2Dataset(BaseDataset):
@@ -41,11 +53,11 @@ class NLVR2Dataset(BaseDataset):
         return [sentence_numbers(path) or {} for path in self.tables.paths]
 
     def targets(self, place: Place) -> dict[str, Any]:
-        pair = place.scalar("identifier").as_py()
-        numbers = self._numbers[place.table].get(pair)
+        pair = place.text("identifier")
+        numbers = self._numbers[place.table].get(pair, ())
         return {
             "answers": place.list_item("answers") == "True",
             "table_name": self.tables.paths[place.table].stem,
-            "identifier": f"{pair}-{numbers[place.item] if numbers else place.item}",
+            "identifier": f"{pair}-{numbers[place.item] if place.item < len(numbers) else place.item}",
             "sentence": place.list_item(self.text_column),
         }

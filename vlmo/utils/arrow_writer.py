@@ -10,26 +10,28 @@ import contextlib
 import glob
 import json
 import os
+import pickle
 import re
 import shutil
 import tempfile
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import groupby
+from itertools import chain, groupby, islice
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TextIO
+from typing import Any, NamedTuple, TextIO
 
 import pyarrow as pa
 from tqdm import tqdm
 
 from vlmo.errors import VLMoError
 from vlmo.files import sync
-from vlmo.utils.record_batches import Row, Skipped, columns_of, make_batch, read_batches, write_images
+from vlmo.utils.record_batches import Row, Skipped, convert_chunk, read_batches
 from vlmo.utils.workers import Workers
 
 CHUNK_ROWS = 512  # rows handed to a worker at once, and the most of a record batch
+AHEAD_BYTES = 4 << 30  # of rows that wait for a worker, in files; images are among them only from compressed archives
 SHARD_NUMBER = re.compile(r"\d+(?=\.arrow$)")
 
 TaggedRows = Iterable[tuple[str, Row | Skipped]]  # each with the key of its table
@@ -123,26 +125,29 @@ class Conversion:
     def write(self, tables: Mapping[str, Table], rows: Callable[[], TaggedRows]) -> None:
         """Writes `tables` from one stream of rows, each tagged with the key of its table.
 
-        `rows()` is gone through twice: once without reading images, which finds every mistake in the annotations
-        before hours of work and counts the rows, and once for writing. Raises VLMoError when there are no rows, or all
-        rows of a table have unreadable images.
+        Every mistake in the annotations is found, and the rows are counted, before hours of work: without workers
+        `rows()` is gone through once before any image is read; with workers, far ahead of them. Raises VLMoError when
+        there are no rows, or all rows of a table have unreadable images.
         """
-        totals = Counter(key for key, row in rows() if isinstance(row, Row))
-        if not totals:
-            raise VLMoError(f"{self.name}: the annotations have nothing to convert")
+        totals: Counter[str] = Counter()
         first_problem: dict[str, Skipped] = {}
         with contextlib.ExitStack() as stack:
             writers = {key: stack.enter_context(_TableWriter(self, table)) for key, table in tables.items()}
-            bar = stack.enter_context(tqdm(desc=self.name, total=totals.total(), unit="row", disable=None))
-            for key, batches, skipped, num_rows in self._chunks(tables, rows(), totals.total()):
+            bar = stack.enter_context(tqdm(desc=self.name, unit="row", disable=None))
+            for chunk, batches, skipped in self._converted(tables, rows, bar):
+                totals[chunk.key] += chunk.num_rows
                 for batch in batches:
-                    writers[key].write(batch)
+                    writers[chunk.key].write(batch)
                 for each in skipped:  # complete only now: without workers the images are read while batches are taken
                     self.skip(each)
-                    first_problem.setdefault(key, each)
-                bar.update(num_rows)
+                    first_problem.setdefault(chunk.key, each)
+                for each in chunk.left_out:
+                    self.skip(each)
+                bar.update(chunk.num_rows)
+        if not totals.total():
+            raise VLMoError(f"{self.name}: the annotations have nothing to convert")
         for key, total in totals.items():
-            if not writers[key].total_rows:
+            if total and not writers[key].total_rows:
                 name, reason = first_problem[key]
                 raise VLMoError(
                     f"{tables[key].name}: none of {total:,} rows has readable images; the first: {name}: {reason}"
@@ -175,50 +180,44 @@ class Conversion:
         """States that the family of files `pattern` has `count` shards now: older ones beyond will be removed."""
         self._shard_counts[pattern] = count
 
-    def _chunks(
-        self, tables: Mapping[str, Table], rows: TaggedRows, total: int
-    ) -> Iterator[tuple[str, Iterable[pa.RecordBatch], list[Skipped], int]]:
-        """For every chunk of rows: its table, its record batches, what was left out, and the number of rows."""
-        chunks = self._chunked(tables, rows)
-        if not self.workers.parallel or total <= CHUNK_ROWS:
-            for key, chunk in chunks:
-                skipped: list[Skipped] = []
-                yield key, read_batches(chunk, tables[key].schema, skipped), skipped, len(chunk)
+    def _converted(
+        self, tables: Mapping[str, Table], rows: Callable[[], TaggedRows], bar: tqdm
+    ) -> Iterator[tuple["_Chunk", Iterable[pa.RecordBatch], list[Skipped]]]:
+        """Every chunk with its record batches and what was left out on reading; tells `bar` the number of rows."""
+        stream = iter(rows())
+        head = list(islice(stream, CHUNK_ROWS + 1))
+        if self.workers.parallel and len(head) > CHUNK_ROWS:
+            yield from self._by_workers(tables, _chunked(tables, chain(head, stream)), bar)
             return
-        under_way: deque[tuple[str, list[Row], str]] = deque()
+        bar.total = sum(isinstance(row, Row) for _, row in chain(head, stream))
+        for chunk, chunk_rows in _chunked(tables, rows()):
+            skipped: list[Skipped] = []
+            yield chunk, read_batches(chunk_rows, tables[chunk.key].schema, skipped), skipped
+
+    def _by_workers(
+        self, tables: Mapping[str, Table], chunks: Iterable[tuple["_Chunk", list[Row]]], bar: tqdm
+    ) -> Iterator[tuple["_Chunk", Iterable[pa.RecordBatch], list[Skipped]]]:
+        under_way: deque[tuple[_Chunk, str, int]] = deque()
+        waiting = total = 0  # bytes of rows in files, rows
 
         def calls() -> Iterator[tuple[Any, ...]]:
-            for number, (key, chunk) in enumerate(chunks):
-                under_way.append((key, chunk, self.path(f"{number}.chunk")))
-                fields = [tables[key].schema.field(name) for name in chunk[0].images]
-                yield [row.images for row in chunk], pa.schema(fields), under_way[-1][2]
+            nonlocal waiting, total
+            for number, (chunk, rows) in enumerate(chunks):
+                rows_path, path = self.path(f"{number}.rows"), self.path(f"{number}.chunk")
+                with open(rows_path, "wb") as file:
+                    pickle.dump(rows, file, pickle.HIGHEST_PROTOCOL)
+                size = os.path.getsize(rows_path)
+                under_way.append((chunk, path, size))
+                waiting, total = waiting + size, total + chunk.num_rows
+                yield rows_path, tables[chunk.key].schema, path
+            bar.total = total
 
-        for groups, skipped in self.workers.map(write_images, calls()):
-            key, chunk, path = under_way.popleft()
-            with pa.memory_map(path) as file, pa.ipc.open_stream(file) as reader:
-                yield key, self._joined(chunk, groups, reader, tables[key].schema), skipped, len(chunk)
+        for skipped in self.workers.map(convert_chunk, calls(), lambda _: waiting > AHEAD_BYTES):
+            chunk, path, size = under_way.popleft()
+            waiting -= size
+            with pa.memory_map(path) as file, pa.ipc.open_stream(file) as batches:
+                yield chunk, batches, skipped
             os.unlink(path)
-
-    @staticmethod
-    def _joined(
-        rows: list[Row], groups: list[list[int]], images: Iterable[pa.RecordBatch], schema: pa.Schema
-    ) -> Iterator[pa.RecordBatch]:
-        """Record batches of images, and the other columns of their rows, together."""
-        for kept, batch in zip(groups, images, strict=True):
-            found = dict(zip(batch.schema.names, batch.columns, strict=True))
-            yield make_batch(columns_of(rows, kept) | found, schema)
-
-    def _chunked(self, tables: Mapping[str, Table], rows: TaggedRows) -> Iterator[tuple[str, list[Row]]]:
-        pending: dict[str, list[Row]] = {key: [] for key in tables}
-        for key, row in rows:
-            if isinstance(row, Skipped):
-                self.skip(row)
-                continue
-            pending[key].append(row)
-            if len(pending[key]) == CHUNK_ROWS:
-                yield key, pending[key]
-                pending[key] = []
-        yield from ((key, chunk) for key, chunk in pending.items() if chunk)
 
     def _publish(self) -> None:
         """Moves the finished files to their names; shards that an earlier, longer conversion left are removed."""
@@ -243,6 +242,31 @@ class Conversion:
             if match and int(match[1]) >= count:
                 os.unlink(os.path.join(self.out, file_name))
                 self.report.notes.append(f"removed {file_name} of an earlier conversion")
+
+
+class _Chunk(NamedTuple):
+    """Of the rows for the table `key`: how many, and the rows without images that came before the last of them."""
+
+    key: str
+    num_rows: int
+    left_out: list[Skipped]
+
+
+def _chunked(tables: Mapping[str, Table], rows: TaggedRows) -> Iterator[tuple[_Chunk, list[Row]]]:
+    pending: dict[str, list[Row]] = {key: [] for key in tables}
+    left_out: list[Skipped] = []
+    for key, row in rows:
+        if isinstance(row, Skipped):
+            left_out.append(row)
+            continue
+        pending[key].append(row)
+        if len(pending[key]) == CHUNK_ROWS:
+            yield _Chunk(key, CHUNK_ROWS, left_out), pending[key]
+            pending[key], left_out = [], []
+    for key, chunk in pending.items():
+        if chunk or left_out:
+            yield _Chunk(key, len(chunk), left_out), chunk
+            left_out = []
 
 
 class _TableWriter:

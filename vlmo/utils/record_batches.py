@@ -1,5 +1,7 @@
 """Rows with images -> Arrow record batches of bounded size."""
 
+import os
+import pickle
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -46,53 +48,36 @@ def _encodable(value: Any) -> Any:
 
 def read_batches(rows: list[Row], schema: pa.Schema, skipped: list[Skipped]) -> Iterator[pa.RecordBatch]:
     """Reads the images of a chunk of rows; a row with an unreadable image goes to `skipped` instead."""
-    for kept, images in read_images([row.images for row in rows], skipped):
-        yield make_batch(columns_of(rows, kept) | images, schema)
-
-
-def columns_of(rows: list[Row], kept: list[int]) -> dict[str, Any]:
-    """The columns without images of the rows number `kept`."""
-    return {name: [rows[number].columns[name] for number in kept] for name in rows[0].columns}
-
-
-def read_images(
-    sources: list[dict[str, ImageSource]], skipped: list[Skipped]
-) -> Iterator[tuple[list[int], dict[str, list[bytes]]]]:
-    """For groups of bounded size: the numbers of the rows whose images can be read, and the images by column."""
-    kept: list[int] = []
-    images: dict[str, list[bytes]] = {name: [] for name in sources[0]}
+    kept: dict[str, list[Any]] = {column.name: [] for column in schema}
     size = 0
-    for number, columns in enumerate(sources):
+    for row in rows:
         found = {}
         try:
-            for name, source in columns.items():
+            for name, source in row.images.items():
                 found[name] = read_image(source)
         except ImageProblem as problem:
             skipped.append(Skipped(describe(source), str(problem)))
             continue
-        kept.append(number)
-        for name, image in found.items():
-            images[name].append(image)
-            size += len(image)
+        for name, values in kept.items():
+            values.append(found[name] if name in found else row.columns[name])
+        size += sum(map(len, found.values()))
         if size >= BATCH_BYTES:
-            yield kept, images
-            kept, images, size = [], {name: [] for name in sources[0]}, 0
-    if kept:
-        yield kept, images
+            yield make_batch(kept, schema)
+            kept, size = {name: [] for name in kept}, 0
+    if kept[schema.names[0]]:
+        yield make_batch(kept, schema)
 
 
-def write_images(
-    sources: list[dict[str, ImageSource]], schema: pa.Schema, path: str
-) -> tuple[list[list[int]], list[Skipped]]:
-    """In a worker: writes the groups of `read_images` as record batches of a stream, and returns their row numbers.
+def convert_chunk(rows_path: str, schema: pa.Schema, path: str) -> list[Skipped]:
+    """In a worker: the rows that lie in a file of the scratch folder -> record batches of a stream, in another one.
 
-    Only what the images need travels to the worker, and they come back through a file in the scratch folder: both
-    because a pipe is slow.
+    Through files, because a pipe is slow. Returns what was left out.
     """
-    groups: list[list[int]] = []
+    with open(rows_path, "rb") as file:
+        rows = pickle.load(file)  # written by the process that started this one, where nobody else writes
+    os.unlink(rows_path)
     skipped: list[Skipped] = []
     with pa.ipc.new_stream(path, schema) as writer:
-        for kept, images in read_images(sources, skipped):
-            writer.write_batch(make_batch(images, schema))
-            groups.append(kept)
-    return groups, skipped
+        for batch in read_batches(rows, schema, skipped):
+            writer.write_batch(batch)
+    return skipped

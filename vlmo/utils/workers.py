@@ -21,8 +21,18 @@ class Workers:
         self.parallel = number > 1
         self._pool: ProcessPoolExecutor | None = None
 
-    def map(self, function: Callable[..., Any], calls: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
-        """The results of `function(*arguments)` in the order of `calls`, few of which are under way at a time."""
+    def map(
+        self,
+        function: Callable[..., Any],
+        calls: Iterable[tuple[Any, ...]],
+        is_far_ahead: Callable[[int], bool] | None = None,
+    ) -> Iterator[Any]:
+        """The results of `function(*arguments)` in the order of `calls`.
+
+        Args:
+            is_far_ahead: of the number of calls under way: shall no further one be taken before the first of them has
+                its result? By default, with more than the processes can begin.
+        """
         if not self.parallel:
             yield from (function(*arguments) for arguments in calls)
             return
@@ -30,11 +40,12 @@ class Workers:
             # Not forked: a fork copies locks that other threads of the caller (pyarrow, torch) may hold.
             context = multiprocessing.get_context("spawn")
             self._pool = ProcessPoolExecutor(self.number, mp_context=context, initializer=_start)
+        is_far_ahead = is_far_ahead or (lambda under_way: under_way > self.number + 1)
         pending: deque[Future] = deque()
         try:
             for arguments in calls:
                 pending.append(self._pool.submit(function, *arguments))
-                if len(pending) > self.number + 1:
+                while pending and (pending[0].done() or is_far_ahead(len(pending))):
                     yield pending.popleft().result()
             while pending:
                 yield pending.popleft().result()

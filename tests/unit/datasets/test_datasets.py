@@ -13,7 +13,9 @@ from torchvision.transforms import v2
 from tests import tables
 from tests.conftest import GOLDENS
 from vlmo.datasets import DATASETS, BaseDataset, ImageView, Skipped, TextView
+from vlmo.datasets.nlvr2_dataset import NUMBERS_KEY
 from vlmo.datasets.text import TokenMasker, load_tokenizer
+from vlmo.errors import VLMoError
 
 ORIGINAL = GOLDENS / "converters" / "original_arrow"
 TRANSFORM = v2.Compose([v2.RandomCrop(16), v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True)])
@@ -97,6 +99,21 @@ def test_undecodable_images_become_skipped(open_dataset, tmp_path):
         assert isinstance(sample, Skipped)
         assert sample.reason.startswith("bad: image row 1 of the data set (image): UnidentifiedImageError")
     assert dataset[2].reason.endswith("there is no image")
+
+
+@pytest.mark.parametrize("place", ["identifier", "numbers"])
+def test_damaged_names_of_pairs_are_the_projects_own_error(open_dataset, tmp_path, place):
+    names = [b"dev-0-0" if place == "numbers" else b"\x80dev-0-0"]
+    buffers = pa.array(names, pa.binary()).buffers()
+    columns = {"image_0": [tables.png(0)], "image_1": [tables.png(1)], "questions": [["a cat"]], "answers": [["True"]]}
+    table = pa.table(columns | {"identifier": pa.StringArray.from_buffers(1, *buffers[1:])})
+    if place == "numbers":
+        table = table.replace_schema_metadata({NUMBERS_KEY: b'{"dev-0-0": 1}'})
+    path = tmp_path / "nlvr2_dev.arrow"
+    with pa.ipc.new_file(str(path), table.schema) as writer:
+        writer.write_table(table)
+    with pytest.raises(VLMoError, match="nlvr2_dev.arrow: is damaged"):
+        open_dataset("nlvr2", path)[0]
 
 
 def test_views_for_retrieval(open_dataset, tmp_path):
