@@ -212,7 +212,10 @@ class Conversion:
                 yield rows_path, tables[chunk.key].schema, path
             bar.total = total
 
-        for skipped in self.workers.map(convert_chunk, calls(), lambda _: waiting > AHEAD_BYTES):
+        def is_far_ahead(_: int) -> bool:
+            return waiting > AHEAD_BYTES
+
+        for skipped in self.workers.map(convert_chunk, calls(), is_far_ahead):
             chunk, path, size = under_way.popleft()
             waiting -= size
             with pa.memory_map(path) as file, pa.ipc.open_stream(file) as batches:
