@@ -235,3 +235,40 @@ def test_chunks_of_several_tables_keep_the_order_of_each(tmp_path, monkeypatch):
         conversion.write({key: Table(key, SCHEMA) for key in "ab"}, lambda: rows)
     assert [row["text"] for row in read_rows(tmp_path / "a.arrow")] == ["0", "2", "4", "6", "8"]
     assert [row["text"] for row in read_rows(tmp_path / "b.arrow")] == ["1", "3", "5", "7"]
+
+
+def test_files_and_lists_are_the_same_with_workers(tmp_path, monkeypatch):
+    write_images(tmp_path / "images", 9)
+    found = {}
+    for workers in (1, 2):
+        monkeypatch.setattr(arrow_writer, "CHUNK_ROWS", 4)
+
+        def rows():
+            for number in range(30):
+                image = str(tmp_path / "images" / f"{number % 10}.jpg")  # the tenth is missing
+                row = Row({"text": str(number)}, {"image": image})
+                yield "ab"[number % 2], Skipped(str(number), "no caption") if number % 7 == 3 else row
+
+        out = tmp_path / str(workers)
+        with Conversion(str(out), "test", num_workers=workers) as conversion:
+            conversion.write({key: Table(key, SCHEMA) for key in "ab"}, rows)
+        found[workers] = {path.name: path.read_bytes() for path in out.iterdir()}
+    assert found[1] == found[2]
+    assert found[1].keys() == {"a.arrow", "b.arrow", "test_skipped.txt"}
+
+
+def test_with_workers_mistakes_in_annotations_are_found_long_before_the_images_are_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(arrow_writer, "CHUNK_ROWS", 1)
+    os.mkfifo(tmp_path / "slow.jpg")  # nobody writes to it
+
+    def rows():
+        for number in range(20):
+            yield "t", Row({"text": str(number)}, {"image": str(tmp_path / "slow.jpg")})
+        writer = os.open(tmp_path / "slow.jpg", os.O_RDWR)  # so that the readers come to an end
+        os.write(writer, b"x")
+        raise VLMoError("annotation 21 is wrong")
+
+    with pytest.raises(VLMoError, match="annotation 21"):
+        with Conversion(str(tmp_path / "out"), "test", num_workers=2) as conversion:
+            conversion.write({"t": Table("table", SCHEMA)}, rows)
+    assert os.listdir(tmp_path / "out") == []
