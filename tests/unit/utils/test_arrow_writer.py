@@ -268,7 +268,7 @@ def test_with_workers_mistakes_in_annotations_are_found_long_before_the_images_a
         os.write(writer, b"x")
         raise VLMoError("annotation 21 is wrong")
 
-    with pytest.raises(VLMoError, match="annotation 21"):
-        with Conversion(str(tmp_path / "out"), "test", num_workers=2) as conversion:
-            conversion.write({"t": Table("table", SCHEMA)}, rows)
+    conversion = Conversion(str(tmp_path / "out"), "test", num_workers=2)
+    with pytest.raises(VLMoError, match="annotation 21"), conversion:
+        conversion.write({"t": Table("table", SCHEMA)}, rows)
     assert os.listdir(tmp_path / "out") == []
