@@ -51,10 +51,11 @@ class Mean(Metric):
 class Accuracy(Mean):
     """Share of predictions that hit the label; labels of -100 do not count."""
 
-    def update(self, logits: Tensor, labels: Tensor) -> None:  # type: ignore[override]
-        """logits: (N, classes); labels: (N,)"""
+    def update(self, predicted: Tensor, labels: Tensor) -> None:  # type: ignore[override]
+        """predicted: (N, classes) logits, or (N,) classes; labels: (N,)"""
         counted = labels != IGNORE
-        self.add(((logits.argmax(-1) == labels) & counted).sum(), counted.sum())
+        classes = predicted.argmax(-1) if predicted.ndim > labels.ndim else predicted
+        self.add(((classes == labels) & counted).sum(), counted.sum())
 
 
 class VQAScore(Mean):

@@ -7,7 +7,7 @@ import pytest
 
 from vlmo.demo import __main__ as demo
 
-RUNS = ("stage2", "stage3", "vqa", "vqa_scratch", "nlvr2", "nlvr2_scratch", "f30k", "f30k_scratch")
+RUNS = ("stage1", "stage2", "stage3", "vqa", "vqa_scratch", "nlvr2", "nlvr2_scratch", "f30k", "f30k_scratch")
 
 
 def test_quick_tour(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

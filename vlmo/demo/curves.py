@@ -11,6 +11,7 @@ from matplotlib import pyplot as plt  # noqa: E402
 from matplotlib.axes import Axes  # noqa: E402
 
 PANELS = (
+    ("stage 1: hidden patches of a picture", ("stage1",), "mim/train/loss", "squared error, normalised"),
     ("stage 2: words of a text", ("stage2",), "textmlm/train/accuracy", "masked words right"),
     ("stage 3: which text to which image", ("stage3",), "itc/train/i2t_accuracy", "ITC accuracy in the batch"),
     ("stage 3: words of a pair", ("stage3",), "mlm/train/accuracy", "masked words right"),
@@ -38,6 +39,8 @@ def draw_curves(out: Path, runs: Sequence[str]) -> Path:
     figure, axes = plt.subplots(2, (len(panels) + 1) // 2, figsize=(13, 6.5), layout="constrained", squeeze=False)
     for axis, (title, names, metric, label) in zip(axes.flat, panels, strict=False):
         _panel(axis, out, title, names, metric, label)
+    for axis in axes.flat[len(panels) :]:
+        axis.set_visible(False)
     figure.suptitle("VLMo on the generated world, tiny size", fontsize=14, fontweight="bold")
     path = out / "curves.png"
     figure.savefig(path, dpi=110)
@@ -50,7 +53,7 @@ def _panel(axis: Axes, out: Path, title: str, names: Sequence[str], metric: str,
         kind = "from scratch" if name.endswith("_scratch") else "pre-trained"
         steps, values = read_curve(out, name, metric)
         axis.plot(steps, values, marker="o", markersize=3, color=COLORS[kind], label=kind)
-    axis.set(title=title, xlabel="step", ylabel=label, ylim=(0, 1.02))
+    axis.set(title=title, xlabel="step", ylabel=label, ylim=(0, None if metric.endswith("/loss") else 1.02))
     axis.grid(alpha=0.3)
     axis.spines[["top", "right"]].set_visible(False)
     if len(names) > 1:

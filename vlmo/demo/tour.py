@@ -9,7 +9,7 @@ import shlex
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from vlmo.training.runner import run
 # As `vlmo_tiny_patch16` sees the world. No random crops or flips: left and right mean something here.
 COMMON: dict[str, Any] = {
     "model_arch": "vlmo_tiny_patch16",
-    "image_size": 32,  # a quarter of a picture is one patch
+    "image_size": 64,  # a thing is 2 x 2 patches: stage 1 finishes those of which it sees a part
     "max_text_len": 16,  # the longest caption
     "train_transform_keys": ["square_transform"],
     "drop_path_rate": 0.0,
@@ -46,15 +46,18 @@ class Stage:
     steps: int
     learning_rate: float
     start: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
+IMAGES = {"datasets": ["coco", "vg", "sbu", "gcc"], "mim_mask_ratio": 0.4}
 STAGES = (
-    Stage("stage2", "task_textmlm_base", 250, 1.5e-3),
-    Stage("stage3", "task_mlm_itm_itc_base", 550, 1.5e-3, "stage2"),
-    Stage("vqa", "task_finetune_vqa_base_image480", 1000, 5e-4, "stage3"),
-    Stage("vqa_scratch", "task_finetune_vqa_base_image480", 1000, 5e-4),
-    Stage("nlvr2", "task_finetune_nlvr2_base", 450, 5e-4, "stage3"),
-    Stage("nlvr2_scratch", "task_finetune_nlvr2_base", 450, 5e-4),
+    Stage("stage1", "task_mim_base", 800, 3e-3, options=IMAGES),
+    Stage("stage2", "task_textmlm_base", 250, 1.5e-3, "stage1"),
+    Stage("stage3", "task_mlm_itm_itc_base", 350, 1.5e-3, "stage2"),
+    Stage("vqa", "task_finetune_vqa_base_image480", 900, 5e-4, "stage3"),
+    Stage("vqa_scratch", "task_finetune_vqa_base_image480", 900, 5e-4),
+    Stage("nlvr2", "task_finetune_nlvr2_base", 350, 5e-4, "stage3"),
+    Stage("nlvr2_scratch", "task_finetune_nlvr2_base", 350, 5e-4),
     Stage("f30k", "task_finetune_irtr_f30k_base", 120, 5e-4, "stage3"),
     Stage("f30k_scratch", "task_finetune_irtr_f30k_base", 120, 5e-4),
 )
@@ -76,7 +79,7 @@ def tour(out: Path, seed: int, quick: bool) -> dict[str, dict[str, float]]:
         updates = _updates(stage, world, out, seed, quick, checkpoints)
         call(stage.task, updates)
         checkpoints[stage.name] = newest_checkpoint(out, stage.name)
-        if stage.name in ("stage2", "stage3"):
+        if stage.name in ("stage1", "stage2", "stage3"):
             continue
         heading(f"{stage.name}: evaluation on held-out pictures")
         updates |= {"load_path": str(checkpoints[stage.name]), "test_only": True}
@@ -101,7 +104,7 @@ def _updates(
 ) -> dict[str, Any]:
     steps = QUICK_STEPS if quick else stage.steps
     size = 8 if quick else COMMON["batch_size"]
-    return COMMON | {
+    return COMMON | stage.options | {
         "exp_name": stage.name,
         "seed": seed,
         "data_root": str(world.data_root),

@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vlmo.modules.linear_cross_entropy import linear_cross_entropy
+
 BERT_NORM_EPS = 1e-12
 
 
@@ -74,6 +76,10 @@ class MLMHead(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., vocabulary)"""
         return F.linear(self.transform(x), self.decoder.weight, self.bias)
+
+    def loss(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """The mean cross-entropy for (N, D) and (N,) labels, and the predicted words, without all logits at once."""
+        return linear_cross_entropy(self.transform(x), self.decoder.weight, self.bias, labels)
 
 
 def classifier(in_dim: int, hidden_dim: int, num_classes: int) -> nn.Sequential:

@@ -133,21 +133,23 @@ class Block(nn.Module):
         keep = x.new_empty(len(x), 1, 1).bernoulli_(1 - rate)
         if x.device.type != "cpu":
             return step(keep / (1 - rate), x, padding, read)
-        kept = keep.flatten().nonzero()[:, 0]
-        arguments = (each if each is None or len(kept) == len(x) else each[kept] for each in (x, padding, read))
+        kept, scale = keep.flatten().nonzero()[:, 0], x.new_full((), 1 / (1 - rate))
+        if len(kept) == len(x):
+            return step(scale, x, padding, read)
+        arguments = (each if each is None else each.index_select(0, kept) for each in (x, padding, read))
         passing = x if read is None else rows_at(x, read)
-        return passing.index_copy(0, kept, step(1 / (1 - rate), *arguments).to(x.dtype))
+        return passing.index_copy(0, kept, step(scale, *arguments).to(x.dtype))
 
 
 def attention_step(
     block: "Block",
     bias: Tensor | None,
-    scale: Tensor | float | None,
+    scale: Tensor | None,
     x: Tensor,
     padding: Tensor | None,
     read: Tensor | None,
 ) -> Tensor:
-    """x + scale * gamma_1 * attention(norm1(x)); scale: number, or (B, 1, 1)."""
+    """x + scale * gamma_1 * attention(norm1(x)); scale: a scalar, or (B, 1, 1)."""
     attended = block.attn(block.norm1(x), bias, padding, read)
     return _add_scaled(x if read is None else rows_at(x, read), attended, block.gamma_1, scale)
 
@@ -156,7 +158,7 @@ def expert_step(
     norm: nn.Module,
     mlp: nn.Module,
     gamma: Tensor | float,
-    scale: Tensor | float | None,
+    scale: Tensor | None,
     x: Tensor,
     padding: None,
     read: None,
@@ -165,7 +167,7 @@ def expert_step(
     return _add_scaled(x, mlp(norm(x)), gamma, scale)
 
 
-def _add_scaled(x: Tensor, branch: Tensor, gamma: Tensor | float, scale: Tensor | float | None) -> Tensor:
+def _add_scaled(x: Tensor, branch: Tensor, gamma: Tensor | float, scale: Tensor | None) -> Tensor:
     if scale is not None:
         gamma = gamma * scale
     return torch.addcmul(x, branch, gamma) if isinstance(gamma, Tensor) else x + gamma * branch

@@ -49,8 +49,10 @@ def _explanation(error: Exception, settings: Settings, trainer: Trainer) -> str 
 
 def _less_memory(whose: str, settings: Settings, trainer: Trainer) -> str:
     half = max(settings.per_gpu_batchsize // 2, 1)
+    checkpointing = "" if settings.activation_checkpointing else "set activation_checkpointing=True (a third slower), "
     return (
         f"{whose} memory did not suffice at step {trainer.global_step + 1}: lower per_gpu_batchsize (now "
-        f"{settings.per_gpu_batchsize}; {half} takes more passes for the same batch_size), then image_size (now "
-        f"{settings.image_size}) or max_text_len (now {settings.max_text_len}), or take a smaller model_arch"
+        f"{settings.per_gpu_batchsize}; {half} takes more passes for the same batch_size), {checkpointing}or lower "
+        f"image_size (now {settings.image_size}) or max_text_len (now {settings.max_text_len}), or take a smaller "
+        "model_arch"
     )

@@ -5,8 +5,9 @@ import torch
 import torch.nn.functional as F
 
 from tests import tiny
+from vlmo.modules import linear_cross_entropy
 from vlmo.modules.multiway_transformer import ARCHITECTURES
-from vlmo.modules.objectives import ObjectiveOutput, get_objective, get_objectives, objective_names
+from vlmo.modules.objectives import ObjectiveOutput, get_objective, get_objectives, mlm, objective_names
 from vlmo.modules.objectives.base import compute_all, empty_batch
 from vlmo.modules.objectives.itc import contrast
 from vlmo.modules.objectives.itm import draw_negatives
@@ -59,6 +60,18 @@ def test_masked_words(name, weight):
     logits, labels = model.mlm_score(hidden), batch["text_labels_mlm"]
     assert torch.allclose(output.loss, weight * F.cross_entropy(logits.flatten(0, 1), labels.flatten()), rtol=1e-5)
     assert output.outputs["logits"].shape == ((labels != -100).sum(), 64)
+
+
+def test_many_masked_words_are_scored_in_chunks(monkeypatch):
+    model, batch = model_of("textmlm").eval(), tiny.batch()
+    whole = model(batch)["textmlm"]
+    monkeypatch.setattr(mlm, "CHUNK", 2)
+    monkeypatch.setattr(linear_cross_entropy, "CHUNK", 2)
+    parts = model(batch)["textmlm"]
+    assert "logits" not in parts.outputs and "logits" in whole.outputs
+    assert torch.allclose(parts.loss, whole.loss)
+    measured, labels = parts.updates["accuracy"]
+    assert torch.equal(measured, whole.updates["accuracy"][0].argmax(-1)) and len(labels) > 2
 
 
 def test_no_masked_word_is_no_loss_and_no_nan():

@@ -29,8 +29,9 @@ def normalised_patches(image: Tensor) -> Tensor:
         (B, patches, 3 * PATCH_SIZE^2) float32
     """
     patches = rearrange(image.float(), "b c (h p) (w q) -> b (h w) (p q c)", p=PATCH_SIZE, q=PATCH_SIZE)
-    # + 1e-6: a patch of a single colour has no deviation
-    return (patches - patches.mean(-1, keepdim=True)) / (patches.var(-1, keepdim=True) + 1e-6).sqrt()
+    centred = patches - patches.mean(-1, keepdim=True)
+    variance = centred.square().sum(-1, keepdim=True) / (patches.shape[-1] - 1)
+    return centred / (variance + 1e-6).sqrt()  # a patch of a single colour has no deviation
 
 
 class MIM(Objective):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from vlmo.metrics import IGNORE, Accuracy, Mean
 from vlmo.modules.heads import MLMHead
+from vlmo.modules.linear_cross_entropy import CHUNK
 from vlmo.modules.objectives.base import Batch, ObjectiveOutput, PairObjective, Pairs, mean_cross_entropy
 from vlmo.settings import Settings
 
@@ -49,17 +50,22 @@ def masked_word_loss(model: VLMo, batch: Batch, hidden: Tensor, weight: float) -
 
     Args:
         hidden: (B, R, D), read at `masked_read`.
+
+    Returns:
+        with outputs "labels" and, of few words, "logits".
     """
     read, kept = masked_words(batch)
     labels = batch["text_labels_mlm"].gather(1, read).flatten()[kept]  # (M,)
-    logits = model.mlm_score(hidden.flatten(0, 1)[kept])  # (M, vocabulary)
-    # (a batch may have no masked word, without whole-word masking)
-    loss = mean_cross_entropy(logits.float(), labels)
-    return ObjectiveOutput(
-        loss=weight * loss,
-        outputs={"logits": logits, "labels": labels},
-        updates={"loss": (weight * loss, len(labels)), "accuracy": (logits, labels)},
-    )
+    words = hidden.flatten(0, 1)[kept]  # (M, D)
+    outputs = {"labels": labels}
+    if len(labels) > CHUNK:
+        loss, predicted = model.mlm_score.loss(words, labels)
+    else:
+        outputs["logits"] = predicted = model.mlm_score(words)  # (M, vocabulary)
+        # (a batch may have no masked word, without whole-word masking)
+        loss = mean_cross_entropy(predicted.float(), labels)
+    updates = {"loss": (weight * loss, len(labels)), "accuracy": (predicted, labels)}
+    return ObjectiveOutput(weight * loss, outputs, updates=updates)
 
 
 class MLM(PairObjective):
