@@ -46,7 +46,7 @@ class Stage:
     steps: int
     learning_rate: float
     start: str | None = None
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
 
 
 IMAGES = {"datasets": ["coco", "vg", "sbu", "gcc"], "mim_mask_ratio": 0.4}
@@ -104,23 +104,27 @@ def _updates(
 ) -> dict[str, Any]:
     steps = QUICK_STEPS if quick else stage.steps
     size = 8 if quick else COMMON["batch_size"]
-    return COMMON | stage.options | {
-        "exp_name": stage.name,
-        "seed": seed,
-        "data_root": str(world.data_root),
-        "tokenizer": str(world.vocabulary),
-        "vocab_size": world.vocabulary_size,
-        "vqav2_label_size": len(world.answers),
-        "log_dir": str(out),
-        "load_path": str(checkpoints[stage.start]) if stage.start else "",
-        "learning_rate": stage.learning_rate,
-        "max_steps": steps,
-        "warmup_steps": 0.1,
-        "val_check_interval": steps,
-        "log_every_n_steps": max(steps // 5, 1),
-        "batch_size": size,
-        "per_gpu_batchsize": size,
-    }
+    return (
+        COMMON
+        | stage.options
+        | {
+            "exp_name": stage.name,
+            "seed": seed,
+            "data_root": str(world.data_root),
+            "tokenizer": str(world.vocabulary),
+            "vocab_size": world.vocabulary_size,
+            "vqav2_label_size": len(world.answers),
+            "log_dir": str(out),
+            "load_path": str(checkpoints[stage.start]) if stage.start else "",
+            "learning_rate": stage.learning_rate,
+            "max_steps": steps,
+            "warmup_steps": 0.1,
+            "val_check_interval": steps,
+            "log_every_n_steps": max(steps // 5, 1),
+            "batch_size": size,
+            "per_gpu_batchsize": size,
+        }
+    )
 
 
 def call(task: str, updates: dict[str, Any]) -> dict[str, float]:
