@@ -8,6 +8,7 @@ import torch
 
 from tests import tiny
 from vlmo.modules import contrast_cache
+from vlmo.modules.objectives import num_samples
 from vlmo.modules.objectives.itm import same_chunk
 
 TASKS = {"irtr": "task_finetune_irtr_coco_base_image384", "itc": "task_mlm_itm_itc_base"}
@@ -38,7 +39,7 @@ def cached(batch, *losses, seed=0, **updates):
     torch.manual_seed(seed)
     model.backward(model.training_step(batch, 0))
     means = model.measures.of_step()
-    return {name: means[f"{name}/train/loss"] for name in losses}, gradients(model)
+    return {name: means[f"{name}/train/loss"] for name in losses if num_samples(batch)}, gradients(model)
 
 
 def at_once(batch, *losses, seed=0, **updates):
@@ -148,6 +149,8 @@ def work(rank, folder):
         result = {name: cached(share(pairs(16), rank), name, **EXACT) for name in ("irtr", "itc")}
         result["own"] = cached(share(pairs(16), rank), "itc")
         result["own at once"] = at_once(share(pairs(16), rank), "itc")
+        some = {name: value[: (16, 0)[rank]] for name, value in pairs(16).items()}
+        result |= {f"{name} of one": cached(some, name, **EXACT) for name in ("irtr", "itc")}
         result["itm"] = cached(share(pairs(16), rank), "mlm", "itm", "itc")
         torch.save(result, folder / f"{rank}.pt")
         torch.distributed.destroy_process_group()
@@ -174,6 +177,13 @@ def test_two_processes_as_one(results, name):
     expected = at_once(pairs(16), name)
     for result in results:
         assert_same(result[name], expected)
+
+
+@pytest.mark.parametrize("name", ["irtr", "itc"])
+def test_two_processes_of_which_one_could_read_no_image(results, name):
+    expected = at_once(pairs(16), name)
+    assert_same(results[0][f"{name} of one"], expected)
+    assert_same(results[1][f"{name} of one"], ({}, expected[1]))
 
 
 def test_two_processes_with_the_published_gradient(results):
