@@ -8,6 +8,8 @@ import shutil
 import signal
 import subprocess
 import time
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import psutil
@@ -230,6 +232,30 @@ def test_loader_process_that_is_killed(go, monkeypatch):
     monkeypatch.setattr(VLMo, "training_step", kill)
     with pytest.raises(VLMoError, match="a process that loads data has died at step .*lower num_workers, now 1"):
         go(TEXT, num_workers=1, **OPTIONS | {"max_steps": 30})
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError(104, "Connection reset by peer"), EOFError()])
+def test_loader_process_that_dies_while_it_hands_over_a_batch(go, monkeypatch, error):
+    def broken(connection, size):
+        raise error
+
+    def receive(model, batch, batch_idx):
+        monkeypatch.setattr(Connection, "_recv", broken)
+        own, other = Pipe()
+        own.recv_bytes()
+
+    monkeypatch.setattr(VLMo, "training_step", receive)
+    with pytest.raises(VLMoError, match="a process that loads data has died at step 1 .*lower num_workers"):
+        go(TEXT, **OPTIONS)
+
+
+def test_errors_of_the_system_that_have_nothing_to_do_with_loaders_stay_what_they_are(go, monkeypatch):
+    def fail(model, batch, batch_idx):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(VLMo, "training_step", fail)
+    with pytest.raises(OSError, match="Input/output error"):
+        go(TEXT, **OPTIONS)
 
 
 def test_out_of_memory(go, monkeypatch):

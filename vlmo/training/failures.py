@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from traceback import walk_tb
 
 import torch
 from pytorch_lightning import Trainer
@@ -24,7 +25,7 @@ def explain_failures(settings: Settings, trainer: Trainer) -> Iterator[None]:
             raise
         # torch hands on the whole traceback of the loader process as the message
         raise VLMoError(str(error).strip().rpartition("VLMoError: ")[2]) from error
-    except (MemoryError, RuntimeError) as error:  # (torch.OutOfMemoryError is a RuntimeError)
+    except (MemoryError, RuntimeError, OSError, EOFError) as error:  # (torch.OutOfMemoryError is a RuntimeError)
         explanation = _explanation(error, settings, trainer)
         if explanation is None:
             raise
@@ -37,14 +38,23 @@ def _explanation(error: Exception, settings: Settings, trainer: Trainer) -> str 
         return _less_memory("the GPU's", settings, trainer)
     if isinstance(error, MemoryError) or "can't allocate memory" in text:
         return _less_memory("the machine's", settings, trainer)
-    if text.startswith("DataLoader worker"):
+    how = (text or type(error).__name__).splitlines()[0]
+    if text.startswith("DataLoader worker") or _is_of_a_pipe(error):
         return (
-            f"a process that loads data has died at step {trainer.global_step + 1} ({text.splitlines()[0]}). Mostly "
-            f"the machine has run out of memory (lower num_workers, now {settings.num_workers}) or of shared memory (a "
-            "container needs a larger /dev/shm), or a data file was changed meanwhile. To go on from the last "
-            "checkpoint: resume_during_training=True"
+            f"a process that loads data has died at step {trainer.global_step + 1} ({how}). Mostly the machine has run "
+            f"out of memory (lower num_workers, now {settings.num_workers}) or of shared memory (a container needs a "
+            "larger /dev/shm), or a data file was changed meanwhile. To go on from the last checkpoint: "
+            "resume_during_training=True"
         )
     return None
+
+
+def _is_of_a_pipe(error: Exception) -> bool:
+    """Did it come up between two processes? One that dies while it hands over a batch is noticed as a broken pipe."""
+    if not isinstance(error, OSError | EOFError):
+        return False
+    modules = (frame.f_globals.get("__name__", "") for frame, _ in walk_tb(error.__traceback__))
+    return any(module.startswith("multiprocessing.") for module in modules)
 
 
 def _less_memory(whose: str, settings: Settings, trainer: Trainer) -> str:
