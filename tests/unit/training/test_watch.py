@@ -80,6 +80,8 @@ def test_the_others_end_when_the_first_is_gone(capfd):
 def test_an_exchange_that_failed_is_explained_by_the_process_that_is_gone(command):
     error = RuntimeError("Connection closed by peer")
     failed, killed, running = command("exit 1"), command("kill -9 $$"), command("sleep 100")
+    failed.wait(30)
+    killed.wait(30)
     reason = watch.explain(error, trainer(running, failed, killed))
     assert isinstance(reason, VLMoError)
     # whom a signal ended came first: the other failed for lack of it
