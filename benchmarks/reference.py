@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from vlmo.modules import VLMo, optim
 from vlmo.modules import relative_position as relpos
 from vlmo.modules.attention import Attention
-from vlmo.modules.multiway_transformer import Block
+from vlmo.modules.block import Block
 
 Batch = Mapping[str, Any]
 Pooled = tuple[Tensor, Tensor | None]  # of the branch of the own modality, of the vision-language branch

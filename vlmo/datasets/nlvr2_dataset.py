@@ -54,10 +54,12 @@ class NLVR2Dataset(BaseDataset):
 
     def targets(self, place: Place) -> dict[str, Any]:
         pair = place.text("identifier")
-        numbers = self._numbers[place.table].get(pair, ())
+        numbers = self._numbers[place.table].get(pair)
+        if numbers is not None and place.item >= len(numbers):
+            raise VLMoError(f"{place.path}: is damaged (sentence_numbers: too few for {pair}); make it again")
         return {
             "answers": place.list_item("answers") == "True",
             "table_name": self.tables.paths[place.table].stem,
-            "identifier": f"{pair}-{numbers[place.item] if place.item < len(numbers) else place.item}",
+            "identifier": f"{pair}-{place.item if numbers is None else numbers[place.item]}",
             "sentence": place.list_item(self.text_column),
         }

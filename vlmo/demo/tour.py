@@ -39,7 +39,7 @@ COMMON: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Stage:
-    """One training run: its named config, its steps and learning rate, and the run that it starts from."""
+    """One training run: its named config, steps and learning rate, the run that it starts from, and other options."""
 
     name: str
     task: str
@@ -106,27 +106,24 @@ def _updates(
 ) -> dict[str, Any]:
     steps = QUICK_STEPS if quick else stage.steps
     size = 8 if quick else COMMON["batch_size"]
-    return (
-        COMMON
-        | stage.options
-        | {
-            "exp_name": stage.name,
-            "seed": seed,
-            "data_root": str(world.data_root),
-            "tokenizer": str(world.vocabulary),
-            "vocab_size": world.vocabulary_size,
-            "vqav2_label_size": len(world.answers),
-            "log_dir": str(out),
-            "load_path": str(checkpoints[stage.start]) if stage.start else "",
-            "learning_rate": stage.learning_rate,
-            "max_steps": steps,
-            "warmup_steps": 0.1,
-            "val_check_interval": steps,
-            "log_every_n_steps": max(steps // 5, 1),
-            "batch_size": size,
-            "per_gpu_batchsize": size,
-        }
-    )
+    return COMMON | {
+        "exp_name": stage.name,
+        "seed": seed,
+        "data_root": str(world.data_root),
+        "tokenizer": str(world.vocabulary),
+        "vocab_size": world.vocabulary_size,
+        "vqav2_label_size": len(world.answers),
+        "log_dir": str(out),
+        "load_path": str(checkpoints[stage.start]) if stage.start else "",
+        "learning_rate": stage.learning_rate,
+        "max_steps": steps,
+        "warmup_steps": 0.1,
+        "val_check_interval": steps,
+        "log_every_n_steps": max(steps // 5, 1),
+        "batch_size": size,
+        "per_gpu_batchsize": size,
+        **stage.options,
+    }
 
 
 def call(task: str, updates: dict[str, Any]) -> dict[str, float]:

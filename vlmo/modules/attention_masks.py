@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlmo.modules import relative_position as relpos
-from vlmo.modules.multiway_transformer import Modality
+from vlmo.modules.block import Modality
 
 ALIGNED = 8  # the fused kernels on GPUs copy a mask whose rows do not start at multiples of this
 

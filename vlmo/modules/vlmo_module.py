@@ -14,12 +14,13 @@ from torch.nn.parallel import DistributedDataParallel
 from vlmo.distributed import alone, world_size
 from vlmo.modules import optim
 from vlmo.modules.attention_masks import AttentionMasks
+from vlmo.modules.block import Modality
 from vlmo.modules.checkpoint_file import Checkpoint
 from vlmo.modules.contrast_cache import ContrastCache
 from vlmo.modules.encoders import Batch, Encoders
 from vlmo.modules.heads import ITMHead, MLMHead, Pooler, init_head
 from vlmo.modules.measures import Measures
-from vlmo.modules.multiway_transformer import ARCHITECTURES, Modality, build_transformer
+from vlmo.modules.multiway_transformer import ARCHITECTURES, build_transformer
 from vlmo.modules.objectives import ObjectiveOutput, get_objectives, num_samples, objective_names
 from vlmo.modules.objectives.base import compute_all, empty_batch
 from vlmo.modules.objectives.mlm import locate_masked_words

@@ -33,10 +33,8 @@ class WholeCheckpointIO(TorchCheckpointIO):
             with whole_file(path) as file:
                 _save(checkpoint, file)
         except OSError as error:
-            needed, free = (
-                tensor_bytes(checkpoint) / 2**30,
-                shutil.disk_usage(existing_folder(path.parent)).free / 2**30,
-            )
+            needed = tensor_bytes(checkpoint) / 2**30
+            free = shutil.disk_usage(existing_folder(path.parent)).free / 2**30
             self.failure = (
                 f"{path} could not be written ({error.strerror or error}): it needs {needed:.2f} GiB, and "
                 f"{free:.2f} GiB are free there; older checkpoints are as they were"

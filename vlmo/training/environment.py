@@ -9,7 +9,7 @@ from pytorch_lightning.plugins.environments import ClusterEnvironment
 from pytorch_lightning.strategies import StrategyRegistry
 
 from vlmo.errors import VLMoError
-from vlmo.modules.multiway_transformer import offloading_wrapper
+from vlmo.modules.block import offloading_wrapper
 from vlmo.settings import Settings
 from vlmo.training.launch import choose_cluster
 

@@ -9,7 +9,7 @@ from pytorch_lightning.strategies import DDPStrategy, FSDPStrategy, Strategy
 from torch import Tensor, nn
 
 from vlmo.modules import VLMo
-from vlmo.modules.multiway_transformer import Block
+from vlmo.modules.block import Block
 from vlmo.modules.reach import leave_to_each_process, unreached
 
 

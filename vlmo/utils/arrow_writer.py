@@ -212,7 +212,7 @@ class Conversion:
                 yield rows_path, tables[chunk.key].schema, path
             bar.total = total
 
-        def is_far_ahead(_: int) -> bool:
+        def is_far_ahead() -> bool:
             return waiting > AHEAD_BYTES
 
         for skipped in self.workers.map(convert_chunk, calls(), is_far_ahead):

@@ -25,13 +25,13 @@ class Workers:
         self,
         function: Callable[..., Any],
         calls: Iterable[tuple[Any, ...]],
-        is_far_ahead: Callable[[int], bool] | None = None,
+        is_far_ahead: Callable[[], bool] | None = None,
     ) -> Iterator[Any]:
         """The results of `function(*arguments)` in the order of `calls`.
 
         Args:
-            is_far_ahead: of the number of calls under way: shall no further one be taken before the first of them has
-                its result? By default, with more than the processes can begin.
+            is_far_ahead: shall no further call be taken before the first that is under way has its result? By default,
+                when more are under way than the processes can begin.
         """
         if not self.parallel:
             yield from (function(*arguments) for arguments in calls)
@@ -40,12 +40,12 @@ class Workers:
             # Not forked: a fork copies locks that other threads of the caller (pyarrow, torch) may hold.
             context = multiprocessing.get_context("spawn")
             self._pool = ProcessPoolExecutor(self.number, mp_context=context, initializer=_start)
-        is_far_ahead = is_far_ahead or (lambda under_way: under_way > self.number + 1)
         pending: deque[Future] = deque()
+        is_far_ahead = is_far_ahead or (lambda: len(pending) > self.number + 1)
         try:
             for arguments in calls:
                 pending.append(self._pool.submit(function, *arguments))
-                while pending and (pending[0].done() or is_far_ahead(len(pending))):
+                while pending and (pending[0].done() or is_far_ahead()):
                     yield pending.popleft().result()
             while pending:
                 yield pending.popleft().result()

@@ -7,7 +7,8 @@ import torch.nn.functional as F
 
 from vlmo.errors import VLMoError
 from vlmo.modules.attention import Attention, first_positions, rows_at
-from vlmo.modules.multiway_transformer import ARCHITECTURES, Block, MultiWayTransformer, build_transformer
+from vlmo.modules.block import Block
+from vlmo.modules.multiway_transformer import ARCHITECTURES, MultiWayTransformer, build_transformer
 
 
 def moved(module):
