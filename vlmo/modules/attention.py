@@ -39,16 +39,15 @@ class Attention(nn.Module):
         """
         qkv_bias = torch.cat([self.q_bias, torch.zeros_like(self.v_bias), self.v_bias])
         if read is None:
-            qkv = F.linear(x, self.qkv.weight, qkv_bias)
-            q, k, v = rearrange(qkv, "b s (three h d) -> three b h s d", three=3, h=self.num_heads)
+            q, k, v = F.linear(x, self.qkv.weight, qkv_bias).chunk(3, dim=-1)
         else:
             dim = x.shape[-1]
             q = F.linear(rows_at(x, read), self.qkv.weight[:dim], self.q_bias)
-            q = rearrange(q, "b r (h d) -> b h r d", h=self.num_heads)
-            kv = F.linear(x, self.qkv.weight[dim:], qkv_bias[dim:])
-            k, v = rearrange(kv, "b s (two h d) -> two b h s d", two=2, h=self.num_heads)
+            k, v = F.linear(x, self.qkv.weight[dim:], qkv_bias[dim:]).chunk(2, dim=-1)
             if bias is not None:
                 bias = bias[0][:, read].transpose(0, 1)  # (B, H, R, S)
+        # each by itself: of the three in one array the gradients would be copied twice
+        q, k, v = (rearrange(each, "b s (h d) -> b h s d", h=self.num_heads) for each in (q, k, v))
         return self.proj(rearrange(attend(q, k, v, bias, padding), "b h s d -> b s (h d)"))
 
 

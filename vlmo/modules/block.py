@@ -79,9 +79,17 @@ class Block(nn.Module):
         text_len: int = 0,
         padding: Tensor | None = None,
         read: Tensor | None = None,
+        real: Tensor | None = None,
     ) -> Tensor:
-        """x: (B, S, D); text_len: tokens of the text, at the front of a pair; bias, padding, read: see `Attention`."""
-        arguments = x, bias, modality, text_len, padding, read
+        """One block.
+
+        Args:
+            x: (B, S, D).
+            bias, padding, read: see `Attention`.
+            text_len: tokens of the text, at the front of a pair.
+            real: (B, S) bool, False on tokens whose result nothing reads; None: all are read.
+        """
+        arguments = x, bias, modality, text_len, padding, read, real
         if self.recompute and torch.is_grad_enabled():
             return checkpoint(self._forward, *arguments, use_reentrant=False)
         return self._forward(*arguments)
@@ -94,42 +102,57 @@ class Block(nn.Module):
         text_len: int,
         padding: Tensor | None,
         read: Tensor | None,
+        real: Tensor | None,
     ) -> Tensor:
-        x = self._under_depth(partial(self.steps[0], self, bias), x, padding, read)
+        x = self._attend(x, bias, padding, read)
         if modality == "vl" and self.has_text_expert and not self.has_vl_expert:
             assert read is None, "below the VL experts, text and image go different ways"
-            # .contiguous(): the slices of a pair are strided, which makes the feed-forward's matrix products copy twice
-            text = self._expert(x[:, :text_len].contiguous(), self.norm2_text, self.mlp_text)
-            image = self._expert(x[:, text_len:].contiguous(), self.norm2_imag, self.mlp_imag)
-            return torch.cat([text, image], dim=1)
+            # .contiguous(): the parts of a pair are strided, which makes the feed-forward's matrix products copy twice
+            text, image = (part.contiguous() for part in x.split([text_len, x.shape[1] - text_len], dim=1))
+            text = self._expert(text, self.norm2_text, self.mlp_text, None if real is None else real[:, :text_len])
+            return torch.cat([text, self._expert(image, self.norm2_imag, self.mlp_imag)], dim=1)
         if modality == "vl" and self.has_vl_expert:
-            return self._expert(x, self.norm2_vl, self.mlp_vl)
+            return self._expert(x, self.norm2_vl, self.mlp_vl, real)
         if modality == "text" and self.has_text_expert:
-            return self._expert(x, self.norm2_text, self.mlp_text)
-        return self._expert(x, self.norm2_imag, self.mlp_imag)
+            return self._expert(x, self.norm2_text, self.mlp_text, real)
+        return self._expert(x, self.norm2_imag, self.mlp_imag, real)
 
-    def _expert(self, x: Tensor, norm: nn.Module, mlp: nn.Module) -> Tensor:
-        return self._under_depth(partial(self.steps[1], norm, mlp, self.gamma_2), x)
+    # Stochastic depth: samples that are dropped pass by, the others' branches are scaled up. A CPU computes the others
+    # alone, and of them the tokens that are read. A GPU computes all: it would have to be waited for to know how many.
 
-    def _under_depth(
-        self, step: Callable[..., Tensor], x: Tensor, padding: Tensor | None = None, read: Tensor | None = None
-    ) -> Tensor:
-        """A step under stochastic depth: samples that are dropped pass by, the others' branches are scaled up.
-
-        A CPU computes the others alone. A GPU computes all, as it would have to be waited for to know their number.
-        """
-        rate = self.drop_path.drop_prob
-        if not self.training or not rate:
-            return step(None, x, padding, read)
-        keep = x.new_empty(len(x), 1, 1).bernoulli_(1 - rate)
-        if x.device.type != "cpu":
-            return step(keep / (1 - rate), x, padding, read)
-        kept, scale = keep.flatten().nonzero()[:, 0], x.new_full((), 1 / (1 - rate))
+    def _attend(self, x: Tensor, bias: Tensor | None, padding: Tensor | None, read: Tensor | None) -> Tensor:
+        step = partial(self.steps[0], self, bias)
+        keep, scale = self._drawn(x)
+        if keep is None or x.device.type != "cpu":
+            return step(scale, x, padding, read)
+        kept = keep.nonzero()[:, 0]
         if len(kept) == len(x):
             return step(scale, x, padding, read)
         arguments = (each if each is None else each.index_select(0, kept) for each in (x, padding, read))
         passing = x if read is None else rows_at(x, read)
         return passing.index_copy(0, kept, step(scale, *arguments).to(x.dtype))
+
+    def _expert(self, x: Tensor, norm: nn.Module, mlp: nn.Module, real: Tensor | None = None) -> Tensor:
+        step = partial(self.steps[1], norm, mlp, self.gamma_2)
+        keep, scale = self._drawn(x)
+        wanted = [each for each in (keep, real) if each is not None]
+        if x.device.type != "cpu" or not wanted:
+            return step(scale, x)
+        tokens = x.flatten(0, 1)
+        kept = torch.stack([each.expand(x.shape[:2]) for each in wanted]).all(dim=0).flatten().nonzero()[:, 0]
+        if len(kept) == len(tokens):
+            return step(scale, x)
+        return tokens.index_copy(0, kept, step(scale, tokens.index_select(0, kept)).to(x.dtype)).view_as(x)
+
+    def _drawn(self, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Which samples of x keep a branch, (B, 1) bool, and what scales theirs, a scalar; on a GPU (B, 1, 1)."""
+        rate = self.drop_path.drop_prob
+        if not self.training or not rate:
+            return None, None
+        drawn = x.new_empty(len(x), 1, 1).bernoulli_(1 - rate)
+        if x.device.type != "cpu":
+            return None, drawn / (1 - rate)
+        return drawn[..., 0] > 0, x.new_full((), 1 / (1 - rate))
 
 
 def attention_step(
@@ -151,10 +174,8 @@ def expert_step(
     gamma: Tensor | float,
     scale: Tensor | None,
     x: Tensor,
-    padding: None,
-    read: None,
 ) -> Tensor:
-    """x + scale * gamma * expert(norm(x)); (padding and read: the experts see one token at a time)."""
+    """x + scale * gamma * expert(norm(x)); an expert sees one token at a time."""
     return _add_scaled(x, mlp(norm(x)), gamma, scale)
 
 

@@ -150,19 +150,22 @@ class MultiWayTransformer(nn.Module):
             biases: per block, added to the attention scores; padding: added in all blocks (see `attend`).
             modality: of the experts to use.
             text_len: tokens of the text at the front of a pair.
-            read: (B, R) positions that are wanted: the last block computes those alone; None: all.
+            read: (B, R) positions that are wanted: the last block computes those alone, and of padding the experts
+                compute nothing on a CPU; None: all.
 
         Returns:
             hidden states (B, S, D), or (B, R, D), and those of the VL branch or None.
         """
-        branch = None
+        branch = real = None
+        if read is not None and padding is not None:  # nobody reads what becomes of the padding
+            real = padding[:, 0, 0, : x.shape[1]] == 0
         for i, (block, bias) in enumerate(zip(self.blocks, biases, strict=True)):
             if vl_branch and i == self.vl_start:
                 branch = x
-            wanted = read if i == len(self.blocks) - 1 else None
+            wanted = (None, real) if i < len(self.blocks) - 1 else (read, None)
             if branch is not None:
-                branch = block(branch, bias, "vl", 0, padding, wanted)
-            x = block(x, bias, modality, text_len, padding, wanted)
+                branch = block(branch, bias, "vl", 0, padding, *wanted)
+            x = block(x, bias, modality, text_len, padding, *wanted)
         return self.norm(x), None if branch is None else self.norm(branch)
 
 

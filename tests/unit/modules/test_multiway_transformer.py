@@ -224,6 +224,32 @@ def test_the_last_block_computes_what_is_read(modality):
     assert first_positions(x).tolist() == [[0], [0]]
 
 
+@pytest.mark.parametrize("modality", ["text", "vl"])
+@pytest.mark.parametrize("depth_rate", [0.0, 0.5])
+def test_experts_leave_out_padding_where_it_is_not_read(modality, depth_rate):
+    model = moved(MultiWayTransformer(32, 16, 12, depth=3, num_heads=3, vl_start=2, drop_path_rate=depth_rate)).train()
+    x = torch.randn(4, 7, 12, dtype=torch.float64, requires_grad=True)
+    biases = [torch.randn(1, 3, 7, 8, dtype=torch.float64) for _ in range(3)]
+    padding = torch.zeros(4, 1, 1, 8, dtype=torch.float64)
+    padding[::2, ..., 1:3] = -torch.inf  # of texts of 3 tokens
+    read = torch.tensor([[0, 6]] * 4)
+    tokens = []
+    for block in model.blocks:
+        block.mlp_text.fc1.register_forward_hook(lambda fc1, inputs, output: tokens.append(inputs[0][..., 0].numel()))
+    found = []
+    for wanted in (None, read):
+        torch.manual_seed(1)
+        hidden, _ = model.encode(x, biases, modality, 3, padding=padding, read=wanted)
+        hidden = rows_at(hidden, read) if wanted is None else hidden
+        found.append((hidden, *torch.autograd.grad(hidden.square().sum(), [x, model.blocks[0].mlp_text.fc1.weight])))
+    for whole, some in zip(*found, strict=True):
+        assert torch.allclose(whole, some, atol=1e-10)
+    if not depth_rate:
+        length = 3 if modality == "vl" else 7
+        assert tokens[: len(tokens) // 2][:2] == [4 * length] * 2
+        assert tokens[len(tokens) // 2 :][:2] == [4 * length - 4] * 2
+
+
 def test_stochastic_depth_leaves_samples_out_and_scales_the_others_up():
     block = moved(Block(12, 3, 4.0, 0.4, 0.1, ["text"])).train()
     x, bias = torch.randn(64, 5, 12, dtype=torch.float64), torch.randn(1, 3, 5, 5, dtype=torch.float64)
