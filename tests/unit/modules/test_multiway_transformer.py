@@ -272,11 +272,12 @@ def test_compiled_steps():
     compiled = build_transformer("vlmo_tiny_patch16", img_size=32)
     compiled.load_state_dict(plain.state_dict())
     compiled.compile_steps()
-    before = len(torch._dynamo.utils.compilation_time_metrics.get("compile_inner", []))
-    for size, length in ((3, 16), (3, 24), (2, 8)):
+    for size, length in ((3, 16), (2, 24), (4, 12), (5, 40)):
+        seen = "default" if length > 12 and size < 4 else "fail_on_recompile"  # few variants, not one for each length
         x, bias = torch.randn(size, length, 96), torch.randn(1, 4, length, length)
-        outputs = [
-            model.encode(x, [bias] * 3, "vl", 8, read=torch.zeros(size, 2, dtype=int)) for model in (plain, compiled)
-        ]
+        with torch.compiler.set_stance(seen):
+            outputs = [
+                model.encode(x, [bias] * 3, "vl", 8, read=torch.zeros(size, 2, dtype=int))
+                for model in (plain, compiled)
+            ]
         assert torch.allclose(outputs[0][0], outputs[1][0], atol=1e-5)
-    assert len(torch._dynamo.utils.compilation_time_metrics["compile_inner"]) - before <= 6  # not anew for each length
