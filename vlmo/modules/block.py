@@ -123,7 +123,7 @@ class Block(nn.Module):
     def _attend(self, x: Tensor, bias: Tensor | None, padding: Tensor | None, read: Tensor | None) -> Tensor:
         step = partial(self.steps[0], self, bias)
         keep, scale = self._drawn(x)
-        if keep is None or x.device.type != "cpu":
+        if keep is None:
             return step(scale, x, padding, read)
         kept = keep.nonzero()[:, 0]
         if len(kept) == len(x):
