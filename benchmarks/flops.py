@@ -53,14 +53,13 @@ class StepFlops:
             if "itc" in active:
                 total += self._blocks(lengths, size, self.start)
         embedded = {"textmlm": 0, "nlvr2": 2 * size}.get(active[0], size)
-        return (
-            total + 2 * embedded * self.model.transformer.window**2 * 2 * 3 * 16**2 * self.dim
-        )  # no gradient of images
+        patches = embedded * self.model.transformer.window**2
+        return total + 2 * patches * 2 * 3 * 16**2 * self.dim  # images need no gradient
 
     def _blocks(self, lengths: Tensor, read: int, start: int = 0) -> float:
         """The blocks from `start` on over sequences of these lengths, of which `read` positions in all are read."""
         tokens, square, total = int(lengths.sum()), self.dim**2, 0.0
-        for number, computed in list(enumerate(self.computed))[start:]:
+        for number, computed in enumerate(self.computed[start:], start):
             last = number == len(self.computed) - 1
             queries = read if last else tokens
             projections = 4 * (tokens + queries) * square

@@ -63,6 +63,7 @@ def test_operations_are_those_that_are_done(task, monkeypatch):
         sum(output.loss for output in model(batch).values()).backward()
     done = counter.get_total_flops()
     assert 0.9 * done < StepFlops(model)(batch) < 1.01 * done  # stage 3 embeds a picture for each pass
+    assert len({StepFlops(model)(batch_of(task, image_size=64, padded=padded)) for padded in (12, 16)}) == 1
 
 
 def test_batches_have_the_asked_lengths_and_are_the_same_in_every_run():

@@ -125,27 +125,23 @@ class Block(nn.Module):
         keep, scale = self._drawn(x)
         if keep is None:
             return step(scale, x, padding, read)
-        kept = keep.nonzero()[:, 0]
-        if len(kept) == len(x):
-            return step(scale, x, padding, read)
-        arguments = (each if each is None else each.index_select(0, kept) for each in (x, padding, read))
         passing = x if read is None else rows_at(x, read)
-        return passing.index_copy(0, kept, step(scale, *arguments).to(x.dtype))
+        return _on_rows(step, scale, keep.nonzero()[:, 0], passing, x, padding, read)
 
     def _expert(self, x: Tensor, norm: nn.Module, mlp: nn.Module, real: Tensor | None = None) -> Tensor:
         step = partial(self.steps[1], norm, mlp, self.gamma_2)
         keep, scale = self._drawn(x)
-        wanted = [each for each in (keep, real) if each is not None]
-        if x.device.type != "cpu" or not wanted:
+        kept = real if keep is None else keep if real is None else keep & real
+        if x.device.type != "cpu" or kept is None:
             return step(scale, x)
         tokens = x.flatten(0, 1)
-        kept = torch.stack([each.expand(x.shape[:2]) for each in wanted]).all(dim=0).flatten().nonzero()[:, 0]
-        if len(kept) == len(tokens):
-            return step(scale, x)
-        return tokens.index_copy(0, kept, step(scale, tokens.index_select(0, kept)).to(x.dtype)).view_as(x)
+        return _on_rows(step, scale, kept.expand(x.shape[:2]).flatten().nonzero()[:, 0], tokens, tokens).view_as(x)
 
     def _drawn(self, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """Which samples of x keep a branch, (B, 1) bool, and what scales theirs, a scalar; on a GPU (B, 1, 1)."""
+        """Which samples of x keep a branch, (B, 1) bool, and the scalar that scales theirs; None, None if all do.
+
+        On a GPU, which computes all: None, and a scale of each sample, (B, 1, 1), 0 for those that are dropped.
+        """
         rate = self.drop_path.drop_prob
         if not self.training or not rate:
             return None, None
@@ -153,6 +149,16 @@ class Block(nn.Module):
         if x.device.type != "cpu":
             return None, drawn / (1 - rate)
         return drawn[..., 0] > 0, x.new_full((), 1 / (1 - rate))
+
+
+def _on_rows(
+    step: Callable[..., Tensor], scale: Tensor | None, rows: Tensor, passing: Tensor, *arguments: Tensor | None
+) -> Tensor:
+    """The step on those rows of its arguments; the other rows of the result are those of `passing`."""
+    if len(rows) == len(passing):
+        return step(scale, *arguments)
+    selected = (each if each is None else each.index_select(0, rows) for each in arguments)
+    return passing.index_copy(0, rows, step(scale, *selected).to(passing.dtype))
 
 
 def attention_step(
