@@ -16,7 +16,7 @@ from vlmo.config import ex, explain  # before sacred itself: silences what its i
 # isort: split
 from sacred.utils import SacredError
 
-from vlmo.errors import Stopped, VLMoError, tell
+from vlmo.errors import Stopped, VLMoError, print_error
 
 
 @ex.main
@@ -39,7 +39,7 @@ def command_line(argv: list[str]) -> int:
     except (VLMoError, SacredError) as error:
         if debug:
             raise
-        return tell(explain(error))
+        return print_error(explain(error))
     except Stopped as stopped:
         if str(stopped):
             print(stopped, file=sys.stderr)

@@ -23,8 +23,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from vlmo.distributed import fetch_rows, gather_own_first
-from vlmo.modules.packing import from_bytes, pack_texts, text_width, to_bytes
+from vlmo.distributed.collectives import all_gather_rows, fetch_rows
+from vlmo.distributed.wire_format import from_bytes, pack_texts, text_width, to_bytes
 
 TEXT_LEN = 40
 BATCH, SIZE, WORDS = 1024, 224, 30522  # published: stage 3
@@ -54,7 +54,7 @@ def matching(images: Tensor, wanted: Tensor, counts: Sequence[int]) -> None:
     """The exchanges of ITM: texts of all, pictures that are wanted."""
     ids = torch.ones(len(images), TEXT_LEN, dtype=torch.long)
     texts = pack_texts(ids, ids, WORDS)
-    gather_own_first(texts, shapes=[(count, texts.shape[1]) for count in counts])
+    all_gather_rows(texts, shapes=[(count, texts.shape[1]) for count in counts])
     fetch_rows(images, wanted, counts, to_bytes, from_bytes)
 
 
@@ -73,9 +73,9 @@ def work(rank: int, world: int, batch: int, size: int, meeting: str, results: An
             matching(images, wanted, [own] * world)
         results.put((case, rank, sum(sent.values())))
     with counted() as sent:
-        gather_own_first(images, shapes=[(own, size)] * world)
+        all_gather_rows(images, shapes=[(own, size)] * world)
         for _ in ("text_ids", "text_masks"):
-            gather_own_first(torch.zeros(own, TEXT_LEN, dtype=torch.long), shapes=[(own, TEXT_LEN)] * world)
+            all_gather_rows(torch.zeros(own, TEXT_LEN, dtype=torch.long), shapes=[(own, TEXT_LEN)] * world)
     results.put(("all gathered", rank, sum(sent.values())))
     dist.destroy_process_group()
 

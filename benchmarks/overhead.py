@@ -24,12 +24,12 @@ from vlmo.config import resolve
 from vlmo.datamodules.multitask_datamodule import MTDataModule
 from vlmo.modules import VLMo
 from vlmo.settings import Settings
-from vlmo.training.checkpoints import Checkpoints
+from vlmo.training.callbacks.nonfinite import NonFinite
+from vlmo.training.callbacks.signals import StopSignals
+from vlmo.training.checkpointing.checkpoints import Checkpoints
+from vlmo.training.checkpointing.resume import Resume
 from vlmo.training.environment import choose_environment
-from vlmo.training.nonfinite import NonFinite
-from vlmo.training.resume import Resume
 from vlmo.training.runner import build_trainer
-from vlmo.training.signals import StopSignals
 from vlmo.utils.write_own_captions import make_arrow
 
 MEASURED = (Resume, Checkpoints, StopSignals, NonFinite)

@@ -14,14 +14,15 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.optim import Optimizer
 
-from vlmo.modules import VLMo, optim
-from vlmo.modules import relative_position as relpos
+from vlmo.modules import VLMo
+from vlmo.modules import positions as relpos
 from vlmo.modules.attention import Attention
 from vlmo.modules.block import Block
+from vlmo.training import optimizer as optim
 
 Batch = Mapping[str, Any]
 Pooled = tuple[Tensor, Tensor | None]  # of the branch of the own modality, of the vision-language branch
-IGNORED = -100
+IGNORE_INDEX = -100
 STAGE3_MLM_WEIGHT = 0.25
 
 
@@ -65,7 +66,7 @@ class Reference:
         padded = dict(batch)
         for name in {"text_ids", "text_ids_mlm", "text_masks", "text_labels_mlm"} & set(batch):
             missing = longest - batch[name].shape[1]
-            padded[name] = F.pad(batch[name], (0, missing), value=IGNORED if "labels" in name else 0)
+            padded[name] = F.pad(batch[name], (0, missing), value=IGNORE_INDEX if "labels" in name else 0)
         return padded
 
     # --- encoders ----------------------------------------------------------------------------------------------------
@@ -117,7 +118,7 @@ class Reference:
 
     def _masked_words(self, hidden: Tensor, labels: Tensor) -> Tensor:
         logits = self.model.mlm_score(hidden)
-        return F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORED)
+        return F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORE_INDEX)
 
     def _textmlm(self, batch: Batch) -> Tensor:
         hidden, _ = self.text(batch["text_ids_mlm"], batch["text_masks"], vl_branch=False)

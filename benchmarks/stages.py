@@ -22,7 +22,7 @@ import stages_worlds
 import torch
 from stages_worlds import World
 
-from vlmo.demo.tour import call, heading, newest_checkpoint
+from vlmo.demo.run_demo import call, heading, newest_checkpoint
 
 QUICK_STEPS = 2
 

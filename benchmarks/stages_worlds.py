@@ -12,7 +12,7 @@ from PIL import Image
 
 from vlmo.demo.prepare import Prepared, prepare, train_vocabulary
 from vlmo.demo.raw_layout import Sizes
-from vlmo.demo.tour import COMMON
+from vlmo.demo.run_demo import COMMON
 from vlmo.utils import write_own_captions, write_own_karpathy, write_own_vqa, write_wikibk
 
 PRETRAIN_RATE = 1.5e-3

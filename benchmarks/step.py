@@ -27,9 +27,10 @@ from torch import Tensor
 from benchmarks import workload
 from benchmarks.flops import StepFlops, peak
 from benchmarks.reference import Reference, adamw_step
-from vlmo.modules import VLMo, optim
-from vlmo.modules.objectives import itm
+from vlmo.modules import VLMo
 from vlmo.settings import Settings
+from vlmo.tasks import itm
+from vlmo.training import optimizer as optim
 from vlmo.training.environment import choose_environment
 
 WAYS = ("published", "here")
@@ -157,7 +158,7 @@ def timings(trial: Trial, options: argparse.Namespace, loader: Any) -> dict[str,
     count = StepFlops(trial.model)
     for number in range(options.warm_up + options.steps):
         # in turn, so that neither always has the other's caches; here first, whose optimizer makes the state
-        ways = ("here",) if options.alone else WAYS[:: 1 if number % 2 else -1]
+        ways = ("here",) if options.single_process else WAYS[:: 1 if number % 2 else -1]
         start = time.perf_counter()
         batch = next(loader)
         waited = time.perf_counter() - start
@@ -219,14 +220,14 @@ def main() -> None:
     if not options.no_memory:  # first, while this process holds no model itself
         ahead = workload.batches(settings, lengths, options.workers)
         longest = [int(next(ahead)["text_masks"].sum(1).max()) for _ in range(1 + options.warm_up + options.steps)]
-        ways = ("here",) if options.alone else WAYS
+        ways = ("here",) if options.single_process else WAYS
         bytes_of = {way: memory_in_process(way, sys.argv[1:], longest.index(max(longest))) for way in ways}
     trial = Trial(config, options.published_precision)
     s, place = settings, "GPU" if trial.device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
     print(f"{s.exp_name}: {s.model_arch}, batch {s.per_gpu_batchsize}, {s.image_size} px, {place}")
     print(f"precision {trial.precision['here']} (published way {trial.precision['published']}); texts: {source}")
     first = next(loader)
-    if not options.alone:
+    if not options.single_process:
         print(f"losses published / here: {trial.check(first)}", flush=True)
     found = timings(trial, options, loader)
     print(f"texts padded to {' '.join(f'{length:.0f}' for length in found['text_len'])}, published {s.max_text_len}")

@@ -28,7 +28,7 @@ LENGTHS = {
     "captions": (8, 9, 10, 11, 11, 12, 12, 13, 13, 14, 14, 15, 15, 16, 16, 17, 18, 19, 20, 24),
 }
 FIRST_WORD, CLS, SEP, MASK = 1000, 101, 102, 103
-IGNORED = -100
+IGNORE_INDEX = -100
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -102,7 +102,7 @@ class Samples(Dataset):
         length = int(draw.choice(self.lengths))
         ids = draw.integers(FIRST_WORD, s.vocab_size, length)
         ids[0], ids[-1] = CLS, SEP
-        labels, masked = np.full(length, IGNORED), ids.copy()
+        labels, masked = np.full(length, IGNORE_INDEX), ids.copy()
         chosen = draw.choice(np.arange(1, length - 1), max(1, round(s.mlm_prob * (length - 2))), replace=False)
         labels[chosen], masked[chosen] = ids[chosen], MASK
         sample: dict[str, Any] = {"text_ids": ids, "text_ids_mlm": masked, "text_labels_mlm": labels}

@@ -15,13 +15,13 @@ from pathlib import Path
 
 import torch
 
+from vlmo.checkpoints.files import read
+from vlmo.checkpoints.loading import vlmo_names
+from vlmo.checkpoints.metadata import Metadata, incompatibilities, vocabulary_hash
+from vlmo.checkpoints.pretrained import describe, write_folder
 from vlmo.datasets.checks import read_answers_file
 from vlmo.datasets.text import load_tokenizer, vocabulary_of
-from vlmo.errors import VLMoError, tell
-from vlmo.modules.checkpoint import vlmo_names
-from vlmo.modules.checkpoint_file import read
-from vlmo.modules.metadata import Metadata, contradictions, vocabulary_hash
-from vlmo.modules.pretrained import describe, write_folder
+from vlmo.errors import VLMoError, print_error
 
 KINDS = {
     "vlmo": "VLMo",
@@ -120,7 +120,7 @@ def _completed(metadata: Metadata, path: str, answers: str | None, tokenizer: st
     """With the answers and words that are given, which may not contradict those that the file has."""
     labels = read_answers_file(Path(answers)) if answers else None
     words = vocabulary_of(load_tokenizer(tokenizer)) if tokenizer else None
-    problems = contradictions(metadata, labels, words, path)
+    problems = incompatibilities(metadata, labels, words, path)
     if labels and len(labels) > metadata.vqav2_label_size:
         problems.append(f"{answers}: has {len(labels)} answers, the model {metadata.vqav2_label_size}")
     if words and len(words) > metadata.vocab_size:
@@ -155,7 +155,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             convert(options.file, options.out, options.answers, options.tokenizer)
         print(show(options.file if options.command == "show" else options.out))
     except VLMoError as error:
-        return tell(error)
+        return print_error(error)
     return 0
 
 

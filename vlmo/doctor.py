@@ -23,8 +23,8 @@ from vlmo.errors import VLMoError
 from vlmo.files import existing_folder
 
 if TYPE_CHECKING:
+    from vlmo.checkpoints.files import Checkpoint
     from vlmo.modules import VLMo
-    from vlmo.modules.checkpoint_file import Checkpoint
     from vlmo.settings import Settings
 
 REQUIREMENTS = Path(__file__).parent.parent / "requirements.txt"
@@ -148,7 +148,7 @@ def resolve_leniently(words: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
             raise VLMoError(explain(error)) from error
 
 
-class Examination:
+class RunChecks:
     """The checks of one run, in the order in which the runner makes them."""
 
     def __init__(self, settings: "Settings") -> None:
@@ -166,9 +166,9 @@ class Examination:
         """Shapes only, no memory. Raises VLMoError as the model does."""
         import torch
 
+        from vlmo.checkpoints.metadata import options_of
         from vlmo.config import resolve
         from vlmo.modules import VLMo
-        from vlmo.modules.metadata import options_of
 
         # of what shapes the model alone, so that a mistake elsewhere does not keep it from being built
         with torch.device("meta"):
@@ -177,7 +177,7 @@ class Examination:
     @cached_property
     def loaded(self) -> "Checkpoint | None":
         """What `load_path` holds. Raises VLMoError if it is no checkpoint."""
-        from vlmo.modules import checkpoint
+        from vlmo.checkpoints import loading as checkpoint
 
         loaded = checkpoint.read(self.settings.load_path) if self.settings.load_path else None
         if loaded:
@@ -202,9 +202,9 @@ class Examination:
         yield f"{', '.join(self.datamodule.specs)} in {self.datamodule.root}: columns as needed"
 
     def split(self, name: str, split: str) -> Iterator[str]:
-        from vlmo.datasets.survey import survey
+        from vlmo.datasets.scan import scan_dataset
 
-        found = survey(self.datamodule.root, self.datamodule.specs[name], split)
+        found = scan_dataset(self.datamodule.root, self.datamodule.specs[name], split)
         self.texts[split] += found.texts
         if found.files:
             yield f"{name} {split}: {found}"
@@ -225,7 +225,7 @@ class Examination:
 
     def fit(self) -> Iterator[str]:
         """The model, and what it would take of the checkpoint."""
-        from vlmo.modules import checkpoint
+        from vlmo.checkpoints import loading as checkpoint
 
         yield f"{self.settings.model_arch}: {sum(p.numel() for p in self.model.parameters()) / 1e6:,.1f} M parameters"
         if self.loaded:
@@ -236,10 +236,10 @@ class Examination:
 
     def names(self) -> Iterator[str]:
         """The words, and the answers of VQA: are they those that the checkpoint was trained with?"""
-        from vlmo.training.names import names_in_use
+        from vlmo.training.label_names import resolve_label_names
 
         metadata = self.loaded.metadata if self.loaded else None
-        answers, vocabulary = names_in_use(self.settings, self.datamodule, metadata)
+        answers, vocabulary = resolve_label_names(self.settings, self.datamodule, metadata)
         yield (f"{len(vocabulary):,} words" if vocabulary else "no text") + (
             f", {len(answers):,} answers" if answers else ""
         )
@@ -253,7 +253,7 @@ class Examination:
             yield f"continues {path}"
 
     def disk(self) -> Iterator[str]:
-        from vlmo.training.disk import checkpoint_size, num_checkpoints
+        from vlmo.training.disk_usage import checkpoint_size, num_checkpoints
         from vlmo.training.runner import check_log_dir
 
         check_log_dir(self.settings)
@@ -312,7 +312,7 @@ def examine(words: Sequence[str]) -> int:
 
     checklist.look("options", options)
     if settings is not None:
-        for name, check in Examination(settings).checks():
+        for name, check in RunChecks(settings).checks():
             checklist.look(name, check)
     return checklist.conclude()
 

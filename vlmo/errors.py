@@ -20,7 +20,7 @@ class Stopped(Exception):
         self.status = 128 + signal_number
 
 
-def tell(message: object) -> int:
+def print_error(message: object) -> int:
     """Prints a mistake of the person's, each line as one error; returns the exit status of a command that meets it."""
     for line in str(message).splitlines():
         print(f"error: {line}", file=sys.stderr)

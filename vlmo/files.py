@@ -13,7 +13,7 @@ UNFINISHED = ".part"  # suffix of a file that is being written; what a killed pr
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[BinaryIO]:
+def atomic_write(path: Path) -> Iterator[BinaryIO]:
     """Opens `path` for writing; it appears, in place of an older one, when the block ends without an exception.
 
     Written beside it, synced to the disk, then renamed: a process killed at any moment leaves the older file or the

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-IGNORE = -100  # label of a position that does not count
+IGNORE_INDEX = -100  # label of a position that does not count
 
 
 class Mean(Metric):
@@ -53,7 +53,7 @@ class Accuracy(Mean):
 
     def update(self, predicted: Tensor, labels: Tensor) -> None:  # type: ignore[override]
         """predicted: (N, classes) logits, or (N,) classes; labels: (N,)"""
-        counted = labels != IGNORE
+        counted = labels != IGNORE_INDEX
         classes = predicted.argmax(-1) if predicted.ndim > labels.ndim else predicted
         self.add(((classes == labels) & counted).sum(), counted.sum())
 

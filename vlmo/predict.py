@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vlmo.errors import VLMoError, tell
+from vlmo.errors import VLMoError, print_error
 from vlmo.inference import AttentionMap, Predictor
 from vlmo.inference.records import Row, image_files, predict_rows, read_rows, write_jsonl, write_npz
 
@@ -251,7 +251,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return run(_parser().parse_args(arguments))
     except VLMoError as error:
-        return tell(error)
+        return print_error(error)
 
 
 if __name__ == "__main__":

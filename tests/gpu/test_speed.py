@@ -88,6 +88,6 @@ def test_a_step_does_not_wait_for_the_gpu():
     try:
         model.measures.update("train", outputs := model(batch))
         sum(output.loss for output in outputs.values()).backward()
-        model.measures.of_step()
+        model.measures.compute_step()
     finally:
         torch.cuda.set_sync_debug_mode("default")

@@ -11,7 +11,7 @@ import torch
 import run
 from tests import tables, tiny
 from vlmo.modules import VLMo
-from vlmo.modules.objectives.base import empty_batch
+from vlmo.tasks.base import empty_batch
 from vlmo.training.runner import run as run_here
 
 pytestmark = [

@@ -5,7 +5,7 @@ import torch
 
 from vlmo.errors import VLMoError
 from vlmo.modules import VLMo
-from vlmo.training import checkpoints
+from vlmo.training.checkpointing import checkpoints
 
 TEXT = "task_textmlm_base"
 SMALL = {"batch_size": 2, "per_gpu_batchsize": 2}  # 5 steps an epoch

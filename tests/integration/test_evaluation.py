@@ -171,7 +171,7 @@ def test_the_head_stays_with_a_model_that_is_fine_tuned_to_rank(place, micro, tm
 
 
 def test_every_question_has_an_answer_also_of_a_damaged_image(evaluate, place, tmp_path, monkeypatch):
-    monkeypatch.setattr("vlmo.training.callbacks.MAX_FAILED_SHARE", 0.2)  # 6 of 31 questions
+    monkeypatch.setattr("vlmo.training.callbacks.unreadable.MAX_FAILED_SHARE", 0.2)  # 6 of 31 questions
     write_vqa(tmp_path, damaged=(3, 6))
     _, whole = evaluate(VQA, "vqa", 1, 7)
     for world, size in ((1, 7), (3, 2)):

@@ -17,9 +17,10 @@ import pytest
 import torch
 
 from tests import tables
+from vlmo.checkpoints import loading as checkpoint
 from vlmo.errors import Stopped, VLMoError
-from vlmo.modules import VLMo, checkpoint
-from vlmo.training import checkpoint_io
+from vlmo.modules import VLMo
+from vlmo.training.checkpointing import atomic_io as checkpoint_io
 
 TEXT = "task_textmlm_base"
 OPTIONS = {"max_steps": 4, "checkpoint_every_n_steps": 1, "batch_size": 2, "per_gpu_batchsize": 2}  # 5 steps an epoch
@@ -53,7 +54,7 @@ def die_halfway(checkpoint, file):
 
 
 PHASES = {
-    "before writing": (checkpoint_io, "whole_file", die),
+    "before writing": (checkpoint_io, "atomic_write", die),
     "halfway": (checkpoint_io, "_save", die_halfway),
     "before it is on the disk": (os, "fsync", die),
     "before it has its name": (Path, "replace", die),

@@ -74,9 +74,9 @@ def test_stage_3_on_two_sets(stage3):
     logged = {tag for row in stage3.rows for tag in row}
     assert {"itc/train/loss", "itc/train/i2t_accuracy", "itc/train/logit_scale", "itc/train/logit_vl_scale"} <= logged
     assert {"itm/train/loss", "itm/train/accuracy", "mlm/train/accuracy", "mlm/train/loss_epoch"} <= logged
-    headline = (stage3.metrics["itc/val/i2t_accuracy"] + stage3.metrics["itc/val/t2i_accuracy"]) / 2
-    headline += stage3.metrics["itm/val/accuracy"] + stage3.metrics["mlm/val/accuracy"]
-    assert stage3.metrics["val/the_metric"] == pytest.approx(headline, rel=1e-5)
+    primary_metrics = (stage3.metrics["itc/val/i2t_accuracy"] + stage3.metrics["itc/val/t2i_accuracy"]) / 2
+    primary_metrics += stage3.metrics["itm/val/accuracy"] + stage3.metrics["mlm/val/accuracy"]
+    assert stage3.metrics["val/the_metric"] == pytest.approx(primary_metrics, rel=1e-5)
 
 
 def test_vqa(vqa, go, tmp_path):

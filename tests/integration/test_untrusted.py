@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from hypothesis.configuration import set_hypothesis_home_dir
 
 from tests import tables
+from vlmo.checkpoints import loading as checkpoint
 from vlmo.config import resolve
 from vlmo.datamodules.collate import Collator
 from vlmo.datasets import DATASETS
@@ -26,9 +27,8 @@ from vlmo.datasets.checks import check_tables, read_answers
 from vlmo.datasets.image import UndecodableImage, decode_image
 from vlmo.datasets.text import TokenMasker, load_tokenizer
 from vlmo.errors import VLMoError
-from vlmo.modules import checkpoint
 from vlmo.settings import Settings
-from vlmo.training.checkpoints import newest_intact
+from vlmo.training.checkpointing.checkpoints import newest_intact
 from vlmo.transforms import keys_to_transforms
 from vlmo.utils import write_own_captions, write_own_vqa
 

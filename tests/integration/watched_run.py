@@ -8,7 +8,7 @@ import logging
 import sys
 from pathlib import Path
 
-from vlmo.errors import Stopped, VLMoError, tell
+from vlmo.errors import Stopped, VLMoError, print_error
 from vlmo.modules import VLMo
 from vlmo.training.runner import run
 
@@ -29,7 +29,7 @@ def main(config, listing, *broken):
     try:
         run(json.loads(Path(config).read_text()))
     except VLMoError as error:
-        return tell(error)
+        return print_error(error)
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
         return stopped.status

@@ -10,9 +10,9 @@ import torch
 
 from tests.conftest import GOLDENS
 from tests.goldens import recipe
-from vlmo.modules.checkpoint import adapt
-from vlmo.modules.checkpoint_file import Checkpoint, recognise
-from vlmo.modules.relative_position import resize_absolute_position_embedding, resize_relative_position_bias_table
+from vlmo.checkpoints.files import Checkpoint, recognise
+from vlmo.checkpoints.loading import adapt
+from vlmo.modules.positions import resize_absolute_position_embedding, resize_relative_position_bias_table
 
 MANIFEST = json.loads((GOLDENS / "state_dict_manifest.json").read_text())
 RECORDED = json.loads((GOLDENS / "checkpoint_adaptation.json").read_text())

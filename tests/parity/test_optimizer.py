@@ -7,7 +7,8 @@ import torch
 
 from tests.conftest import GOLDENS
 from vlmo.config import resolve
-from vlmo.modules import VLMo, optim
+from vlmo.modules import VLMo
+from vlmo.training import optimizer as optim
 
 RECORDED = json.loads((GOLDENS / "optimizer.json").read_text())
 

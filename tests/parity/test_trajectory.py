@@ -6,7 +6,7 @@ import pytest
 
 from tests.conftest import GOLDENS
 from tests.parity import models
-from vlmo.modules import optim
+from vlmo.training import optimizer as optim
 
 RECORDED = json.loads((GOLDENS / "trajectory.json").read_text())
 

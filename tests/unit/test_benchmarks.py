@@ -10,8 +10,9 @@ from benchmarks.reference import Reference, adamw_step
 from benchmarks.step import hardest
 from tests import tiny
 from tests.unit.modules.test_attention import plain
-from vlmo.modules import attention, optim
-from vlmo.modules.objectives import itm
+from vlmo.modules import attention
+from vlmo.tasks import itm
+from vlmo.training import optimizer as optim
 
 TASKS = (
     "task_mlm_itm_itc_base",

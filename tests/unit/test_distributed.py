@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from PIL import Image
 
 from tests.processes import in_processes
-from vlmo import distributed
+from vlmo.distributed import collectives as distributed
+from vlmo.distributed.wire_format import from_bytes, pack_texts, to_bytes, unpack_texts
 from vlmo.metrics import Mean
-from vlmo.modules.objectives.itc import contrast
-from vlmo.modules.packing import from_bytes, pack_texts, to_bytes, unpack_texts
+from vlmo.tasks.itc import contrast
 from vlmo.transforms.square import to_tensor
 
 WORLD = 2
@@ -23,7 +23,7 @@ SCALE = torch.tensor(1.0)
 def test_one_process():
     rows = torch.ones(2, 3, requires_grad=True)
     assert (distributed.rank(), distributed.world_size()) == (0, 1)
-    assert distributed.gather_own_first(rows) is rows
+    assert distributed.all_gather_rows(rows) is rows
     picked = distributed.fetch_rows(torch.arange(4), torch.tensor([3, 0, 3]), [4], to_bytes, from_bytes)
     assert torch.equal(picked, torch.tensor([3, 0, 3]))
 
@@ -70,9 +70,9 @@ def work(rank: int) -> dict[str, Any]:
     with travelling() as kinds:
         result = {
             "place": (distributed.rank(), distributed.world_size()),
-            "images": distributed.gather_own_first(images),
-            "texts": distributed.gather_own_first(texts()[rank]),
-            "stacked": distributed.gather_own_first(torch.stack([texts()[rank]] * 2, dim=1)),
+            "images": distributed.all_gather_rows(images),
+            "texts": distributed.all_gather_rows(texts()[rank]),
+            "stacked": distributed.all_gather_rows(torch.stack([texts()[rank]] * 2, dim=1)),
             "fetched bytes": fetch(numbered(6)[own], wanted),
             "nothing fetched": fetch(numbered(6)[own], wanted[: 2 * rank]),
             "fetched floats": fetch(images, wanted),
@@ -82,8 +82,8 @@ def work(rank: int) -> dict[str, Any]:
             "exact": contrast_and_gradients(rank, exact=True),
             "mean": mean.compute(),
         }
-    with distributed.alone():
-        result["alone"] = distributed.gather_own_first(images)
+    with distributed.single_process():
+        result["alone"] = distributed.all_gather_rows(images)
     return result | {"kinds": kinds}
 
 

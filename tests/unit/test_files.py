@@ -2,12 +2,12 @@
 
 import pytest
 
-from vlmo.files import append_lines, whole_file
+from vlmo.files import append_lines, atomic_write
 
 
 def test_a_file_appears_at_the_end(tmp_path):
     path = tmp_path / "new" / "file"
-    with whole_file(path) as file:
+    with atomic_write(path) as file:
         file.write(b"content")
         assert not path.exists()
     assert path.read_bytes() == b"content"
@@ -17,7 +17,7 @@ def test_a_file_appears_at_the_end(tmp_path):
 def test_what_fails_leaves_the_older_one(tmp_path):
     path = tmp_path / "file"
     path.write_bytes(b"older")
-    with pytest.raises(KeyError), whole_file(path) as file:
+    with pytest.raises(KeyError), atomic_write(path) as file:
         file.write(b"half of")
         raise KeyError
     assert path.read_bytes() == b"older"

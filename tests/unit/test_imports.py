@@ -25,7 +25,7 @@ LEVELS = {
     1: ("config",),
     2: ("settings",),
     3: ("transforms",),
-    4: ("datasets", "modules"),
+    4: ("datasets", "modules", "tasks", "checkpoints"),
     5: ("datamodules", "evaluation", "utils"),
     6: ("training", "inference"),
 }

@@ -12,7 +12,7 @@ from tests.tables import VOCABULARY, encoded, picture
 from vlmo.datamodules.collate import Collator
 from vlmo.errors import VLMoError
 from vlmo.inference import InputError, Predictor
-from vlmo.inference.attention import attention_weights
+from vlmo.inference.attention_maps import attention_weights
 from vlmo.inference.inputs import load_image
 from vlmo.modules.multiway_transformer import ARCHITECTURES
 from vlmo.transforms import square_transform
@@ -137,8 +137,8 @@ def test_fill_mask(pairs):
     values, ids = expected[1, 5].topk(3)  # [CLS] the [MASK] runs on [MASK]
     assert [guess.text for guess in found[1][1]] == [WORDS[i] for i in ids]
     close([guess.score for guess in found[1][1]], values)
-    alone = pairs.fill_mask(texts[0])
-    assert len(alone) == 1 and len(alone[0]) == 5 and alone[0] != found[0][0]
+    single_process = pairs.fill_mask(texts[0])
+    assert len(single_process) == 1 and len(single_process[0]) == 5 and single_process[0] != found[0][0]
     with pytest.raises(InputError, match="has no .MASK. among its first 24 tokens"):
         pairs.fill_mask(["a [MASK]", "cat " * 30 + "[MASK]"])
 

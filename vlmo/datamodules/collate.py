@@ -9,7 +9,7 @@ from torch.utils.data import default_collate
 
 from vlmo.datasets import Skipped
 
-IGNORED = -100  # label of positions that are not predicted
+IGNORE_INDEX = -100  # label of positions that are not predicted
 
 
 class Collator:
@@ -40,7 +40,7 @@ class Collator:
             lengths = torch.tensor([len(sample["text_ids"]) for sample in kept])
             batch["text_masks"] = (torch.arange(batch["text_ids"].shape[1]) < lengths[:, None]).long()
         if "text_ids_mlm" in batch:
-            batch["text_labels"] = torch.full_like(batch["text_ids"], IGNORED)
+            batch["text_labels"] = torch.full_like(batch["text_ids"], IGNORE_INDEX)
         skipped = [sample for sample in samples if isinstance(sample, Skipped)]
         targets = [sample.targets for sample in skipped]
         return batch | {"skipped": [sample.reason for sample in skipped], "skipped_targets": targets}
@@ -52,7 +52,7 @@ class Collator:
             case "text_ids" | "text_ids_mlm":
                 return self._pad_text(values, self.pad_id)
             case "text_labels_mlm":
-                return self._pad_text(values, IGNORED)
+                return self._pad_text(values, IGNORE_INDEX)
             case "vqa_labels":
                 return _pad(values, -1, max(map(len, values)), torch.int64)
             case "vqa_scores":

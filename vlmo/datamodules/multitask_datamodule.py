@@ -22,7 +22,7 @@ from vlmo.datasets.checks import answers_in_tables, check_tables, read_answers, 
 from vlmo.datasets.masked_images import PatchMasker
 from vlmo.datasets.text import TokenMasker, load_tokenizer
 from vlmo.datasets.vqa_dataset import VQADataset
-from vlmo.distributed import rank, world_size
+from vlmo.distributed.collectives import rank, world_size
 from vlmo.errors import VLMoError
 from vlmo.modules.image_tokenizer import DalleEncoder
 from vlmo.settings import PATCH_SIZE, Settings

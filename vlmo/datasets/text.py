@@ -12,7 +12,7 @@ from vlmo.errors import VLMoError
 if TYPE_CHECKING:
     from transformers import BertTokenizer
 
-IGNORED = -100  # the label of a token that is not predicted
+IGNORE_INDEX = -100  # the label of a token that is not predicted
 VOCAB_FILES = ("vocab.txt", "tokenizer.json")
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
@@ -132,7 +132,7 @@ class TokenMasker:
             chosen = candidates[self._draw_words(ids[candidates], generator)]
         else:
             chosen = candidates[generator.random(len(candidates)) < self.mlm_prob]
-        labels = np.full_like(ids, IGNORED)
+        labels = np.full_like(ids, IGNORE_INDEX)
         labels[chosen] = ids[chosen]
         masked = ids.copy()
         fate = generator.random(len(chosen))

@@ -8,8 +8,8 @@ import logging
 import sys
 from pathlib import Path
 
-from vlmo.demo.tour import tour
-from vlmo.errors import VLMoError, tell
+from vlmo.demo.run_demo import tour
+from vlmo.errors import VLMoError, print_error
 
 
 def main() -> int:
@@ -22,7 +22,7 @@ def main() -> int:
     try:
         tour(arguments.out, arguments.seed, arguments.quick)
     except VLMoError as error:
-        return tell(error)
+        return print_error(error)
     return 0
 
 

@@ -6,7 +6,7 @@ from functools import cache
 
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
-from vlmo.demo.world import PICTURE_SIZE, QUARTER, Scene, Thing
+from vlmo.demo.scenes import PICTURE_SIZE, QUARTER, Scene, Thing
 
 ZOOM = 4  # everything is drawn this much larger and reduced, which smooths the edges
 RADIUS = 12.5  # pixels from the middle of a thing to its rim

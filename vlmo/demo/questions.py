@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from vlmo.demo.scenes import COLORS, GROUNDS, SHAPES, Scene, Thing
 from vlmo.demo.texts import NUMBERS
-from vlmo.demo.world import COLORS, GROUNDS, SHAPES, Scene, Thing
 
 Asked = tuple[str, str, Sequence[str]]  # question, answer, answers that people may confuse it with
 

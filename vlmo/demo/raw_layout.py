@@ -9,9 +9,9 @@ from typing import Any
 
 from vlmo.demo.drawing import box, picture
 from vlmo.demo.questions import questions
+from vlmo.demo.scenes import PICTURE_SIZE, Scene, Thing, World
 from vlmo.demo.statements import statement_set
 from vlmo.demo.texts import captions, regions, sentences
-from vlmo.demo.world import PICTURE_SIZE, Scene, Thing, World
 
 REGIONS = 4  # described in a picture of vg
 JPEG = {"format": "JPEG", "quality": 92, "subsampling": 0}

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 
-from vlmo.demo.world import COLORS, GROUNDS, SHAPES, Scene, World
+from vlmo.demo.scenes import COLORS, GROUNDS, SHAPES, Scene, World
 
 PAIRS = 4  # in a set; every statement of the set is used with each of them
 

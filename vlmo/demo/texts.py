@@ -6,7 +6,7 @@ Captions have at most 14 words and marks, so that with [CLS] and [SEP] they fit 
 import random
 from collections.abc import Sequence
 
-from vlmo.demo.world import PLACES, Scene, Thing, World
+from vlmo.demo.scenes import PLACES, Scene, Thing, World
 
 NUMBERS = ("no", "one", "two", "three", "four")
 OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vlmo.distributed import sum_over_processes
+from vlmo.distributed.collectives import sum_over_processes
 from vlmo.evaluation import retrieval
 from vlmo.evaluation.retrieval import Autocast, Encoded, num_ahead, own_chunks, to_device
 from vlmo.modules import VLMo

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from vlmo.distributed import gather_own_first, rank, sum_over_processes, world_size
+from vlmo.distributed.collectives import all_gather_rows, rank, sum_over_processes, world_size
 from vlmo.metrics import recall_at_k
 from vlmo.modules import VLMo
 
@@ -51,8 +51,8 @@ def encode(model: VLMo, loader: Iterable[dict[str, Any]], side: str, autocast: A
             encoded = infer(batch, vl_branch=False)
         features.append(encoded["cls_feats"].float())
         numbers.append(torch.stack([batch["raw_index"], batch["img_index"]], dim=1))
-    all_features = gather_own_first(torch.cat(features))
-    number, owner = gather_own_first(torch.cat(numbers)).unbind(1)
+    all_features = all_gather_rows(torch.cat(features))
+    number, owner = all_gather_rows(torch.cat(numbers)).unbind(1)
     skipped = int(sum_over_processes(torch.tensor(skipped, device=model.device)))
     if skipped and rank() == 0:
         log.warning(f"{skipped} images cannot be decoded: their texts count as not found")

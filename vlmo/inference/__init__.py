@@ -1,7 +1,7 @@
 """Using a trained model: `from vlmo.inference import Predictor`."""
 
-from vlmo.inference.attention import AttentionMap
+from vlmo.inference.attention_maps import AttentionMap
 from vlmo.inference.inputs import InputError
-from vlmo.inference.predictor import Guess, Predictor, Ranking
+from vlmo.inference.predictor import Prediction, Predictor, Ranking
 
-__all__ = ["AttentionMap", "Guess", "InputError", "Predictor", "Ranking"]
+__all__ = ["AttentionMap", "Prediction", "InputError", "Predictor", "Ranking"]

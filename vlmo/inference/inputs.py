@@ -8,12 +8,12 @@ import numpy as np
 import torch
 from PIL import Image
 
+from vlmo.checkpoints.metadata import incompatibilities
 from vlmo.datasets.checks import read_answers_file
 from vlmo.datasets.image import UndecodableImage, decode_image, to_upright_rgb
 from vlmo.datasets.text import load_tokenizer, tokenizer_of, vocabulary_of
 from vlmo.errors import VLMoError
 from vlmo.modules import VLMo
-from vlmo.modules.metadata import contradictions
 
 if TYPE_CHECKING:
     from transformers import BertTokenizer
@@ -77,7 +77,7 @@ def choose_tokenizer(model: VLMo, name_or_path: str | Path | None) -> "BertToken
     if name_or_path is None and model.vocabulary:
         return tokenizer_of(model.vocabulary)
     tokenizer = load_tokenizer(name_or_path or model.settings.tokenizer)
-    problems = contradictions(model.metadata, None, vocabulary_of(tokenizer), "this checkpoint")
+    problems = incompatibilities(model.metadata, None, vocabulary_of(tokenizer), "this checkpoint")
     if len(tokenizer) > model.settings.vocab_size:
         problems.append(
             f"tokenizer: has {len(tokenizer)} words, the model {model.settings.vocab_size}; give the model's"
@@ -100,7 +100,7 @@ def choose_answers(model: VLMo, answers: Sequence[str] | str | Path | None) -> l
         return model.answers
     if isinstance(answers, str | Path):
         answers = read_answers_file(Path(answers).expanduser())
-    problems = contradictions(model.metadata, answers, None, "this checkpoint")
+    problems = incompatibilities(model.metadata, answers, None, "this checkpoint")
     if problems:
         raise VLMoError("\n".join(problems))
     return list(answers)

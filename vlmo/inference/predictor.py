@@ -13,7 +13,7 @@ from torch import Tensor
 from vlmo.datamodules.collate import Collator
 from vlmo.datasets.text import tokenize, vocabulary_of
 from vlmo.errors import VLMoError
-from vlmo.inference.attention import AttentionMap, text_to_patches
+from vlmo.inference.attention_maps import AttentionMap, text_to_patches
 from vlmo.inference.inputs import InputError, choose_answers, choose_tokenizer, load_image
 from vlmo.modules import VLMo
 from vlmo.transforms import square_transform
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 READERS = 4  # threads that decode and resize images
 
 
-class Guess(NamedTuple):
+class Prediction(NamedTuple):
     """An answer, a word or a class, and how sure the model is of it, in [0, 1]."""
 
     text: str
@@ -199,7 +199,7 @@ class Predictor:
 
     def classify(
         self, images: Sequence[Any], class_names: Sequence[str], templates: Sequence[str] = ("a photo of a {}.",)
-    ) -> list[list[Guess]]:
+    ) -> list[list[Prediction]]:
         """Zero-shot: for each image all classes, best first, by its likeness to the mean feature of their sentences.
 
         Args:
@@ -268,6 +268,6 @@ def _one_or_many(results: list[Any], *given: Any) -> Any:
     return results if any(map(_is_many, given)) else results[0]
 
 
-def _best(scores: Tensor, names: Sequence[str], top_k: int) -> list[Guess]:
+def _best(scores: Tensor, names: Sequence[str], top_k: int) -> list[Prediction]:
     values, numbers = scores.topk(min(top_k, len(scores)))
-    return [Guess(names[i], value) for i, value in zip(numbers.tolist(), values.tolist(), strict=True)]
+    return [Prediction(names[i], value) for i, value in zip(numbers.tolist(), values.tolist(), strict=True)]

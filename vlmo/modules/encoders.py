@@ -6,13 +6,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vlmo.checkpoints.pretrained import PretrainedModule
 from vlmo.errors import VLMoError
 from vlmo.modules.attention import first_positions
-from vlmo.modules.attention_masks import AttentionMasks
+from vlmo.modules.embeddings import TextEmbeddings
 from vlmo.modules.heads import ITCHead, Pooler
+from vlmo.modules.masks import AttentionMasks
 from vlmo.modules.multiway_transformer import MultiWayTransformer
-from vlmo.modules.pretrained import PretrainedModule
-from vlmo.modules.text_embeddings import TextEmbeddings
 
 Batch = Mapping[str, Any]
 Features = dict[str, Any]

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vlmo.checkpoints.files import read_pickled_module
 from vlmo.errors import VLMoError
-from vlmo.modules.checkpoint_file import read_pickled_module
 
 NUM_CODES = 8192  # of the published tokenizer
 GROUPS = 4

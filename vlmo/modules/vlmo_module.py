@@ -11,23 +11,23 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from vlmo.distributed import alone, world_size
-from vlmo.modules import optim
-from vlmo.modules.attention_masks import AttentionMasks
+from vlmo.checkpoints.files import Checkpoint
+from vlmo.distributed.collectives import single_process, world_size
 from vlmo.modules.block import Modality
-from vlmo.modules.checkpoint_file import Checkpoint
-from vlmo.modules.contrast_cache import ContrastCache
+from vlmo.modules.embeddings import TextEmbeddings
 from vlmo.modules.encoders import Batch, Encoders
 from vlmo.modules.heads import ITMHead, MLMHead, Pooler, init_head
-from vlmo.modules.measures import Measures
+from vlmo.modules.masks import AttentionMasks
 from vlmo.modules.multiway_transformer import ARCHITECTURES, build_transformer
-from vlmo.modules.objectives import ObjectiveOutput, get_objectives, num_samples, objective_names
-from vlmo.modules.objectives.base import compute_all, empty_batch
-from vlmo.modules.objectives.mlm import locate_masked_words
-from vlmo.modules.reach import unreached
-from vlmo.modules.relative_position import num_table_rows
-from vlmo.modules.text_embeddings import TextEmbeddings
+from vlmo.modules.positions import num_table_rows
 from vlmo.settings import Settings
+from vlmo.tasks import ObjectiveOutput, get_objectives, num_samples, objective_names
+from vlmo.tasks.base import compute_all, empty_batch
+from vlmo.tasks.mlm import locate_masked_words
+from vlmo.training import optimizer as optim
+from vlmo.training.contrast_cache import ContrastCache
+from vlmo.training.metrics import Metrics
+from vlmo.training.unused_parameters import unused_parameters
 
 # What stage 2 trains, by substring of the name; the shared attention and the vision experts keep what stage 1 learnt
 # (paper: section 3.3).
@@ -107,7 +107,7 @@ class VLMo(Encoders):
                 parameter.requires_grad_(any(part in name for part in STAGE2_TRAINS))
 
         self.contrast_cache = ContrastCache(self, settings.per_gpu_batchsize) if settings.contrast_cache else None
-        self.measures = Measures(self.objectives)
+        self.measures = Metrics(self.objectives)
 
     def _add_text_and_pairs(self, settings: Settings, dim: int) -> None:
         """What stage 1 has no use for: so its files hold what BEiT's hold, whatever the tokenizer later is."""
@@ -183,7 +183,7 @@ class VLMo(Encoders):
         if phase == "train" and self.contrast_cache:
             outputs = self.contrast_cache.first_pass(batch)
         else:
-            with nullcontext() if phase == "train" else alone():
+            with nullcontext() if phase == "train" else single_process():
                 outputs = self(batch)
         size = num_samples(batch)
         if size:  # (a process without samples only takes part in the exchanges)
@@ -212,7 +212,7 @@ class VLMo(Encoders):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Logs what the step measured: over all its passes, on all processes."""
-        self.log_dict(self.measures.of_step())
+        self.log_dict(self.measures.compute_step())
 
     def on_train_epoch_end(self) -> None:
         self._log_epoch("train")
@@ -226,13 +226,13 @@ class VLMo(Encoders):
 
     def _log_epoch(self, phase: str) -> None:
         """Logs every metric that was updated as `{objective}/{phase}/{key}_epoch`, and `{phase}/the_metric`."""
-        values = self.measures.of_epoch(phase)
+        values = self.measures.compute_epoch(phase)
         for (name, key), value in values.items():
             tag = f"{name}/{key}" if "/" in key else f"{name}/{phase}/{key}"
             self.log(f"{tag}_epoch", value)
             if phase != "train":
                 self.log(tag, value)
-        heads = [[values[o.name, key] for key in o.headline if (o.name, key) in values] for o in self.objectives]
+        heads = [[values[o.name, key] for key in o.primary_metrics if (o.name, key) in values] for o in self.objectives]
         scores = [float(torch.stack(found).mean()) for found in heads if found]
         if phase != "train" and self.retrieval_recall is not None:
             scores.append(self.retrieval_recall)
@@ -241,7 +241,7 @@ class VLMo(Encoders):
 
     def trained_parameters(self) -> list[tuple[str, nn.Parameter]]:
         """Names and values of what the optimizer updates: neither frozen nor out of every objective's reach."""
-        never = unreached(self)
+        never = unused_parameters(self)
         return [(name, p) for name, p in self.named_parameters() if p.requires_grad and name not in never]
 
     def configure_optimizers(self) -> Any:

@@ -56,7 +56,7 @@ class OpenMPIEnvironment(ClusterEnvironment):
 
 
 @dataclass(frozen=True)
-class Started:
+class LaunchedProcesses:
     """What a launcher has started.
 
     Attributes:
@@ -96,7 +96,7 @@ def choose_cluster(settings: Settings) -> ClusterEnvironment | None:
     return LightningEnvironment() if "SLURM_NTASKS" in variables else None
 
 
-def _started() -> Started | None:
+def _started() -> LaunchedProcesses | None:
     def number(name: str) -> int:
         return int(os.environ.get(name) or 0)
 
@@ -104,23 +104,25 @@ def _started() -> Started | None:
     if TorchElasticEnvironment.detect():
         remedy = "torchrun --nnodes {nodes} --nproc_per_node {devices}"
         environment: ClusterEnvironment = TorchElasticEnvironment()
-        return Started("torchrun", environment, number("WORLD_SIZE"), number("LOCAL_WORLD_SIZE"), remedy)
+        return LaunchedProcesses("torchrun", environment, number("WORLD_SIZE"), number("LOCAL_WORLD_SIZE"), remedy)
     if OpenMPIEnvironment.detect():
         sizes = number("OMPI_COMM_WORLD_SIZE"), number("OMPI_COMM_WORLD_LOCAL_SIZE")
         if sizes[0] > sizes[1] and "MASTER_ADDR" not in os.environ:
             raise VLMoError("mpirun over several nodes: say where they meet, mpirun -x MASTER_ADDR=<first node> ...")
-        return Started("mpirun", OpenMPIEnvironment(), *sizes, "mpirun -np {all} --map-by ppr:{devices}:node")
+        return LaunchedProcesses("mpirun", OpenMPIEnvironment(), *sizes, "mpirun -np {all} --map-by ppr:{devices}:node")
     if "SLURM_STEP_NUM_TASKS" in os.environ and os.environ.get("SLURM_JOB_NAME") not in INTERACTIVE_JOBS:
         tasks = number("SLURM_STEP_NUM_TASKS")
         remedy = "srun --nodes {nodes} --ntasks-per-node {devices}"
         if tasks > 1 and not number("SLURM_NTASKS_PER_NODE"):
             raise VLMoError(f"srun has started {tasks} tasks: give it --ntasks-per-node too, which says where they are")
         # its own answer to SLURM's signals saves in the middle of a step, into the working directory (see signals.py)
-        return Started("srun", SLURMEnvironment(auto_requeue=False), tasks, number("SLURM_NTASKS_PER_NODE"), remedy)
+        return LaunchedProcesses(
+            "srun", SLURMEnvironment(auto_requeue=False), tasks, number("SLURM_NTASKS_PER_NODE"), remedy
+        )
     return None
 
 
-def _compare(started: Started, settings: Settings) -> None:
+def _compare(started: LaunchedProcesses, settings: Settings) -> None:
     devices, nodes = settings.devices, settings.num_nodes
     if started.total == devices * nodes and started.per_node in (devices, 0):
         return

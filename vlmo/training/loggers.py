@@ -11,7 +11,7 @@ from vlmo.settings import Settings
 log = logging.getLogger(__name__)
 
 
-class _Patient:
+class _IgnoreWriteErrors:
     """For a Lightning logger: reports what cannot be written, once until it can be again."""
 
     _failed = False
@@ -30,14 +30,14 @@ class _Patient:
             self._failed = True
 
 
-class CSV(_Patient, CSVLogger):
+class CSV(_IgnoreWriteErrors, CSVLogger):
     """metrics.csv; rows that could not be written stay in memory and come with the next."""
 
     def save(self) -> None:
         self._try(super().save)
 
 
-class TensorBoard(_Patient, TensorBoardLogger):
+class TensorBoard(_IgnoreWriteErrors, TensorBoardLogger):
     """Event files; after a failure a new one is begun, as the writer of the old one has ended."""
 
     def log_metrics(self, *arguments: Any, **named: Any) -> None:

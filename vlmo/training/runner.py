@@ -17,30 +17,31 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback, LearningRateMonitor
 
+from vlmo.checkpoints import loading as checkpoint
 from vlmo.datamodules.multitask_datamodule import MTDataModule
 from vlmo.datasets import DATASETS
 from vlmo.errors import VLMoError
-from vlmo.files import existing_folder, whole_file
-from vlmo.modules import VLMo, checkpoint
+from vlmo.files import atomic_write, existing_folder
+from vlmo.modules import VLMo
 from vlmo.modules.multiway_transformer import ARCHITECTURES
-from vlmo.modules.objectives import objective_names
 from vlmo.settings import Settings
-from vlmo.training.callbacks import UnreadableImages
-from vlmo.training.checkpoints import Checkpoints, newest_intact
-from vlmo.training.console import console_callbacks, summary
+from vlmo.tasks import objective_names
+from vlmo.training.callbacks.console import console_callbacks, summary
+from vlmo.training.callbacks.nonfinite import NonFinite
+from vlmo.training.callbacks.predictions import NLVR2Predictions, VQAPredictions
+from vlmo.training.callbacks.process_watchdog import ProcessWatchdog, explain
+from vlmo.training.callbacks.profile import StepProfile
+from vlmo.training.callbacks.retrieval import RetrievalEvaluation
+from vlmo.training.callbacks.signals import StopSignals
+from vlmo.training.callbacks.unreadable import UnreadableImages
+from vlmo.training.checkpointing.checkpoints import Checkpoints, newest_intact
+from vlmo.training.checkpointing.resume import Resume
 from vlmo.training.environment import Environment, choose_environment
-from vlmo.training.failures import explain_failures
+from vlmo.training.error_translation import explain_failures
+from vlmo.training.label_names import resolve_label_names
 from vlmo.training.loggers import build_loggers
-from vlmo.training.names import names_in_use
-from vlmo.training.nonfinite import NonFinite
-from vlmo.training.predictions import NLVR2Predictions, VQAPredictions
-from vlmo.training.profile import StepProfile
 from vlmo.training.results import results
-from vlmo.training.resume import Resume
-from vlmo.training.retrieval import RetrievalEvaluation
-from vlmo.training.signals import StopSignals
 from vlmo.training.strategy import ShardedBlocks, build_strategy
-from vlmo.training.watch import ProcessWatch, explain
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +71,7 @@ def run(config: Mapping[str, Any]) -> dict[str, float]:
     loaded = checkpoint.read(settings.load_path) if settings.load_path else None
     if loaded:
         checkpoint.refuse_foreign(loaded)
-    answers, vocabulary = names_in_use(settings, datamodule, loaded.metadata if loaded else None)
+    answers, vocabulary = resolve_label_names(settings, datamodule, loaded.metadata if loaded else None)
     resume = resume_path(settings)
     check_log_dir(settings)
 
@@ -191,7 +192,7 @@ def build_trainer(
 
 
 def _callbacks(settings: Settings, datamodule: MTDataModule, answers: list[str] | None) -> list[Callback]:
-    callbacks: list[Callback] = [ProcessWatch(), UnreadableImages(), NonFinite(settings.max_nonfinite)]
+    callbacks: list[Callback] = [ProcessWatchdog(), UnreadableImages(), NonFinite(settings.max_nonfinite)]
     if settings.get_recall_metric:
         callbacks.append(RetrievalEvaluation(rerank=settings.k_test if settings.get_recall_rerank_metric else 0))
     if settings.test_only and not settings.fast_dev_run:
@@ -258,7 +259,7 @@ def check_log_dir(settings: Settings) -> None:
 def _save_settings(settings: Settings, trainer: pl.Trainer) -> None:
     """The resolved settings as JSON beside the checkpoints."""
     if trainer.is_global_zero and trainer.logger:
-        with whole_file(Path(str(trainer.logger.log_dir)) / "settings.json") as file:
+        with atomic_write(Path(str(trainer.logger.log_dir)) / "settings.json") as file:
             file.write((json.dumps(settings.model_dump(mode="json"), indent=2) + "\n").encode())
 
 

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from vlmo.modules import VLMo
 from vlmo.modules.block import Block
-from vlmo.modules.reach import leave_to_each_process, unreached
+from vlmo.training.unused_parameters import exclude_from_ddp, unused_parameters
 
 
-class StaticDDP(DDPStrategy):
+class StaticGraphDDP(DDPStrategy):
     """For fairscale's checkpoints, which run a backward pass of their own within the backward pass.
 
     A weight that several passes share is then ready more than once, which DDP expects of a static graph alone; and a
@@ -39,7 +39,7 @@ class ShardedBlocks(FSDPStrategy):
         super().__init__(auto_wrap_policy={Block}, state_dict_type="full", ignored_states=_unreached(model), **options)
 
 
-class ForSharding(Callback):
+class PrepareForSharding(Callback):
     """Makes the model one that FSDP and DeepSpeed take.
 
     Neither takes a weight without dimensions: the contrast's temperatures have one here, and in files none as ever.
@@ -66,16 +66,16 @@ class ForSharding(Callback):
 
 
 def _unreached(model: VLMo) -> list[nn.Parameter]:
-    names = unreached(model)
+    names = unused_parameters(model)
     return [parameter for name, parameter in model.named_parameters() if name in names]
 
 
 def build_strategy(name: str, model: VLMo) -> tuple[Strategy | str, list[Callback]]:
     """What Lightning's Trainer takes as its strategy, and the callbacks that the strategy needs."""
-    leave_to_each_process(model)
+    exclude_from_ddp(model)
     if name == "ddp":
         offload = model.settings.activation_checkpointing == "offload"
-        return StaticDDP() if offload else DDPStrategy(gradient_as_bucket_view=True), []
+        return StaticGraphDDP() if offload else DDPStrategy(gradient_as_bucket_view=True), []
     if name in ("fsdp", "fsdp_cpu_offload"):
-        return ShardedBlocks(model, cpu_offload=name == "fsdp_cpu_offload"), [ForSharding()]
-    return name, [ForSharding()] if name.startswith("deepspeed") else []
+        return ShardedBlocks(model, cpu_offload=name == "fsdp_cpu_offload"), [PrepareForSharding()]
+    return name, [PrepareForSharding()] if name.startswith("deepspeed") else []

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Sequence
 from types import ModuleType
 
-from vlmo.errors import VLMoError, tell
+from vlmo.errors import VLMoError, print_error
 from vlmo.utils import (
     write_coco_karpathy,
     write_conceptual_caption,
@@ -76,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         make_arrow(options.pop("root"), options.pop("out"), **options)
     except VLMoError as error:
-        return tell(error)
+        return print_error(error)
     except KeyboardInterrupt:
         print("interrupted: nothing was written", file=sys.stderr)
         return 128 + signal.SIGINT

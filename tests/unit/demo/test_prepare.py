@@ -13,7 +13,7 @@ import pytest
 from vlmo.datasets.text import load_tokenizer
 from vlmo.demo.prepare import SPECIAL_TOKENS, Prepared, prepare, train_vocabulary
 from vlmo.demo.raw_layout import Sizes, write_raw
-from vlmo.demo.world import PICTURE_SIZE
+from vlmo.demo.scenes import PICTURE_SIZE
 
 SIZES = Sizes.quick()
 

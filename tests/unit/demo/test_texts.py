@@ -5,9 +5,9 @@ import re
 from collections import Counter
 
 from vlmo.demo.questions import KINDS, questions
+from vlmo.demo.scenes import COLORS, GROUNDS, PLACES, SHAPES, Scene, World
 from vlmo.demo.statements import PAIRS, statement_set
 from vlmo.demo.texts import NUMBERS, captions, regions, sentences
-from vlmo.demo.world import COLORS, GROUNDS, PLACES, SHAPES, Scene, World
 
 LOOK = re.compile(rf"({'|'.join(COLORS)}) ({'|'.join(SHAPES)})")
 

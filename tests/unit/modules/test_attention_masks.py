@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from vlmo.modules.attention_masks import AttentionMasks
-from vlmo.modules.relative_position import num_table_rows
+from vlmo.modules.masks import AttentionMasks
+from vlmo.modules.positions import num_table_rows
 
 WINDOW, LONGEST, ROOM, DEPTH, HEADS = 3, 6, 10, 2, 4
 
@@ -86,18 +86,18 @@ def test_within_a_step_the_passes_share_the_bias(masks, table):
         made += [masks(table, "vl", text_mask[:, :3]), masks(table, "vl", text_mask.flip(0))]
         return [bias for biases, _ in made for bias in biases]
 
-    alone = passes()
+    single_process = passes()
     with masks.one_step():
         shared = passes()
-    assert all(torch.equal(one, other) for one, other in zip(alone, shared, strict=True))
+    assert all(torch.equal(one, other) for one, other in zip(single_process, shared, strict=True))
 
     def gradient(made):
         return torch.autograd.grad(sum(bias.square().sum() for bias in made), table)[0]
 
-    assert torch.allclose(gradient(alone), gradient(shared), rtol=1e-5)
+    assert torch.allclose(gradient(single_process), gradient(shared), rtol=1e-5)
     with torch.no_grad():
         table.add_(1)
-    assert torch.equal(passes()[0], alone[0] + 1)  # nothing of the step is kept
+    assert torch.equal(passes()[0], single_process[0] + 1)  # nothing of the step is kept
 
 
 def test_indices_are_derived_and_never_saved(masks):

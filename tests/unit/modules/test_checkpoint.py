@@ -14,11 +14,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from vlmo.checkpoints.files import read
+from vlmo.checkpoints.loading import load
 from vlmo.errors import VLMoError
-from vlmo.modules.checkpoint import load
-from vlmo.modules.checkpoint_file import read
 from vlmo.modules.multiway_transformer import ARCHITECTURES, MultiWayTransformer
-from vlmo.modules.relative_position import num_table_rows
+from vlmo.modules.positions import num_table_rows
 
 WIDTH, DEPTH, HEADS = 8, 2, 2
 

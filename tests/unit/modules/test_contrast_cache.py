@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from tests import tiny
-from vlmo.modules import contrast_cache
-from vlmo.modules.objectives import num_samples
-from vlmo.modules.objectives.itm import same_chunk
+from vlmo.tasks import num_samples
+from vlmo.tasks.itm import same_chunk
+from vlmo.training import contrast_cache
 
 TASKS = {"irtr": "task_finetune_irtr_coco_base_image384", "itc": "task_mlm_itm_itc_base"}
 PAIRS, CHUNK = 64, 4
@@ -38,7 +38,7 @@ def cached(batch, *losses, seed=0, **updates):
     model = model_of(*losses, contrast_cache=True, **updates)
     torch.manual_seed(seed)
     model.backward(model.training_step(batch, 0))
-    means = model.measures.of_step()
+    means = model.measures.compute_step()
     return {name: means[f"{name}/train/loss"] for name in losses if num_samples(batch)}, gradients(model)
 
 

@@ -8,11 +8,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from tests import tiny
 from tests.processes import in_processes
+from vlmo.distributed.wire_format import from_bytes
 from vlmo.modules import VLMo
-from vlmo.modules.objectives import itm
-from vlmo.modules.objectives.base import empty_batch
-from vlmo.modules.packing import from_bytes
-from vlmo.modules.reach import leave_to_each_process
+from vlmo.tasks import itm
+from vlmo.tasks.base import empty_batch
+from vlmo.training.unused_parameters import exclude_from_ddp
 
 STAGE3 = "task_mlm_itm_itc_base"
 LENGTHS = ((6, 9, 12), (12, 6, 9))  # as many masked words on both sides, so that the mean of their means is the mean
@@ -63,7 +63,7 @@ def step(model: VLMo, batch: dict[str, Any], parallel: bool) -> dict[str, torch.
     model.zero_grad()
     run = model
     if parallel:
-        leave_to_each_process(model)
+        exclude_from_ddp(model)
         run = DistributedDataParallel(model)
     sum(output.loss for output in run(batch).values()).backward()
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
@@ -76,7 +76,7 @@ def work(rank: int) -> dict[str, Any]:
     found["unequal, own"] = step(model_of(False, "itm", "mlm"), share(rank, (2, 3)), True)
     # several steps of one model, as in training: all images of one process unreadable, a single pair in all, none
     model = model_of(False)
-    leave_to_each_process(model)
+    exclude_from_ddp(model)
     run = DistributedDataParallel(model)
     batches = [share(0), empty_batch(32, torch.empty(0))], [share(0, (1, 0)), empty_batch(32, torch.empty(0))]
     for number, (first, second) in enumerate([*batches, 2 * [empty_batch(32, torch.empty(0))]]):

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from vlmo.checkpoints.files import read_pickled_module
 from vlmo.errors import VLMoError
-from vlmo.modules.checkpoint_file import read_pickled_module
 from vlmo.modules.image_tokenizer import DalleEncoder
 
 

@@ -7,13 +7,13 @@ import torch.nn.functional as F
 from tests import tiny
 from vlmo.modules import linear_cross_entropy
 from vlmo.modules.multiway_transformer import ARCHITECTURES
-from vlmo.modules.objectives import ObjectiveOutput, get_objective, get_objectives, mlm, objective_names
-from vlmo.modules.objectives.base import compute_all, empty_batch
-from vlmo.modules.objectives.itc import contrast
-from vlmo.modules.objectives.itm import draw_negatives
-from vlmo.modules.objectives.mim import normalised_patches
-from vlmo.modules.objectives.vqa import dense_targets
-from vlmo.modules.reach import unreached
+from vlmo.tasks import ObjectiveOutput, get_objective, get_objectives, mlm, objective_names
+from vlmo.tasks.base import compute_all, empty_batch
+from vlmo.tasks.itc import contrast
+from vlmo.tasks.itm import draw_negatives
+from vlmo.tasks.mim import normalised_patches
+from vlmo.tasks.vqa import dense_targets
+from vlmo.training.unused_parameters import unused_parameters
 
 NAMES = ("mlm", "textmlm", "itm", "itc", "irtr", "vqa", "nlvr2", "mim")
 TASKS = {
@@ -135,7 +135,7 @@ def test_without_experts_there_is_one_contrast_and_one_feed_forward():
     outputs = model(batch)
     assert torch.allclose(outputs["itc"].loss, info_nce(image, text, model.logit_scale)[0], rtol=1e-5)
     sum(output.loss for output in outputs.values()).backward()
-    assert {name for name, p in model.named_parameters() if p.grad is None} == unreached(model)
+    assert {name for name, p in model.named_parameters() if p.grad is None} == unused_parameters(model)
 
 
 # --- matching ---------------------------------------------------------------------------------------------------------
@@ -378,7 +378,7 @@ def test_gradients_reach_everything_but_what_is_said_to_be_out_of_reach(names, a
     model.requires_grad_(True)  # (stage 2 freezes)
     sum(output.loss for output in model(batch_of(*names)).values()).backward()
     without = {n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()}
-    assert without == unreached(model)
+    assert without == unused_parameters(model)
     relative = arch == "vlmo_tiny_patch16"  # (stage 1 has no text)
     assert ("text_embeddings.position_embeddings.weight" in without) == (relative and names != ("mim",))
     assert ("transformer.blocks.2.mlp_vl.fc1.weight" in without) == (names in (("irtr",),))

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests import tiny
-from vlmo.modules import optim
+from vlmo.training import optimizer as optim
 
 BETA1, BETA2, EPS = 0.9, 0.98, 1e-8
 
@@ -100,10 +100,10 @@ def test_groups_hold_every_trained_parameter_once():
     names = [name for group in groups for name in group["names"]]
     assert sorted(names) == sorted(name for name, p in model.named_parameters() if p.requires_grad)
     assert [len(group["params"]) for group in groups] == [len(group["names"]) for group in groups]
-    plain, spared, head, head_spared = (set(group["names"]) for group in groups)
+    plain, no_decay, head, head_spared = (set(group["names"]) for group in groups)
     assert {"transformer.blocks.0.gamma_1", "transformer.blocks.0.norm2_text.weight", "transformer.cls_token"} <= plain
-    assert {"relative_position_bias_table", "transformer.blocks.0.attn.q_bias", "transformer.norm.weight"} <= spared
-    assert {"transformer.blocks.0.norm1.weight", "text_embeddings.LayerNorm.weight"} <= spared
+    assert {"relative_position_bias_table", "transformer.blocks.0.attn.q_bias", "transformer.norm.weight"} <= no_decay
+    assert {"transformer.blocks.0.norm1.weight", "text_embeddings.LayerNorm.weight"} <= no_decay
     assert {name.split(".")[0] for name in head | head_spared} == {"vqa_classifier"}
     assert head_spared == {f"vqa_classifier.{layer}.bias" for layer in (0, 1, 3)}
 

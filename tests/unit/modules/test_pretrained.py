@@ -8,11 +8,11 @@ from safetensors import safe_open
 
 from tests import tiny
 from tests.tables import VOCABULARY
+from vlmo.checkpoints.files import Checkpoint, read, recognise
+from vlmo.checkpoints.metadata import Metadata, first_mismatch, incompatibilities, vocabulary_hash
+from vlmo.checkpoints.pretrained import describe
 from vlmo.errors import VLMoError
 from vlmo.modules import VLMo
-from vlmo.modules.checkpoint_file import Checkpoint, read, recognise
-from vlmo.modules.metadata import Metadata, contradictions, first_difference, vocabulary_hash
-from vlmo.modules.pretrained import describe
 
 WORDS = list(dict.fromkeys(VOCABULARY))
 ANSWERS = [f"answer {label}" for label in range(7)]
@@ -182,19 +182,19 @@ def test_retyped_metadata_is_refused(tmp_path, vqa):
 
 
 def test_first_difference():
-    assert first_difference(["a", "b"], ["a", "b"]) is None
-    assert first_difference(["a", "", "c"], ["a", "b", ""]) is None  # unknown on one side
-    assert first_difference(["a", "b"], ["a"]) is None
-    assert first_difference(["a", "b"], ["a", "c"]) == "number 1 is 'b' in the file and 'c' here"
-    assert first_difference(["a"], ["a", "b"]) == "number 1 is 'b' here, and the file has 1"
+    assert first_mismatch(["a", "b"], ["a", "b"]) is None
+    assert first_mismatch(["a", "", "c"], ["a", "b", ""]) is None  # unknown on one side
+    assert first_mismatch(["a", "b"], ["a"]) is None
+    assert first_mismatch(["a", "b"], ["a", "c"]) == "number 1 is 'b' in the file and 'c' here"
+    assert first_mismatch(["a"], ["a", "b"]) == "number 1 is 'b' here, and the file has 1"
 
 
 def test_contradictions_name_the_file_and_the_place():
     saved = Metadata(**tiny.config(), answers=["yes", "no"], vocabulary=["[PAD]", "cat"])
-    assert contradictions(None, ["no"], ["x"], "f") == []
-    assert contradictions(saved, None, None, "f") == []
-    assert contradictions(saved, ["yes"], ["[PAD]", "cat"], "f") == []
-    answers, words = contradictions(saved, ["no"], ["[PAD]", "dog"], "f.ckpt")
+    assert incompatibilities(None, ["no"], ["x"], "f") == []
+    assert incompatibilities(saved, None, None, "f") == []
+    assert incompatibilities(saved, ["yes"], ["[PAD]", "cat"], "f") == []
+    answers, words = incompatibilities(saved, ["no"], ["[PAD]", "dog"], "f.ckpt")
     assert answers.startswith("f.ckpt: was trained with other VQA answers: number 0 is 'yes' in the file and 'no' here")
     assert words.startswith("f.ckpt: was trained with another vocabulary: word number 1 is 'cat' in the file")
 

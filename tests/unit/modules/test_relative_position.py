@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from vlmo.errors import VLMoError
-from vlmo.modules import relative_position as relpos
+from vlmo.modules import positions as relpos
 
 
 @pytest.mark.parametrize(("window", "rows", "all_rows"), [(14, 732, 1126), (24, 2212, 2606), (30, 3484, 3878)])

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from vlmo.errors import VLMoError
-from vlmo.training.callbacks import UnreadableImages
+from vlmo.training.callbacks.unreadable import UnreadableImages
 
 
 @pytest.fixture
@@ -68,6 +68,6 @@ def test_an_evaluation_is_judged_as_a_whole(trainer):
     callback.on_test_batch_end(trainer, None, None, skipped(10), 0)
     callback.on_test_epoch_end(trainer, module)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("vlmo.training.callbacks.sum_over_processes", lambda failed: failed + 1)  # on another process
+        patch.setattr("vlmo.training.callbacks.unreadable.sum_over_processes", lambda failed: failed + 1)
         with pytest.raises(VLMoError, match="11 of 1000 test samples"):
             callback.on_test_epoch_end(trainer, module)

@@ -7,7 +7,7 @@ import torch
 from tests import tiny
 from vlmo.config import resolve
 from vlmo.settings import Settings
-from vlmo.training.console import differences, summary
+from vlmo.training.callbacks.console import differences, summary
 from vlmo.training.environment import choose_environment
 
 

@@ -5,7 +5,7 @@ import torch
 from tests import tiny
 from vlmo.config import resolve
 from vlmo.settings import Settings
-from vlmo.training.disk import checkpoint_size, num_checkpoints
+from vlmo.training.disk_usage import checkpoint_size, num_checkpoints
 
 
 def test_the_number_of_checkpoints():

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from vlmo.errors import VLMoError
-from vlmo.training.nonfinite import NonFinite
+from vlmo.training.callbacks.nonfinite import NonFinite
 
 
 def step(callback, losses, gradient, scale=None, numbers=((3, 4), (5, 6))):

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import torch
 import torch.nn.functional as F
 
-from vlmo.modules.objectives import ObjectiveOutput
-from vlmo.training.predictions import NLVR2Predictions, VQAPredictions
+from vlmo.tasks import ObjectiveOutput
+from vlmo.training.callbacks.predictions import NLVR2Predictions, VQAPredictions
 
 
 def outputs_of(name, best, classes):

@@ -10,14 +10,14 @@ from types import SimpleNamespace
 import pytest
 
 from vlmo.errors import VLMoError
-from vlmo.training import watch
+from vlmo.training.callbacks import process_watchdog as watch
 
 FORK = multiprocessing.get_context("fork")
 
 
 def trainer(*children):
     launcher = SimpleNamespace(procs=list(children))
-    return SimpleNamespace(strategy=SimpleNamespace(launcher=launcher), callbacks=[watch.ProcessWatch()])
+    return SimpleNamespace(strategy=SimpleNamespace(launcher=launcher), callbacks=[watch.ProcessWatchdog()])
 
 
 @pytest.fixture(autouse=True)
@@ -46,7 +46,7 @@ def wait_with(connection):
     """A first process whose child is started here, and that then waits without end."""
     child = subprocess.Popen(["sleep", "100"])
     connection.send(child.pid)
-    watch.ProcessWatch().setup(trainer(child), None, "fit")
+    watch.ProcessWatchdog().setup(trainer(child), None, "fit")
     time.sleep(100)
 
 
@@ -63,7 +63,7 @@ def test_the_first_process_ends_when_another_is_killed(capfd):
 
 def wait_for(parent):
     os.environ["LOCAL_RANK"] = "1"
-    callback = watch.ProcessWatch()
+    callback = watch.ProcessWatchdog()
     callback.parent = parent
     callback.setup(trainer(), None, "fit")
     time.sleep(100)

@@ -1,0 +1,329 @@
+"""Checkpoints: read a file (`checkpoint_file.py`), adapt it to a model, load it, and report.
+
+    load(model, source)  =  read(path)  ->  adapt(checkpoint, model.state_dict())  ->  copy into the model
+
+A file is recognised by its names, never by the task. The model is untouched until everything is decided.
+"""
+
+import math
+import re
+import textwrap
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from vlmo.checkpoints.files import Checkpoint, read
+from vlmo.checkpoints.metadata import Metadata
+from vlmo.errors import VLMoError
+from vlmo.modules.multiway_transformer import ARCHITECTURES
+from vlmo.modules.positions import (
+    num_relative_distance,
+    num_table_rows,
+    resize_absolute_position_embedding,
+    resize_relative_position_bias_table,
+)
+
+TABLE = "relative_position_bias_table"
+# Rows of a table that are no patch offsets, in BEiT and in VLMo; a window of 1 has one patch offset.
+BEIT_OTHER_ROWS = num_relative_distance(1) - 1
+VLMO_OTHER_ROWS = num_table_rows(1) - 1
+
+# Ends of names of index buffers: recomputed, because a file of another image size would carry wrong ones.
+INDEX_BUFFERS = ("relative_position_index", "position_ids")
+BEIT_HEADS = ("fc_norm.", "head.", "lm_head.", "mask_token")
+# A file holds each part of a model whole or not at all (see `_part`); without these it is no start for training.
+NEEDED_PARTS = {
+    "beit": ("transformer", TABLE),
+    "stage1": ("transformer", "transformer.norm", TABLE),
+    "vlmo": ("transformer", "text experts", "transformer.norm", TABLE, "text_embeddings", "token_type_embeddings"),
+}
+
+
+@dataclass
+class Report:
+    """What became of a checkpoint's tensors; as text, a short table."""
+
+    title: str
+    taken: list[str] = field(default_factory=list)
+    resized: dict[str, str] = field(default_factory=dict)  # name -> what was done
+    dropped: dict[str, str] = field(default_factory=dict)  # name -> why
+    new: list[str] = field(default_factory=list)  # what the file lacks: stays as initialised
+    metadata: Metadata | None = None  # what the file says of itself
+
+    def __str__(self) -> str:
+        resized = "; ".join(f"{name}: {how}" for name, how in self.resized.items())
+        reasons = {why: [n for n in self.dropped if self.dropped[n] == why] for why in self.dropped.values()}
+        dropped = "; ".join(f"{why}: {_summary(names)}" for why, names in reasons.items())
+        lines = [
+            self.title,
+            _line("taken", len(self.taken), _summary(self.taken)),
+            _line("resized", len(self.resized), resized),
+            _line("dropped", len(self.dropped), dropped),
+            _line("left new", len(self.new), _summary(self.new)),
+        ]
+        return "\n".join(lines)
+
+
+def load(model: nn.Module, source: str | Path | Checkpoint, required: Iterable[str] = ()) -> Report:
+    """Loads a file into the model, adapted to it; on any error the model is as it was.
+
+    Args:
+        source: the file, or what was read of it.
+        required: beginnings of names that the file must hold, such as the head that an evaluation needs.
+
+    Raises:
+        VLMoError: if the file cannot be read, does not fit, or lacks something required.
+    """
+    checkpoint = source if isinstance(source, Checkpoint) else read(source)
+    target = model.state_dict()
+    adapted, report = adapt(checkpoint, target)
+    require(checkpoint, report, required)
+    with torch.no_grad():
+        for name, tensor in adapted.items():
+            target[name].copy_(tensor)
+    return report
+
+
+def require(checkpoint: Checkpoint, report: Report, required: Iterable[str]) -> None:
+    """Raises VLMoError if the file lacks names that begin so (see `load`)."""
+    missing = [prefix for prefix in required if any(name.startswith(prefix) for name in report.new)]
+    if missing:
+        raise VLMoError(
+            f"{checkpoint.path}: lacks {', '.join(missing)}, which this task needs; "
+            "give a checkpoint that was trained on the task with load_path=FILE, or train first (test_only=False)"
+        )
+
+
+def refuse_foreign(checkpoint: Checkpoint) -> None:
+    """Raises VLMoError if no name of the file is VLMo's or BEiT's."""
+    if checkpoint.kind == "foreign":
+        some = ", ".join(list(checkpoint.tensors)[:3])
+        raise VLMoError(
+            f"{checkpoint.path}: no name in it is VLMo's or BEiT's (it holds {some}, ...); give another load_path"
+        )
+
+
+# --- adapt ------------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def adapt(checkpoint: Checkpoint, target: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Report]:
+    """The checkpoint's tensors under the names and in the shapes of a model.
+
+    Args:
+        target: the model's state dict; where a file gives only a part of a tensor, the rest is taken from here.
+
+    Returns:
+        A state dict with the names of `target` that the file provides, and the report.
+
+    Raises:
+        VLMoError: if the file is of another model or size, or lacks a part of what it must hold; one line a problem.
+    """
+    path = checkpoint.path
+    refuse_foreign(checkpoint)
+    report = Report(f"{path}: {checkpoint.kind} weights ({checkpoint.container})", metadata=checkpoint.metadata)
+    source, report.dropped = vlmo_names(checkpoint)
+    _check_size(path, source, target)
+    adapted, problems = {}, []
+    for name, tensor in source.items():
+        if name not in target:
+            report.dropped[name] = "not used by this model"
+            continue
+        try:
+            adapted[name], change = _fit(name, tensor, target[name])
+        except VLMoError as error:
+            problems.append(f"{path}: {error}")
+            continue
+        if change:
+            report.resized[name] = change
+        else:
+            report.taken.append(name)
+    report.new = [name for name in target if name not in source]
+    problems += [f"{path}: {line}" for line in _incomplete(checkpoint.kind, source, report.new)]
+    if not adapted and not problems:
+        problems = [f"{path}: holds nothing that this model has; give another load_path"]
+    if problems:
+        more = [f"{path}: and {len(problems) - 10} more"] if len(problems) > 10 else []
+        raise VLMoError("\n".join(problems[:10] + more))
+    return adapted, report
+
+
+def vlmo_names(checkpoint: Checkpoint) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors under VLMo's names; and what no VLMo model takes, with the reason.
+
+    Raises:
+        VLMoError: if a BEiT file's position tables cannot be put together.
+    """
+    source: dict[str, Tensor] = {}
+    tables: dict[str, Tensor] = {}
+    dropped: dict[str, str] = {}
+    for name, tensor in checkpoint.tensors.items():
+        if name.endswith(INDEX_BUFFERS):
+            dropped[name] = "index, recomputed"
+        elif checkpoint.kind != "beit":
+            source["itc_" + name.removeprefix("ifm_") if name.startswith("ifm_") else name] = tensor
+        elif name.endswith(TABLE):
+            tables[name] = tensor
+        elif name.startswith(BEIT_HEADS):
+            dropped[name] = "of BEiT's own task"
+        else:  # BEiT's feed-forward part is the vision expert
+            name = re.sub(r"^(blocks\.\d+\.)(mlp|norm2)\.", r"\1\2_imag.", name)
+            source["transformer." + name] = tensor
+    if tables:
+        source[TABLE] = _merge_beit_tables(checkpoint.path, tables, num_blocks(source))
+    return source, dropped
+
+
+def _merge_beit_tables(path: Path, tables: dict[str, Tensor], depth: int) -> Tensor:
+    """(rows, depth * heads) from one table (rows, heads) a block, or from the one that self-supervised BEiT shares."""
+    blocks = [tables[name] for name in sorted(tables, key=lambda n: [int(i) for i in re.findall(r"\d+", n)])]
+    if len(blocks) == 1:
+        blocks *= depth
+    if len({(table.shape, table.dtype) for table in blocks}) > 1 or blocks[0].ndim != 2:
+        raise VLMoError(f"{path}: the blocks' {TABLE} are not alike: damaged; download the file again")
+    return torch.cat(blocks, dim=-1)
+
+
+def num_blocks(names: Iterable[str]) -> int:
+    """Number of transformer blocks among VLMo's names."""
+    blocks = [re.match(r"transformer\.blocks\.(\d+)\.", name) for name in names]
+    return max((int(match[1]) + 1 for match in blocks if match), default=0)
+
+
+def _check_size(path: Path, source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> None:
+    """Names the architecture that would fit, instead of one line for each of the hundreds of tensors that do not."""
+    known = {(size["depth"], size["embed_dim"]): name for name, size in ARCHITECTURES.items()}
+    sizes, texts = [], []
+    for tensors in (source, target):
+        norm = tensors.get("transformer.blocks.0.norm1.weight")
+        if norm is None or norm.ndim != 1:
+            return  # a damaged file: what it lacks is said elsewhere
+        sizes.append((num_blocks(tensors), len(norm)))
+        texts.append(f"{sizes[-1][0]} blocks of width {sizes[-1][1]} ({known.get(sizes[-1], 'no size known here')})")
+    if sizes[0] != sizes[1]:
+        remedy = f"set model_arch={known[sizes[0]]} or give" if sizes[0] in known else "give"
+        raise VLMoError(f"{path}: holds {texts[0]}, the model has {texts[1]}; {remedy} another load_path")
+
+
+def _part(name: str) -> str:
+    """The part of the model to which a name belongs."""
+    if name.startswith("transformer."):
+        experts = re.search(r"_(text|vl)\.", name)
+        if experts:
+            return f"{experts[1]} experts"
+        return "transformer.norm" if name.startswith("transformer.norm.") else "transformer"
+    return _root(name)
+
+
+def _incomplete(kind: str, source: Mapping[str, Tensor], new: list[str]) -> list[str]:
+    """One line for each part that the file must hold, or holds in part, and lacks something of."""
+    present = {_part(name) for name in source}
+    missing = _count([n for n in new if _part(n) in present or _part(n) in NEEDED_PARTS[kind]], _part)
+    return [
+        f"lacks {count} tensors of {part} (such as {next(n for n in new if _part(n) == part)}): "
+        "damaged, or of another model; give another load_path"
+        for part, count in missing.items()
+    ]
+
+
+# --- tensors of another shape -----------------------------------------------------------------------------------------
+
+
+def _fit(name: str, tensor: Tensor, target: Tensor) -> tuple[Tensor, str]:
+    """The tensor in the target's shape, and what was done to it ("": nothing)."""
+    if not tensor.is_floating_point():
+        raise VLMoError(f"{name} is {tensor.dtype}, not floating point: damaged; copy or download the file again")
+    if tensor.shape == target.shape:
+        return tensor, ""
+    if name in FITTERS and tensor.numel():
+        axis, fit = FITTERS[name]
+        if tensor.shape[:axis] + tensor.shape[axis + 1 :] == target.shape[:axis] + target.shape[axis + 1 :]:
+            return fit(tensor, target)
+    hint = "give another load_path"
+    for beginning, option in OPTIONS.items():
+        if name.startswith(beginning) and tensor.ndim > 0:
+            hint = f"set {option}={len(tensor)} to use this file, or {hint}"
+    raise VLMoError(f"{name} is {list(tensor.shape)} in the file, {list(target.shape)} in the model; {hint}")
+
+
+def _fit_table(table: Tensor, target: Tensor) -> tuple[Tensor, str]:
+    """VLMo's table of another image size, or BEiT's image rows into the first rows; the target's other rows stay."""
+    old = window_of(len(table) - VLMO_OTHER_ROWS) or window_of(len(table) - BEIT_OTHER_ROWS)
+    new = window_of(len(target) - VLMO_OTHER_ROWS)
+    if not old or not new:
+        raise VLMoError(
+            f"{TABLE} has {len(table)} rows in the file, {len(target)} in the model; only files and models with "
+            "max_text_len_of_initckpt=196 can be adapted to each other"
+        )
+    resized = resize_relative_position_bias_table(table, old, new)
+    fitted = target.clone()
+    fitted[: len(resized)] = resized
+    return fitted, f"window {old} -> {new}" + (f", rows below {len(resized)}" if len(resized) < len(target) else "")
+
+
+def window_of(offsets: int) -> int:
+    """w of (2w-1)^2 patch offsets; 0 if it is no such number."""
+    side = math.isqrt(max(offsets, 0))
+    return (side + 1) // 2 if side % 2 and side**2 == offsets else 0
+
+
+def _fit_image_positions(embedding: Tensor, target: Tensor) -> tuple[Tensor, str]:
+    grid = math.isqrt(target.shape[1] - 1)
+    return resize_absolute_position_embedding(embedding, grid), f"{embedding.shape[1]} -> {target.shape[1]} tokens"
+
+
+def _fit_text_positions(embedding: Tensor, target: Tensor) -> tuple[Tensor, str]:
+    """The first positions; where the target is longer, its further ones stay new."""
+    fitted = target.clone()
+    rows = min(len(embedding), len(target))
+    fitted[:rows] = embedding[:rows]
+    return fitted, f"first {rows} of {len(embedding)} rows" + (", the rest new" if rows < len(target) else "")
+
+
+def _fit_token_types(embedding: Tensor, target: Tensor) -> tuple[Tensor, str]:
+    """NLVR2 has a third row, for the second image: it starts as a copy of the first image's."""
+    rows = torch.arange(len(target)).clamp(max=len(embedding) - 1)
+    return embedding[rows], f"{len(embedding)} -> {len(target)} rows"
+
+
+# name -> (the axis that may differ, how the tensor is made to fit)
+FITTERS = {
+    TABLE: (0, _fit_table),
+    "transformer.pos_embed": (1, _fit_image_positions),
+    "text_embeddings.position_embeddings.weight": (0, _fit_text_positions),
+    "token_type_embeddings.weight": (0, _fit_token_types),
+}
+# beginning of a name -> the option that gives the length of its first axis
+OPTIONS = {
+    "vqa_classifier.3.": "vqav2_label_size",
+    "text_embeddings.word_embeddings.": "vocab_size",
+    "mlm_score.decoder.": "vocab_size",
+    "mlm_score.bias": "vocab_size",
+}
+
+
+# --- report -----------------------------------------------------------------------------------------------------------
+
+
+def _root(name: str) -> str:
+    return name.split(".")[0]
+
+
+def _group(name: str) -> str:
+    return re.sub(r"^(transformer\.)?blocks\.\d+\.(\w+).*", r"blocks.*.\2", name) if "blocks." in name else _root(name)
+
+
+def _count(names: Iterable[str], group: Callable[[str], str]) -> Counter[str]:
+    return Counter(group(name) for name in names)
+
+
+def _summary(names: Iterable[str]) -> str:
+    return ", ".join(f"{group} ({count})" for group, count in _count(names, _group).items())
+
+
+def _line(label: str, count: int, text: str) -> str:
+    return textwrap.fill(f"  {label:<8}{count:5}  {text}", 120, subsequent_indent=" " * 17, break_long_words=False)

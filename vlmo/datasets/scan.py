@@ -1,0 +1,65 @@
+"""What the Arrow files of a run hold, and whether a sample of their images can be decoded: for a look beforehand."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from vlmo.datasets import DatasetSpec
+from vlmo.datasets.arrow_tables import ArrowTables
+from vlmo.datasets.checks import split_files
+from vlmo.datasets.image import UndecodableImage, decode_image
+
+SAMPLED_ROWS = 16  # of each file, evenly spaced
+
+
+@dataclass
+class DatasetStats:
+    """The files of one split of a data set.
+
+    Attributes:
+        sampled: images that were decoded or not.
+        undecodable: one line for each that could not.
+    """
+
+    files: int = 0
+    rows: int = 0
+    texts: int = 0
+    sampled: int = 0
+    undecodable: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        text = f"{self.files} file{'s' * (self.files != 1)}, {self.rows:,} rows, {self.texts:,} texts"
+        return text + (f"; {self.sampled} images tried" if self.sampled else "")
+
+
+def scan_dataset(root: Path, spec: DatasetSpec, split: str) -> DatasetStats:
+    """Opens each file of a split, and decodes some of its images.
+
+    Raises:
+        VLMoError: if a file cannot be read.
+    """
+    found = DatasetStats()
+    for path in split_files(root, spec, split):
+        tables = ArrowTables([path], spec.dataset.text_column)
+        found.files += 1
+        found.rows += tables.num_rows
+        found.texts += tables.num_texts
+        for problem in _decoded(tables, path, spec):
+            found.sampled += 1
+            found.undecodable += [problem] if problem else []
+    return found
+
+
+def _decoded(tables: ArrowTables, path: Path, spec: DatasetSpec) -> Iterator[str]:
+    """For each image of some rows: why it cannot be decoded, or ""."""
+    number = min(SAMPLED_ROWS, tables.num_rows)
+    for row in np.linspace(0, tables.num_rows - 1, number, dtype=int).tolist():
+        place = tables.row(row)
+        for column in spec.dataset.image_columns:
+            try:
+                decode_image(place.scalar(column).as_buffer())
+                yield ""
+            except UndecodableImage as error:
+                yield f"{path}: row {row} ({column}): {error}"

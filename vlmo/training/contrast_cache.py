@@ -1,0 +1,139 @@
+"""The contrast over a whole effective batch, with the memory of one of its chunks (GradCache, arXiv 2101.06983).
+
+First pass: the features of every chunk, without a graph. Then the contrast of all of them, and its gradient at every
+feature. Second pass, chunk by chunk: the features once more, now with a graph, into which that gradient is fed; random
+numbers are drawn as in the first pass, so that dropout and stochastic depth leave out the same. The parameters get the
+gradient of one pass over the whole batch.
+
+The other losses of stage 3 are computed chunk by chunk in the second pass. Their means count every item of the batch
+alike, and the negatives of matching come from all that the contrast saw.
+
+The step, as Lightning takes it: `VLMo.training_step` calls `first_pass`, whose loss goes, scaled as the precision
+demands, to `VLMo.backward`, which calls `second_pass`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from vlmo.distributed.collectives import gather_shapes, mean_gradients
+from vlmo.tasks import ObjectiveOutput, num_samples
+from vlmo.tasks.base import Batch, compute_all
+from vlmo.tasks.itc import ContrastObjective
+
+if TYPE_CHECKING:
+    from vlmo.modules.vlmo_module import VLMo
+
+Features = dict[str, Tensor]
+
+
+class ContrastCache:
+    """Takes a model's training steps; holds what the first pass of a step leaves for its second.
+
+    Args:
+        model: with one contrastive objective.
+        chunk_size: pairs that are encoded at a time; they alone are moved to the model's device.
+    """
+
+    def __init__(self, model: VLMo, chunk_size: int) -> None:
+        self.model, self.chunk_size = model, chunk_size
+        (self.contrast,) = (o for o in model.objectives if isinstance(o, ContrastObjective))
+        self.others = [o for o in model.objectives if o is not self.contrast]
+
+    def first_pass(self, batch: Batch) -> dict[str, ObjectiveOutput]:
+        """The contrast of the whole batch, by its name; its weighted loss has a graph down to the features."""
+        device, weights = self.model.device, self.model.settings.loss_names
+        self.autocast = torch.autocast(
+            device.type, torch.get_autocast_dtype(device.type), torch.is_autocast_enabled(device.type)
+        )
+        self.states: list[list[Tensor]] = []
+        found: list[Features] = []
+        for chunk in self._chunks(batch):
+            self.states.append(_random_state(device))
+            with torch.no_grad(), self.model.attention_masks.one_step():
+                found.append(self.contrast.features(self.model, chunk))
+        self.features = {n: torch.cat([each[n].float() for each in found]).requires_grad_() for n in found[0]}
+        output = self.contrast.compare(self.model, self.features, gather_shapes(batch["text_ids"].to(device)))
+        # of value 0: its gradient is the factor that the precision scales losses by, for those of the second pass
+        self.unit = torch.zeros((), device=device, requires_grad=True)
+        output.loss = output.loss * weights[self.contrast.name] + self.unit
+        self.batch = dict(batch)
+        for objective in self.others:
+            self.batch |= objective.prepare(self.model, self.batch, {self.contrast.name: output})
+        return {self.contrast.name: output}
+
+    def second_pass(self, loss: Tensor, measure: Callable[[dict[str, ObjectiveOutput]], None]) -> None:
+        """Adds the gradient of the whole batch to the parameters, as the mean over all processes.
+
+        Args:
+            loss: of the first pass, possibly multiplied.
+            measure: called with the outputs of the other objectives in each chunk, by name; their tensors are as large
+                as the chunk's, so nothing of them should be kept.
+        """
+        loss.backward()
+        items = {o.name: max(float(o.num_items(self.batch)), 1.0) for o in self.others}
+        start = 0
+        for chunk, state in zip(self._chunks(self.batch), self.states, strict=True):
+            end = start + num_samples(chunk)
+            with self.autocast, self.model.attention_masks.one_step():
+                with _replayed(state, self.model.device):
+                    features = self.contrast.features(self.model, chunk)
+                fed = [(features[n].float() * _gradient(whole)[start:end]).sum() for n, whole in self.features.items()]
+                outputs = compute_all(self.others, self.model, chunk, {})
+                for objective in self.others:
+                    if objective.name in outputs:
+                        share = float(objective.num_items(chunk)) / items[objective.name]
+                        weight = share * self.model.settings.loss_names[objective.name]
+                        fed.append(outputs[objective.name].loss * weight * _gradient(self.unit))
+            torch.stack(fed).sum().backward()
+            if num_samples(chunk):
+                measure(outputs)
+            start = end
+        del self.features, self.batch, self.states
+        mean_gradients(self.model.parameters())
+
+    def _chunks(self, batch: Batch) -> Iterator[dict[str, Any]]:
+        for chunk in chunks(batch, self.chunk_size):
+            yield {n: v.to(self.model.device) if isinstance(v, Tensor) else v for n, v in chunk.items()}
+
+
+def chunks(batch: Batch, size: int) -> Iterator[dict[str, Any]]:
+    """The batch in parts of `size` samples, in order; texts are cut to the longest of their part.
+
+    Fields that are not one entry a sample are left out.
+    """
+    number = num_samples(batch)
+    for start in range(0, max(number, 1), size):  # (a batch without samples is one chunk: others wait for it)
+        part = {n: v[start : start + size] for n, v in batch.items() if hasattr(v, "__len__") and len(v) == number}
+        for prefix in ("text_", "negative_text_"):
+            if prefix + "masks" in part:
+                # to a multiple of 8, as the loader pads
+                longest = max([8, *(-(-length // 8) * 8 for length in part[prefix + "masks"].sum(1).tolist())])
+                names = [n for n, v in part.items() if n.startswith(prefix) and isinstance(v, Tensor)]
+                part |= {name: part[name][:, :longest] for name in names}
+        yield part
+
+
+def _gradient(leaf: Tensor) -> Tensor:
+    assert leaf.grad is not None
+    return leaf.grad
+
+
+def _random_state(device: torch.device) -> list[Tensor]:
+    states = [torch.get_rng_state()]
+    return [*states, torch.cuda.get_rng_state(device)] if device.type == "cuda" else states
+
+
+@contextmanager
+def _replayed(state: list[Tensor], device: torch.device) -> Iterator[None]:
+    """Random numbers as at that state; afterwards they go on as if there had been none."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.set_rng_state(state[0])
+        if device.type == "cuda":
+            torch.cuda.set_rng_state(state[1], device)
+        yield
