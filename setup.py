@@ -19,6 +19,10 @@ setup(
     install_requires=[line for line in LINES if line],
     extras_require={
         "test": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.6", "mypy>=1.10"],
+        "wandb": ["wandb>=0.16"],
+        "mlflow": ["mlflow>=2.9"],
+        "comet": ["comet_ml>=3.44"],
+        "trackio": ["trackio>=0.2"],
         "sharded": ["deepspeed>=0.16", "fairscale>=0.4.13"],
     },
 )

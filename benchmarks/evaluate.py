@@ -17,6 +17,7 @@ from torch import Tensor
 
 from benchmarks import workload
 from benchmarks.reference import Reference
+from vlmo.batch import FIELDS
 from vlmo.datamodules.collate import Collator
 from vlmo.evaluation import retrieval
 from vlmo.modules import VLMo
@@ -48,7 +49,7 @@ class Data:
             yield {"image": image, **_indices(numbers, 1), "skipped": []}
 
     def text_batches(self) -> Iterator[dict[str, Any]]:
-        collate = Collator(0, self.settings.max_text_len)
+        collate = Collator(FIELDS, self.settings.max_text_len, 8)
         for numbers in self._numbers(len(self.texts)):
             texts = collate([{"text_ids": self.texts[number]} for number in numbers])
             yield texts | _indices(numbers, self.captions)

@@ -24,15 +24,13 @@ from vlmo.config import resolve
 from vlmo.datamodules.multitask_datamodule import MTDataModule
 from vlmo.modules import VLMo
 from vlmo.settings import Settings
-from vlmo.training.callbacks.nonfinite import NonFinite
-from vlmo.training.callbacks.signals import StopSignals
+from vlmo.training.callbacks.skipping import NonFinite
 from vlmo.training.checkpointing.checkpoints import Checkpoints
-from vlmo.training.checkpointing.resume import Resume
 from vlmo.training.environment import choose_environment
-from vlmo.training.runner import build_trainer
+from vlmo.training.runner import Prepared, build_trainer
 from vlmo.utils.write_own_captions import make_arrow
 
-MEASURED = (Resume, Checkpoints, StopSignals, NonFinite)
+MEASURED = (Checkpoints, NonFinite)
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "blue", "green", "square"]
 WARM_UP = 1  # steps that are not counted
 
@@ -120,7 +118,7 @@ def measure(options: argparse.Namespace, folder: Path) -> None:
     )
     settings = Settings.from_config(config)
     data, model = MTDataModule(settings), VLMo(config)
-    trainer = build_trainer(settings, choose_environment(settings), data, model)
+    trainer = build_trainer(Prepared(settings, choose_environment(settings), data, model, folder / "run"))
     clock = Clock()
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, MEASURED):

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from timm.layers import DropPath
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -197,15 +198,16 @@ class Reference:
 
 def run_block(block: Block, x: Tensor, mask: Tensor, bias: Tensor | None, modality: str, text_len: int) -> Tensor:
     """x: (B, S, D); mask: (B, S), False on padding; bias: (H, S, S)."""
-    x = x + block.drop_path(block.gamma_1 * attend(block.attn, block.norm1(x), mask, bias))
-    if modality == "vl" and not block.has_vl_expert:
+    drop_path = DropPath(block.drop_path.drop_prob).train(block.training)
+    x = x + drop_path(block.gamma_1 * attend(block.attn, block.norm1(x), mask, bias))
+    if modality == "vl" and block.experts["vl"] != "vl":
         text, image = x[:, :text_len], x[:, text_len:]
-        text = text + block.drop_path(block.gamma_2 * block.mlp_text(block.norm2_text(text)))
-        image = image + block.drop_path(block.gamma_2 * block.mlp_imag(block.norm2_imag(image)))
+        text = text + drop_path(block.gamma_2 * block.mlp_text(block.norm2_text(text)))
+        image = image + drop_path(block.gamma_2 * block.mlp_imag(block.norm2_imag(image)))
         return torch.cat([text, image], dim=1)
     expert = {"vl": "vl", "text": "text", "image": "imag"}[modality]
     norm, mlp = getattr(block, f"norm2_{expert}"), getattr(block, f"mlp_{expert}")
-    return x + block.drop_path(block.gamma_2 * mlp(norm(x)))
+    return x + drop_path(block.gamma_2 * mlp(norm(x)))
 
 
 def attend(attention: Attention, x: Tensor, mask: Tensor, bias: Tensor | None) -> Tensor:

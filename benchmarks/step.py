@@ -64,8 +64,6 @@ class Trial:
 
     def losses(self, way: str, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """By objective, of a batch on the CPU."""
-        if way == "here":
-            batch = self.model.on_before_batch_transfer(dict(batch), 0)
         moved = {
             name: value.to(self.device, non_blocking=True) if isinstance(value, Tensor) else value
             for name, value in batch.items()
@@ -167,9 +165,8 @@ def timings(trial: Trial, options: argparse.Namespace, loader: Any) -> dict[str,
             for way, value in seconds.items():
                 found[way].append(value)
             found["waited"].append(waited)
-            used = trial.model.on_before_batch_transfer(batch, 0)
-            found["flops"].append(count(used))
-            found["text_len"].append(used["text_ids"].shape[1])
+            found["flops"].append(count(batch))
+            found["text_len"].append(batch["text_ids"].shape[1])
     return found
 
 

@@ -15,9 +15,11 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from vlmo.batch import FIELDS
 from vlmo.config import resolve
 from vlmo.datamodules.collate import Collator
 from vlmo.datasets.text import load_tokenizer
+from vlmo.registry import TASKS
 from vlmo.settings import Settings
 
 # Tokens of a text, [CLS] and [SEP] included, with BERT's vocabulary: the middle of each twentieth of
@@ -119,12 +121,15 @@ class Samples(Dataset):
 
 def batches(settings: Settings, lengths: Sequence[int], workers: int) -> Iterator[dict[str, Any]]:
     """Batches of `per_gpu_batchsize`, the same in every run."""
-    collate = Collator(0, settings.max_text_len)
+    on_gpu = torch.cuda.is_available()
+    tasks = [TASKS[name](settings) for name in settings.active]
+    fields = FIELDS | {name: field for task in tasks for name, field in task.fields.items()}
+    finish = [task.derive for task in tasks]
     loader = DataLoader(
         Samples(settings, lengths),
         settings.per_gpu_batchsize,
         num_workers=workers,
-        collate_fn=collate,
-        pin_memory=torch.cuda.is_available(),
+        collate_fn=Collator(fields, settings.max_text_len, 8 if on_gpu else 1, finish),
+        pin_memory=on_gpu,
     )
     return iter(loader)

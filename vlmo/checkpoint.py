@@ -5,7 +5,8 @@ python -m vlmo.checkpoint convert FILE OUT.pt        plain, under the original's
 python -m vlmo.checkpoint convert FILE FOLDER        model.safetensors, config.json, vocab.txt
 
 FILE may be Lightning's, a released one, BEiT's (show only), safetensors or a folder of the last form. A folder can be
-given what a released file lacks, so that it needs nothing else: --answers vqav2_answers.json --tokenizer vocab.txt
+given what a released file lacks, so that it needs nothing else: --answers FILE, the JSON list of answers beside the
+tables, and --tokenizer vocab.txt. --plugins MODULE loads the tasks of a plugin first.
 """
 
 import argparse
@@ -15,20 +16,21 @@ from pathlib import Path
 
 import torch
 
+from vlmo import plugins
 from vlmo.checkpoints.files import read
 from vlmo.checkpoints.loading import vlmo_names
 from vlmo.checkpoints.metadata import Metadata, incompatibilities, vocabulary_hash
-from vlmo.checkpoints.pretrained import describe, write_folder
-from vlmo.datasets.checks import read_answers_file
+from vlmo.checkpoints.pretrained import infer_metadata, write_folder
+from vlmo.datasets.label_names import read_label_names
 from vlmo.datasets.text import load_tokenizer, vocabulary_of
 from vlmo.errors import VLMoError, print_error
+from vlmo.registry import TASKS
 
 KINDS = {
     "vlmo": "VLMo",
     "stage1": "VLMo after stage 1 (vision only: stage 2 starts from it)",
     "beit": "BEiT (vision only: stage 2 starts from it)",
 }
-FINE_TUNED = ("vqa", "nlvr2", "irtr")
 NO_HEADS = {  # roots of names that every model has, or that go with a head
     "transformer",
     "text_embeddings",
@@ -41,13 +43,13 @@ NO_HEADS = {  # roots of names that every model has, or that go with a head
 
 
 def show(path: str) -> str:
-    """A short table: kind, architecture, stage, resolution, heads, and what travels with the weights.
+    """Gives a short table: kind, architecture, stage, resolution, heads, and what travels with the weights.
 
     Raises:
         VLMoError: if it is no checkpoint of VLMo or BEiT.
     """
     file = read(path)
-    metadata = describe(file)
+    metadata = infer_metadata(file)
     tensors, dropped = vlmo_names(file)
     heads = sorted({name.split(".")[0] for name in tensors} - NO_HEADS)
     count, size = sum(t.numel() for t in tensors.values()), sum(t.nbytes for t in tensors.values())
@@ -55,40 +57,52 @@ def show(path: str) -> str:
     lines = {
         "file": f"{path} ({file.container})",
         "kind": KINDS[file.kind],
-        "architecture": metadata.model_arch,
-        "stage": _stage(file.kind, tensors, metadata.objectives),
-        "resolution": f"{metadata.image_size} px",
+        "architecture": metadata.options["model_arch"],
+        "stage": _stage(file.kind, tensors, metadata.tasks, heads),
+        "resolution": f"{metadata.options['image_size']} px",
         "heads": ", ".join(heads) or "none",
         "weights": f"{count / 1e6:.1f} M in {len(tensors)} tensors, {dtypes}, {size / 1e6:,.0f} MB",
         "left out": f"{len(dropped)} tensors that no VLMo model takes" if dropped else "nothing",
     }
     if file.kind == "vlmo":
-        lines["text"] = f"{metadata.max_text_len} tokens, {metadata.vocab_size} words"
+        lines["text"] = f"{metadata.options['max_text_len']} tokens, {metadata.options['vocab_size']} words"
     if metadata.vocabulary:
-        lines["vocabulary"] = f"in the file, of {metadata.tokenizer}, SHA-256 {vocabulary_hash(metadata.vocabulary)}"
+        lines["vocabulary"] = (
+            f"in the file, of {metadata.options['tokenizer']}, SHA-256 {vocabulary_hash(metadata.vocabulary)}"
+        )
     if metadata.answers:
         lines["answers"] = f"{len(metadata.answers)} in the file: {', '.join(metadata.answers[:5])}, ..."
-    elif "vqa_classifier" in heads:
-        lines["answers"] = f"{metadata.vqav2_label_size}, whose texts are not in the file"
+    elif number := _num_answers(metadata):
+        lines["answers"] = f"{number}, whose texts are not in the file"
     return "\n".join(f"{name:<13} {text}" for name, text in lines.items())
 
 
-def _stage(kind: str, names: Iterable[str], objectives: Sequence[str]) -> str:
+def _num_answers(metadata: Metadata) -> int:
+    """Tells how many classes the task has whose names the data say; 0 without such a task."""
+    own = (TASKS[name].sized_by.values() for name in metadata.tasks if name in TASKS and TASKS[name].stage is None)
+    return next((metadata.options[option] for options in own for option in options), 0)
+
+
+def _stage(kind: str, names: Iterable[str], tasks: Sequence[str], heads: Sequence[str]) -> str:
     if kind != "vlmo":
         return "1 (vision)"
-    tuned = [name for name in objectives if name in FINE_TUNED]
-    if tuned:
-        return f"fine-tuned for {', '.join(tuned)}"
+    unknown = [f"{name} (a task that is not known here: give --plugins)" for name in tasks if name not in TASKS]
+    tuned = [name for name in tasks if name in TASKS and TASKS[name].stage is None]
+    pretrained = [name for name in tasks if name in TASKS and TASKS[name].stage is not None]
+    if tuned or (unknown and not pretrained):
+        return f"fine-tuned for {', '.join(tuned + unknown)}"
+    if heads and not tasks:
+        return "not told by the heads: no task that is known here has them (give --plugins)"
     if not any("_vl." in name for name in names):
         return "2 (language added; no vision-language experts)"
-    return f"3 (pairs: {', '.join(objectives) or 'no head'})"
+    return f"3 (pairs: {', '.join(pretrained + unknown) or 'no head'})"
 
 
 def convert(path: str, out: str, answers: str | None = None, tokenizer: str | None = None) -> None:
     """Writes the weights of `path` as a plain file (`out` ends in .pt or .pth) or as a folder.
 
     Args:
-        answers: JSON file with the VQA answers, for a folder.
+        answers: JSON file with the names of the answers, for a folder.
         tokenizer: vocab.txt, folder or hub name, for a folder.
 
     Raises:
@@ -96,7 +110,7 @@ def convert(path: str, out: str, answers: str | None = None, tokenizer: str | No
     """
     target = Path(out)
     file = read(path)
-    metadata = describe(file)
+    metadata = infer_metadata(file)
     if file.kind == "beit":
         raise VLMoError(f"{path}: is a BEiT file, not a VLMo model; train stage 2 from it (load_path={path})")
     if target.exists() and (target.is_file() or any(target.iterdir())):
@@ -117,22 +131,20 @@ def convert(path: str, out: str, answers: str | None = None, tokenizer: str | No
 
 
 def _completed(metadata: Metadata, path: str, answers: str | None, tokenizer: str | None) -> Metadata:
-    """With the answers and words that are given, which may not contradict those that the file has."""
-    labels = read_answers_file(Path(answers)) if answers else None
+    """Adds the answers and words that are given, which may not contradict those that the file has."""
+    labels = read_label_names(Path(answers)) if answers else None
     words = vocabulary_of(load_tokenizer(tokenizer)) if tokenizer else None
     problems = incompatibilities(metadata, labels, words, path)
-    if labels and len(labels) > metadata.vqav2_label_size:
-        problems.append(f"{answers}: has {len(labels)} answers, the model {metadata.vqav2_label_size}")
-    if words and len(words) > metadata.vocab_size:
-        problems.append(f"{tokenizer}: has {len(words)} words, the model {metadata.vocab_size}")
+    if labels and len(labels) > _num_answers(metadata):
+        problems.append(f"{answers}: has {len(labels)} answers, the model {_num_answers(metadata)}")
+    if words and len(words) > metadata.options["vocab_size"]:
+        problems.append(f"{tokenizer}: has {len(words)} words, the model {metadata.options['vocab_size']}")
     if problems:
         raise VLMoError("\n".join(problems))
-    return metadata.model_copy(
-        update={
-            "answers": labels or metadata.answers,
-            "vocabulary": words or metadata.vocabulary,
-            "tokenizer": tokenizer or metadata.tokenizer,
-        }
+    return metadata.replace(
+        answers=labels or metadata.answers,
+        vocabulary=words or metadata.vocabulary,
+        tokenizer=tokenizer or metadata.options["tokenizer"],
     )
 
 
@@ -147,10 +159,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     converter = commands.add_parser("convert", help="write the weights in another form")
     converter.add_argument("file", metavar="FILE")
     converter.add_argument("out", metavar="OUT", help="FILE.pt, or a folder")
-    converter.add_argument("--answers", metavar="FILE", help="JSON list of the VQA answers, to go into the folder")
+    converter.add_argument("--answers", metavar="FILE", help="JSON list of the answers, to go into the folder")
     converter.add_argument("--tokenizer", metavar="NAME", help="vocab.txt, folder or hub name, to go into the folder")
+    for command in commands.choices.values():
+        command.add_argument(
+            "--plugins", action="append", default=[], metavar="MODULE", help="can be given several times"
+        )
     options = parser.parse_args(arguments)
     try:
+        plugins.load(options.plugins)
         if options.command == "convert":
             convert(options.file, options.out, options.answers, options.tokenizer)
         print(show(options.file if options.command == "show" else options.out))

@@ -1,9 +1,9 @@
-"""Every option with its meaning, and every named config, as sacred resolves them.
+"""The experiment and every named config, as sacred resolves them.
 
     python run.py with <named config> [<named config> ...] option=value ...
 
 A named config is a set of values laid over the defaults; what is typed on the command line wins over both. The recipes
-have the published values (VLMo, arXiv 2111.02358); `vlmo/settings/` checks the result.
+have the published values (VLMo, arXiv 2111.02358). Options, defaults and checks: `vlmo/settings/`, docs/options.md.
 """
 
 import copy
@@ -15,10 +15,15 @@ from typing import Any
 warnings.filterwarnings("ignore", "pkg_resources is deprecated")  # sacred 0.8 still imports it
 
 import sacred  # noqa: E402
+from sacred.arg_parser import get_config_updates  # noqa: E402
+from sacred.config.config_dict import ConfigDict  # noqa: E402
+from sacred.config.config_summary import ConfigSummary  # noqa: E402
 from sacred.initialize import create_run  # noqa: E402
 from sacred.utils import ConfigAddedError, NamedConfigNotFoundError  # noqa: E402
 
+from vlmo import plugins  # noqa: E402
 from vlmo.errors import VLMoError  # noqa: E402
+from vlmo.settings import Settings  # noqa: E402
 
 # `interactive`: sacred refuses an experiment whose source file it cannot find (notebooks, standard input).
 # `save_git_info` off: a run needs no git checkout.
@@ -29,104 +34,43 @@ ex.logger = logging.getLogger("sacred")  # type: ignore[assignment]
 logging.getLogger("sacred").setLevel(logging.CRITICAL)
 
 
-def losses(**weights: float) -> dict[str, float]:
-    """All loss weights: 0 is off, anything above multiplies the loss (1 = as published)."""
-    off = {"itm": 0, "itc": 0, "mlm": 0, "textmlm": 0, "vqa": 0, "nlvr2": 0, "irtr": 0, "mim": 0}
-    return off | weights
+class _Defaults:
+    """What sacred lays a config over: the default of every option of `vlmo.settings`, those of plugins' tasks included.
+
+    They are looked up when a config is resolved, not when this module is imported, as tasks import torch.
+    """
+
+    def __call__(self, *layers: Any, **named_layers: Any) -> ConfigSummary:
+        config = ConfigDict(Settings.defaults())(*layers, **named_layers)
+        config.docs.update(Settings.meanings())  # `print_config` shows them
+        return config
 
 
-ex.add_config(
-    # --- the run -------------------------------------------------------------------------------------------------
-    exp_name="vlmo",  # first part of the run's folder: {exp_name}_seed{seed}_from_{name of load_path}
-    seed=1,  # weights, order, augmentation, masking and negatives follow from it
-    loss_names=losses(itm=1, itc=1, mlm=1),
-    batch_size=1024,  # pairs an optimizer step, over all devices and accumulation steps
-    # --- data ----------------------------------------------------------------------------------------------------
-    datasets=["coco", "vg", "sbu", "gcc"],  # trained on together
-    data_root="",  # folder of the Arrow files (DATA.md says how to make them)
-    train_transform_keys=["square_transform_randaug"],
-    val_transform_keys=["square_transform"],
-    autocontrast="correct",  # "original": AutoContrast as published, which whitens channels whose minimum is above 0
-    image_size=224,  # pixels a side, a multiple of the patch (16)
-    draw_false_image=0,  # refused above 0: no objective reads false images (ITM draws its negatives from the batch)
-    draw_false_text=0,  # refused above 0, likewise
-    image_only=False,  # refused: images alone are loss_names.mim, with any set of images
-    text_only=False,  # refused: text alone is loss_names.textmlm with the set wikibk
-    num_workers=8,  # loader processes a device
-    prefetch_factor=2,  # batches that each of them makes ahead
-    group_by_length=False,  # True: batches of texts of similar length, so that less is padded (stage 2)
-    # --- text ----------------------------------------------------------------------------------------------------
-    tokenizer="bert-base-uncased",  # hub name, local folder, or a vocab.txt
-    vocab_size=30522,  # rows of the word embedding
-    max_text_len=40,  # tokens, [CLS] and [SEP] included
-    max_text_len_of_initckpt=196,  # text length that the relative position table has room for
-    whole_word_masking=False,
-    mlm_prob=0.15,  # share of tokens that are masked
-    vqav2_label_size=3129,  # number of VQA answers
-    # --- images alone (stage 1) ----------------------------------------------------------------------------------
-    mim_target="pixels",  # what hidden patches are predicted as: "pixels", or "dalle": codes of DALL-E's tokenizer
-    mim_tokenizer="",  # for "dalle": its encoder.pkl (https://cdn.openai.com/dall-e/encoder.pkl), a local file
-    mim_mask_ratio=0.383,  # share of the patches that are hidden: 75 of 196
-    # --- model ---------------------------------------------------------------------------------------------------
-    model_arch="vlmo_base_patch16",
-    drop_path_rate=0.1,  # stochastic depth of the last block (rises linearly from 0), and dropout of the text embedding
-    shared_ffn=False,  # True: one feed-forward part for every modality instead of experts, to compare with
-    load_path="",  # checkpoint to start from: VLMo or BEiT file
-    activation_checkpointing=False,  # True: blocks are computed anew in the backward pass; "offload": inputs to the CPU
-    contrast_gradient="own",  # "exact": over several devices, the gradient of the joint batch (published: of own rows)
-    contrast_cache=False,  # ITC and retrieval contrast all of batch_size, with the memory of per_gpu_batchsize
-    negatives="global",  # of matching, from all pairs that are contrasted; "local": from those of the same pass
-    # --- optimizer -----------------------------------------------------------------------------------------------
-    optim_type="adamw",  # adamw, adam or sgd
-    learning_rate=1e-4,
-    adamw_betas=[0.9, 0.98],
-    weight_decay=0.01,
-    decay_power=1,  # power of the polynomial decay, or "cosine"
-    max_epoch=100,
-    max_steps=200000,  # optimizer steps; None: max_epoch decides
-    warmup_steps=0.1,  # a fraction of all steps below 1, else a number of steps
-    end_lr=0,
-    gradient_clip_val=None,  # longest norm of the gradient; None: it is not clipped
-    lr_mult=1,  # learning rate of the VQA and NLVR2 classifiers, as a multiple
-    # --- evaluation ----------------------------------------------------------------------------------------------
-    test_only=False,  # evaluate load_path, train nothing
-    get_recall_metric=False,  # retrieval recall on val and test at each validation
-    get_recall_rerank_metric=False,  # recall also after ITM has ordered the first k_test candidates of each query anew
-    k_test=32,  # candidates that re-ranking looks at
-    val_check_interval=1.0,  # validate every so many batches (int), or this share of an epoch (float)
-    fast_dev_run=False,  # True or n: n batches of everything, nothing saved
-    # --- continuing ----------------------------------------------------------------------------------------------
-    resume_from=None,  # a checkpoint of this project's: the run goes on from it exactly, also in the middle of an epoch
-    resume_during_training=False,  # go on from the newest checkpoint of this run that can be read, if there is one
-    checkpoint_every_n_steps=None,  # also write one every so many optimizer steps (None: after each validation only)
-    checkpoint_every_n_minutes=None,  # also write one when the last is so old
-    keep_last=None,  # remove all but so many of the newest; None keeps all
-    max_nonfinite=10,  # steps in a row whose loss or gradient is inf or NaN, each skipped, after which the run stops
-    # --- machine -------------------------------------------------------------------------------------------------
-    log_dir="result",
-    log_every_n_steps=50,
-    per_gpu_batchsize=4,  # pairs a device a forward pass; batch_size / (this x devices) passes are accumulated
-    num_gpus=1,  # devices a node: 0 is the CPU; a list picks devices
-    num_nodes=1,
-    accelerator="auto",  # auto, cpu, gpu
-    strategy="auto",  # Lightning's name: auto (ddp on several devices), ddp, fsdp, deepspeed_stage_1, deepspeed_stage_2
-    use_sharded_training=False,  # DeepSpeed ZeRO stage 1
-    compile=False,  # True: torch.compile of the blocks' parts; the first steps take minutes, the others less time
-    deterministic=False,  # True: the same run on a GPU gives the same bits, more slowly
-    profile_steps=0,  # forward passes to profile at the start: a trace and a table in the run's folder
-    precision=16,  # 16, 32, "bf16", or "auto": bf16 where the GPU has it, else 16; a CPU runs 16 and auto in 32
-)
+ex.configurations.append(_Defaults())
+
+
+@ex.option_hook
+def _load_plugins(options: dict[str, Any]) -> None:
+    """Before a command line is resolved: named configs and options of its plugins can be on the same line."""
+    plugins.load(get_config_updates(options.get("UPDATE", []))[0].get("plugins", ()))
 
 
 @ex.config_hook
 def _check_seed(config: dict[str, Any], command_name: str, logger: logging.Logger) -> dict[str, Any]:
     """sacred draws from the seed before the settings are checked."""
     if type(config["seed"]) is not int or config["seed"] < 0:
-        raise VLMoError(f"seed={config['seed']!r}: must be a whole number from 0 on")
+        raise VLMoError(f"seed={config['seed']!r}: must be a whole number from 0 on", field="seed")
     return {}
 
 
 # --- presets: what a named config is composed from --------------------------------------------------------------------
+
+
+def losses(**weights: float) -> dict[str, float]:
+    """Loss weights of a named config: those that are on by default are off, unless given."""
+    return {"itm": 0, "itc": 0, "mlm": 0} | weights
+
+
 BASE = {"model_arch": "vlmo_base_patch16"}
 BASE_PLUS = {"model_arch": "vlmo_base_plus_patch16"}
 LARGE = {"model_arch": "vlmo_large_patch16"}
@@ -166,10 +110,18 @@ COCO = RETRIEVAL | {"datasets": ["coco"], "max_steps": 3000, "warmup_steps": 300
 
 
 def named(name: str, *presets: dict[str, Any], **values: Any) -> None:
-    """Registers the named config `name`: the presets in order, then `values`."""
+    """Registers the named config `name`: the presets in order, then `values`. Plugins can call it too.
+
+    Raises:
+        VLMoError: if another named config has the name.
+    """
     merged: dict[str, Any] = {"exp_name": name.removeprefix("task_")}
     for preset in presets:
         merged |= preset
+    known = ex.named_configs.pop(name, None)
+    if known is not None and getattr(known, "_conf", None) != ConfigDict(merged | values)._conf:
+        ex.named_configs[name] = known
+        raise VLMoError(f"named config {name!r}: is registered already; take another name")
     # deep copy: presets share lists and dicts, and sacred changes what it is given
     ex.add_named_config(name, copy.deepcopy(merged | values))
 
@@ -240,8 +192,9 @@ def resolve(*named_configs: str, **updates: Any) -> dict[str, Any]:
     """The config that `python run.py with <named_configs> <updates>` would run with.
 
     `updates` are option values; a dict value (`loss_names={"itm": 0}`) changes the given keys only. Raises sacred's
-    errors for a named config or an option that does not exist.
+    errors for a named config or an option that does not exist, and VLMoError for a plugin that cannot be imported.
     """
+    plugins.load(updates.get("plugins", ()))
     run = create_run(ex, "print_config", copy.deepcopy(updates), named_configs)
     return copy.deepcopy(dict(run.config))
 
@@ -255,7 +208,7 @@ def explain(error: Exception) -> str:
     if isinstance(error, ConfigAddedError):
         lines = []
         for name in error.__conflicting_configs__:
-            options = resolve()
+            options = Settings.defaults()
             options |= {f"loss_names.{loss}": None for loss in options["loss_names"]}
             near = difflib.get_close_matches(name, options, 1)
             lines.append(f"{name}: there is no such option" + (f"; did you mean {near[0]}?" if near else ""))

@@ -8,19 +8,17 @@ be looked at is.
 
 import importlib.metadata
 import logging
-import re
 import shutil
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 # The packages themselves are one of the things to look at: whatever needs one is imported where it is used.
 from vlmo.errors import VLMoError
-from vlmo.files import existing_folder
+from vlmo.training.checklist import Checklist
 
 if TYPE_CHECKING:
     from vlmo.checkpoints.files import Checkpoint
@@ -30,58 +28,8 @@ if TYPE_CHECKING:
 REQUIREMENTS = Path(__file__).parent.parent / "requirements.txt"
 INSTALL = "pip install -r requirements.txt"
 SHOWN = ("torch", "pytorch-lightning", "transformers", "pyarrow")  # versions worth reading
-MARKS = {"problem": "[XX]", "note": "[!!]", "good": "[ok]", "blocked": "[--]"}
 
 log = logging.getLogger("vlmo.doctor")  # (as a command, this module's name is another)
-
-
-class Checklist:
-    """Runs checks, prints what each finds, and remembers the problems (each once, whoever found it)."""
-
-    def __init__(self) -> None:
-        self.problems: dict[str, None] = {}
-
-    def look(self, name: str, check: Callable[[], Iterable[str]]) -> None:
-        """`check` yields lines to read, warns through the log, and raises VLMoError with a line for each problem."""
-        good: list[str] = []
-        problems: list[str] = []
-        with _warnings() as notes:
-            try:
-                good.extend(check())
-            except VLMoError as error:
-                problems = str(error).splitlines()
-        new = [line for line in problems if line not in self.problems]
-        self.problems |= dict.fromkeys(problems)
-        lines = [*(("problem", line) for line in new), *(("note", line) for line in notes)]
-        lines += [("good", line) for line in good]
-        if not lines and problems:
-            lines = [("blocked", "not looked at: a problem above stands in the way")]
-        for number, (kind, line) in enumerate(lines):
-            print(f"{MARKS[kind]} {name if not number else '':<12} {line}", flush=True)
-
-    def conclude(self) -> int:
-        """Prints the end of the list; returns the exit status."""
-        if not self.problems:
-            print("ready")
-            return 0
-        print("\nwhat to do:")
-        for number, problem in enumerate(self.problems, 1):
-            print(f"{number:>3}. {problem}")
-        return 2
-
-
-@contextmanager
-def _warnings() -> Iterator[list[str]]:
-    """What this package warns of meanwhile."""
-    lines: list[str] = []
-    handler = logging.Handler(logging.WARNING)
-    handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
-    logger = logging.getLogger("vlmo")
-    logger.addHandler(handler)
-    try:
-        yield lines
-    finally:
-        logger.removeHandler(handler)
 
 
 # --- packages ---------------------------------------------------------------------------------------------------------
@@ -139,7 +87,7 @@ def resolve_leniently(words: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
             return resolve(*named, **updates), problems
         except (ConfigAddedError, VLMoError) as error:
             problems += explain(error).splitlines()
-            wrong = {re.split("[=:]", line)[0] for line in problems}
+            wrong = [error.field] if isinstance(error, VLMoError) else error.__conflicting_configs__
             right = [word for word in words if word.split("=")[0].strip() not in wrong]
             if right == words:
                 raise VLMoError("\n".join(problems)) from error
@@ -151,28 +99,35 @@ def resolve_leniently(words: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
 class RunChecks:
     """The checks of one run, in the order in which the runner makes them."""
 
-    def __init__(self, settings: "Settings") -> None:
+    def __init__(self, settings: "Settings", problems: Sequence[str] = ()) -> None:
+        """
+        Args:
+            problems: with the options, which have been reported.
+        """
         from vlmo.datamodules.multitask_datamodule import MTDataModule
-        from vlmo.datasets import DATASETS
+        from vlmo.registry import DATASETS
 
-        self.settings = settings
         known = tuple(name for name in settings.datasets if name in DATASETS)
-        self.datamodule = MTDataModule(settings.model_copy(update={"datasets": known}))
+        self.settings = settings.model_copy(update={"datasets": known})
+        self.option_problems = list(problems)
+        self.datamodule = MTDataModule(self.settings)
         self.stage = "test" if settings.test_only else "fit"
         self.texts: Counter[str] = Counter()  # by split
 
     @cached_property
     def model(self) -> "VLMo":
-        """Shapes only, no memory. Raises VLMoError as the model does."""
+        """Shapes only, no memory, without `load_path`. Raises VLMoError where wrong options stand in the way."""
         import torch
 
-        from vlmo.checkpoints.metadata import options_of
-        from vlmo.config import resolve
         from vlmo.modules import VLMo
 
-        # of what shapes the model alone, so that a mistake elsewhere does not keep it from being built
-        with torch.device("meta"):
-            return VLMo(resolve(**options_of(self.settings), datasets=list(self.datamodule.specs)))
+        try:
+            with torch.device("meta"):
+                return VLMo(self.settings.model_copy(update={"load_path": ""}))
+        except Exception as error:
+            if self.option_problems:  # which have been reported, so this is no other problem
+                raise VLMoError("\n".join(self.option_problems)) from error
+            raise
 
     @cached_property
     def loaded(self) -> "Checkpoint | None":
@@ -195,6 +150,18 @@ class RunChecks:
             f"{environment.accelerator}, {count} process{'es' * (count > 1)}, strategy {environment.strategy}, "
             f"precision {environment.precision}"
         )
+
+    def optimizer(self) -> Iterator[str]:
+        from vlmo.training.optimizer import check_optimizer
+
+        check_optimizer(self.settings.optim_type)
+        yield self.settings.optim_type
+
+    def loggers(self) -> Iterator[str]:
+        from vlmo.training.loggers import check_loggers
+
+        check_loggers(self.settings.loggers)
+        yield ", ".join(self.settings.loggers) or "none"
 
     def tables(self) -> Iterator[str]:
         """All that the runner checks of files, tokenizer and options of the data."""
@@ -231,37 +198,38 @@ class RunChecks:
         if self.loaded:
             _, report = checkpoint.adapt(self.loaded, self.model.state_dict())
             yield from str(report).splitlines()[1:]
-            heads = [head for objective in self.model.objectives for head in objective.evaluation_heads]
+            heads = [head for task in self.model.tasks for head in task.required_heads]
             checkpoint.require(self.loaded, report, heads if self.settings.test_only else ())
 
     def names(self) -> Iterator[str]:
-        """The words, and the answers of VQA: are they those that the checkpoint was trained with?"""
-        from vlmo.training.label_names import resolve_label_names
+        """The tokens, and the names of the classes: are they those that the checkpoint was trained with?"""
+        from vlmo.training.preparation import resolve_label_names
 
         metadata = self.loaded.metadata if self.loaded else None
-        answers, vocabulary = resolve_label_names(self.settings, self.datamodule, metadata)
+        labels, vocabulary = resolve_label_names(self.settings, self.datamodule, metadata)
         yield (f"{len(vocabulary):,} words" if vocabulary else "no text") + (
-            f", {len(answers):,} answers" if answers else ""
+            f", {len(labels):,} answers" if labels else ""
         )
 
     def resuming(self) -> Iterator[str]:
-        from vlmo.training.runner import check_resume, resume_path
+        from vlmo.training.checkpointing.files import check_resume, resume_path
 
         path = resume_path(self.settings)
         if path:
-            check_resume(Path(path), self.model)
+            check_resume(path, self.model)
             yield f"continues {path}"
 
     def disk(self) -> Iterator[str]:
         from vlmo.training.disk_usage import checkpoint_size, num_checkpoints
-        from vlmo.training.runner import check_log_dir
+        from vlmo.training.preparation import check_log_dir, existing_folder
 
         check_log_dir(self.settings)
         free = shutil.disk_usage(existing_folder(self.settings.log_dir)).free
         yield f"{self.settings.log_dir}: {_gigabytes(free)} free"
         if self.settings.fast_dev_run or not self.texts["train"]:
             return
-        number, size = num_checkpoints(self.settings, self.texts), checkpoint_size(self.model)
+        number = num_checkpoints(self.settings, self.texts)
+        size = checkpoint_size(self.model, self.settings.optim_type)
         plan = f"the run will write about {number:,} checkpoints of {_gigabytes(size)}"
         if number * size > free:
             raise VLMoError(
@@ -273,6 +241,8 @@ class RunChecks:
     def checks(self) -> Iterator[tuple[str, Callable[[], Iterable[str]]]]:
         """All of them, by name."""
         yield "devices", self.devices
+        yield "optimizer", self.optimizer
+        yield "loggers", self.loggers
         yield "data", self.tables
         if self.settings.data_root and self.datamodule.root.is_dir():
             for name in self.datamodule.specs:
@@ -296,7 +266,6 @@ def examine(words: Sequence[str]) -> int:
     if any("is not installed" in problem for problem in checklist.problems):
         return checklist.conclude()
     from vlmo.settings import Settings
-    from vlmo.training.runner import KNOWN
 
     problems: list[str] = []
     settings: Settings | None = None
@@ -304,7 +273,7 @@ def examine(words: Sequence[str]) -> int:
     def options() -> Iterator[str]:
         nonlocal settings
         config, unknown = resolve_leniently(words)
-        settings, wrong = Settings.examine(config, KNOWN)
+        settings, wrong = Settings.examine(config)
         problems.extend(unknown + wrong)
         if problems:
             raise VLMoError("\n".join(problems))
@@ -312,7 +281,7 @@ def examine(words: Sequence[str]) -> int:
 
     checklist.look("options", options)
     if settings is not None:
-        for name, check in RunChecks(settings).checks():
+        for name, check in RunChecks(settings, problems).checks():
             checklist.look(name, check)
     return checklist.conclude()
 

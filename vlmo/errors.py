@@ -7,7 +7,18 @@ class VLMoError(ValueError):
     """A mistake in what the user gave (options, files, devices); the message names the remedy.
 
     `run.py` and the other commands print it without a traceback and exit with 2.
+
+    Attributes:
+        field: the option that is wrong, where it is one.
     """
+
+    def __init__(self, message: object = "", field: str = "") -> None:
+        super().__init__(message)
+        self.field = field
+
+
+class InputError(VLMoError):
+    """One input of a prediction cannot be used; others may be."""
 
 
 class Stopped(Exception):

@@ -53,11 +53,3 @@ def append_lines(path: Path, lines: Iterable[str]) -> None:
             listing.writelines(f"{line}\n" for line in lines)
     except OSError as error:
         log.error(f"{path} could not be written ({error.strerror or error})")
-
-
-def existing_folder(folder: str | Path) -> Path:
-    """The folder, or the nearest above it that there is: where what will be written goes to."""
-    folder = Path(folder).absolute()
-    while not folder.exists():
-        folder = folder.parent
-    return folder

@@ -1,75 +1,66 @@
-"""Use a checkpoint on pictures and texts.
+"""Use a checkpoint on images and texts.
 
-python -m vlmo.predict answer    --checkpoint CKPT --image a.jpg --question "what colour is the cat?" [--top-k 5]
-python -m vlmo.predict compare   --checkpoint CKPT --image-a a.jpg --image-b b.jpg --statement "both are red"
 python -m vlmo.predict match     --checkpoint CKPT --image a.jpg --text "a red cat"
-python -m vlmo.predict fill      --checkpoint CKPT --text "a [MASK] cat" [--image a.jpg] [--top-k 5]
 python -m vlmo.predict attention --checkpoint CKPT --image a.jpg --text "a red cat" --output a.png [--layer 5]
 python -m vlmo.predict embed     --checkpoint CKPT --image FOLDER --text "a cat" "a dog" --output features.npz
 python -m vlmo.predict rank      --checkpoint CKPT --image FOLDER --text "a cat" "a dog" [--by image]
+python -m vlmo.predict COMMAND --help                what another command takes
 
-Many at once: --input FILE.jsonl, .csv or .tsv with columns of these names (image, question, ...), paths relative to
-the file; or --input FOLDER of images. A value given as an option goes for every row that has none. Results go to
---output FILE.jsonl (FILE.npz for embed, a folder for attention), else to the standard output, a JSON object a row. An
-image that cannot be read gives {"error": ...} in its place, and exit status 1 at the end.
+Many at once: --input FILE.jsonl, .csv or .tsv with columns of these names (image, text, ...), paths relative to the
+file; or --input FOLDER of images. A value given as an option goes for every row that has none. Results go to --output
+FILE.jsonl (FILE.npz for embed, a folder for attention), else to the standard output, a JSON object a row. An image that
+cannot be read gives {"error": ...} in its place, and exit status 1 at the end.
 
 CKPT: Lightning's file, a released one, a folder of save_pretrained or a name on the Hugging Face hub. Released files
-hold neither answers nor words: add --answers vqav2_answers.json, --tokenizer vocab.txt.
+hold neither answers nor words: add --answers FILE, the JSON list of answers beside the tables, and --tokenizer
+vocab.txt. A checkpoint of a plugin's task needs --plugins MODULE, which may bring further commands.
 """
 
 import argparse
 import logging
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from vlmo import plugins
 from vlmo.errors import VLMoError, print_error
 from vlmo.inference import AttentionMap, Predictor
-from vlmo.inference.records import Row, image_files, predict_rows, read_rows, write_jsonl, write_npz
+from vlmo.inference.io import Row, image_files, predict_rows, read_rows, write_jsonl, write_npz
+from vlmo.inference.uses import find_use, registered_uses
 
 Options = argparse.Namespace
-
-
-def _column(rows: list[Row], name: str) -> list[Any]:
-    return [row[name] for row in rows]
-
-
-def _guesses(guesses: Iterable[Any]) -> list[Row]:
-    return [{"text": guess.text, "score": round(guess.score, 6)} for guess in guesses]
 
 
 # --- the commands: rows to results ------------------------------------------------------------------------------------
 
 
-def answer(predictor: Predictor, options: Options, rows: list[Row]) -> list[Row]:
-    found = predictor.answer(_column(rows, "image"), _column(rows, "question"), options.top_k)
-    return [{"answers": _guesses(guesses)} for guesses in found]
+def use(name: str, predictor: Predictor, options: Options, rows: list[Row]) -> list[Row]:
+    """Does what a task offers under that name."""
+    known = find_use(predictor.model, name)
+    assert known  # (the command line lists those that there are)
+    given = [tuple(column for column in known.optional if column in row) for row in rows]
+    if len(set(given)) > 1:  # all rows of a batch have the same columns
+        return [result for row in rows for result in use(name, predictor, options, [row])]
+    columns = {column: [row[column] for row in rows] for column in known.columns + given[0]}
+    results = getattr(predictor, name)(**columns, **{option: getattr(options, option) for option in known.options})
+    return [{known.result: _plain(result)} for result in results]
 
 
-def compare(predictor: Predictor, options: Options, rows: list[Row]) -> list[Row]:
-    columns = (_column(rows, name) for name in ("image_a", "image_b", "statement"))
-    return [{"true": round(probability, 6)} for probability in predictor.compare(*columns)]
-
-
-def match(predictor: Predictor, options: Options, rows: list[Row]) -> list[Row]:
-    found = predictor.match(_column(rows, "image"), _column(rows, "text"))
-    return [{"match": round(probability, 6)} for probability in found]
-
-
-def fill(predictor: Predictor, options: Options, rows: list[Row]) -> list[Row]:
-    images = [row.get("image") for row in rows]
-    if None in images and any(images):  # a batch is of pairs or of texts
-        return [result for row in rows for result in fill(predictor, options, [row])]
-    found = predictor.fill_mask(_column(rows, "text"), images if images[0] else None, options.top_k)
-    return [{"masks": [_guesses(guesses) for guesses in masks]} for masks in found]
+def _plain(result: Any) -> Any:
+    """Gives a result as JSON has it: named tuples are objects, floats are rounded."""
+    if isinstance(result, float):
+        return round(result, 6)
+    if hasattr(result, "_asdict"):
+        return {name: _plain(value) for name, value in result._asdict().items()}
+    return [_plain(each) for each in result] if isinstance(result, list | tuple) else result
 
 
 def attention(predictor: Predictor, options: Options, rows: list[Row]) -> list[Row]:
-    """Saves a picture (or, as .npz, the weights) of each row."""
+    """Saves a drawing (or, as .npz, the weights) of each row."""
     results = []
     for row in rows:
         shown = predictor.attention(row["image"], row["text"])
@@ -94,7 +85,7 @@ def _save_attention(shown: AttentionMap, path: Path, options: Options) -> None:
 
 
 def embed(predictor: Predictor, options: Options, rows: list[Row]) -> list[Row]:
-    """The features of each row's image, text or both."""
+    """Computes the features of each row's image, text or both."""
     results: list[Row] = [{} for _ in rows]
     sides: tuple[tuple[str, Callable[..., Any], str], ...] = (
         ("image", predictor.embed_images, "v"),
@@ -109,7 +100,7 @@ def embed(predictor: Predictor, options: Options, rows: list[Row]) -> list[Row]:
 
 
 def ranking(rows: Iterable[Row], by: str, top_k: int) -> Iterable[Row]:
-    """For each text the best images, or with `by` "image" for each image the best texts; rows with errors first."""
+    """Finds for each text the best images (`by` "image": for each image the best texts); rows with errors first."""
     features: dict[str, dict[str, Any]] = {"image": {}, "text": {}}
     for row in rows:
         if "error" in row:
@@ -126,23 +117,38 @@ def ranking(rows: Iterable[Row], by: str, top_k: int) -> Iterable[Row]:
 
 
 class Command(NamedTuple):
-    """What a command does with rows, the columns it needs, those it can use; `apart`: images and texts are no pairs."""
+    """What a command does with rows, and what it takes.
+
+    Attributes:
+        meaning: what the user gets.
+        columns: what each row needs; `optional`: what it can also have.
+        options: further options, each with its default.
+        apart: images and texts are no pairs.
+    """
 
     predict: Callable[[Predictor, Options, list[Row]], list[Row]]
+    meaning: str
     columns: tuple[str, ...]
     optional: tuple[str, ...] = ()
+    options: Mapping[str, Any] = {}
     apart: bool = False
 
 
-COMMANDS = {
-    "answer": Command(answer, ("image", "question")),
-    "compare": Command(compare, ("image_a", "image_b", "statement")),
-    "match": Command(match, ("image", "text")),
-    "embed": Command(embed, (), ("image", "text"), apart=True),
-    "rank": Command(embed, (), ("image", "text"), apart=True),
-    "fill": Command(fill, ("text",), ("image",)),
-    "attention": Command(attention, ("image", "text")),
-}
+def all_commands() -> dict[str, Command]:
+    """Gives the commands by name: what the registered tasks offer, and those below."""
+    commands = {}
+    for name, offered in registered_uses().items():
+        meaning = (offered.run.__doc__ or "").split("\n")[0]
+        commands[offered.command or name.replace("_", "-")] = Command(
+            partial(use, name), meaning, offered.columns, offered.optional, offered.options
+        )
+    sides = ("image", "text")
+    return commands | {
+        "embed": Command(embed, "Gives contrastive features of images and texts.", (), sides, apart=True),
+        "rank": Command(embed, "Finds the best images for each text.", (), sides, {"top_k": 5}, apart=True),
+        "attention": Command(attention, "Draws where a text looks in an image.", sides),
+    }
+
 
 # --- the command line -------------------------------------------------------------------------------------------------
 
@@ -154,26 +160,31 @@ def positive_int(text: str) -> int:
     return int(text)
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(commands: Mapping[str, Command]) -> argparse.ArgumentParser:
     assert __doc__
     parser = argparse.ArgumentParser(
         prog="python -m vlmo.predict", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="|".join(COMMANDS))
-    for name, command in COMMANDS.items():
-        one = commands.add_parser(name)
+    _add_plugins(parser)
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, command in commands.items():
+        one = subparsers.add_parser(name, help=command.meaning, description=command.meaning)
         one.add_argument("--checkpoint", required=True, metavar="CKPT", help="file, folder or name on the hub")
         for column in command.columns + command.optional:
             one.add_argument(f"--{column.replace('_', '-')}", nargs="+" if command.apart else None)
         one.add_argument("--input", metavar="FILE", help="rows: .jsonl, .csv, .tsv, or a folder of images")
         one.add_argument("--output", metavar="FILE", required=name == "attention", help="else the standard output")
         one.add_argument("--tokenizer", help="vocab.txt, folder or hub name, if the checkpoint has no vocabulary")
-        one.add_argument("--answers", help="JSON list of the VQA answers, if the checkpoint has none")
+        one.add_argument("--answers", help="JSON list of the answers, if the checkpoint has none")
         one.add_argument("--image-size", type=positive_int, help="pixels a side, other than the checkpoint's")
         one.add_argument("--batch-size", type=positive_int, default=16)
         one.add_argument("--device", help="cpu, cuda, cuda:1, ...; else the GPU if there is one")
-        if name in ("answer", "fill", "rank"):
-            one.add_argument("--top-k", type=positive_int, default=5)
+        _add_plugins(one)
+        for option, default in command.options.items():
+            kind: dict[str, Any] = {"type": positive_int if isinstance(default, int) else type(default)}
+            if isinstance(default, bool):
+                kind = {"action": argparse.BooleanOptionalAction}
+            one.add_argument(f"--{option.replace('_', '-')}", default=default, help=f"default: {default}", **kind)
         if command.apart:
             one.add_argument("--vl-branch", action="store_true", help="features of the VL-FFN branch")
         if name == "rank":
@@ -184,8 +195,19 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_plugins(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--plugins", action="append", default=[], metavar="MODULE", help="can be given several times")
+
+
+def _plugins(arguments: Sequence[str] | None) -> list[str]:
+    """Finds the plugins among the arguments: they are loaded before it is known what commands there are."""
+    parser = argparse.ArgumentParser("python -m vlmo.predict", add_help=False, allow_abbrev=False)
+    _add_plugins(parser)
+    return parser.parse_known_args(arguments)[0].plugins
+
+
 def _rows(command: Command, options: Options) -> list[Row]:
-    """What is to be worked off. Raises VLMoError if a row lacks something."""
+    """Gives what is to be worked off. Raises VLMoError if a row lacks something."""
     columns = command.columns + command.optional
     given = {name: getattr(options, name) for name in columns if getattr(options, name) is not None}
     image_columns = [name for name in columns if name.startswith("image")]
@@ -207,19 +229,18 @@ def _rows(command: Command, options: Options) -> list[Row]:
     return rows
 
 
-def run(options: Options) -> int:
+def run(command: Command, options: Options) -> int:
     """Works off what the command line asks for; returns the exit status: 1 if some rows could not be used.
 
     Raises:
         VLMoError: if nothing can be done.
     """
-    command = COMMANDS[options.command]
     rows = _rows(command, options)
     if options.output and not Path(options.output).absolute().parent.is_dir():
         raise VLMoError(f"--output {options.output}: its folder does not exist")
     if options.command == "attention":
         if len(rows) > 1 and Path(options.output).suffix:
-            raise VLMoError(f"--output {options.output}: many pictures need a folder")
+            raise VLMoError(f"--output {options.output}: many images need a folder")
         rows = [{"number": number} | row for number, row in enumerate(rows)]
     predictor = Predictor.from_pretrained(
         options.checkpoint,
@@ -249,7 +270,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit status: 0, 1 if some rows could not be used, 2 after a mistake."""
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     try:
-        return run(_parser().parse_args(arguments))
+        plugins.load(_plugins(arguments))
+        commands = all_commands()
+        options = _parser(commands).parse_args(arguments)
+        return run(commands[options.command], options)
     except VLMoError as error:
         return print_error(error)
 

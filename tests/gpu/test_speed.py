@@ -14,7 +14,6 @@ STAGE3 = "task_mlm_itm_itc_base"
 
 
 def on_gpu(model, batch):
-    batch = model.on_before_batch_transfer(batch, 0)
     moved = {name: value.cuda() if torch.is_tensor(value) else value for name, value in batch.items()}
     return model.cuda(), moved
 

@@ -11,7 +11,6 @@ import torch
 import run
 from tests import tables, tiny
 from vlmo.modules import VLMo
-from vlmo.tasks.base import empty_batch
 from vlmo.training.runner import run as run_here
 
 pytestmark = [
@@ -124,7 +123,7 @@ def test_a_batch_without_samples_on_the_gpu():
     for arch in ("vlmo_tiny_patch16", "vlmo_base_plus_patch16"):
         model = VLMo(tiny.config(NAMED, model_arch=arch, loss_names={"itm": 0})).cuda().train()
         with torch.autocast("cuda", torch.float16):
-            loss = sum(output.loss for output in model(empty_batch(32, model.transformer.cls_token)).values())
+            loss = sum(output.loss for output in model(model.empty_batch()).values())
         loss.backward()
         assert loss.item() == 0
         assert {n for n, p in model.named_parameters() if p.grad is not None} == {

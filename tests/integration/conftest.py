@@ -1,6 +1,7 @@
 """Whole runs on tiny tables, with a size even smaller than tiny."""
 
 import csv
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,10 +47,17 @@ def micro():
 class Run:
     """One run: what it returned and what it wrote."""
 
-    def __init__(self, log_dir: Path, *named: str, **options: Any) -> None:
+    def __init__(
+        self,
+        log_dir: Path,
+        *named: str,
+        callbacks: Sequence[Any] = (),
+        more_loggers: Sequence[Any] = (),
+        **options: Any,
+    ) -> None:
         self.log_dir = log_dir
         self.config = tiny.config(*named, log_dir=str(log_dir), **options)
-        self.metrics = run(self.config)
+        self.metrics = run(self.config, callbacks=callbacks, loggers=more_loggers)
 
     @property
     def folder(self) -> Path:

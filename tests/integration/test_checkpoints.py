@@ -5,7 +5,7 @@ import torch
 
 from vlmo.errors import VLMoError
 from vlmo.modules import VLMo
-from vlmo.training.checkpointing import checkpoints
+from vlmo.training.checkpointing import checkpoints, files
 
 TEXT = "task_textmlm_base"
 SMALL = {"batch_size": 2, "per_gpu_batchsize": 2}  # 5 steps an epoch
@@ -62,7 +62,7 @@ def test_without_hard_links_it_is_a_symbolic_one(go, monkeypatch):
     def refused(*_):
         raise PermissionError
 
-    monkeypatch.setattr(checkpoints.os, "link", refused)
+    monkeypatch.setattr(files.os, "link", refused)
     run = go(TEXT, max_steps=5, **SMALL)
     assert run.last.is_symlink() and run.last.resolve().name == "epoch=0-step=5.ckpt"
 

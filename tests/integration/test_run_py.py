@@ -93,9 +93,9 @@ def test_misspelt_names(mistake):
         "loss_names.mmlm: there is no such option; did you mean loss_names.mlm?"
     ]
     (line,) = mistake(datasets="['cocoo']")
-    assert line.startswith("datasets: 'cocoo' is unknown; did you mean coco? Known: ")
+    assert line.startswith("datasets: 'cocoo' is unknown; did you mean coco")
     (line,) = mistake(model_arch="vlmo_bas_patch16")
-    assert "did you mean vlmo_base_patch16?" in line
+    assert "did you mean vlmo_base_patch16" in line
 
 
 def test_values(mistake):
@@ -113,9 +113,9 @@ def test_values(mistake):
 
 def test_transforms(mistake):
     (line,) = mistake(val_transform_keys="['pixelbert']")
-    assert line.startswith("val_transform_keys: transform 'pixelbert' was dropped: ")
+    assert line.startswith("val_transform_keys: 'pixelbert' was dropped: ")
     (line,) = mistake(train_transform_keys="['square']")
-    assert "use one of square_transform, square_transform_randaug" in line
+    assert line.startswith("train_transform_keys: 'square' is unknown") and "square_transform" in line
 
 
 @pytest.mark.skipif(torch.cuda.device_count() >= 2, reason="this machine has them")

@@ -4,12 +4,16 @@ import json
 import logging
 import math
 import shutil
+from collections import Counter
 
 import pyarrow as pa
 import pytest
 import torch
+from pytorch_lightning import Callback
+from pytorch_lightning.loggers import Logger
 
 from tests import tables
+from vlmo.datasets import base_dataset
 from vlmo.errors import VLMoError
 from vlmo.settings import Settings
 
@@ -112,8 +116,28 @@ def test_retrieval(irtr, go):
     assert irtr.metrics["val/the_metric"] == pytest.approx(accuracies / 2 + mean, rel=1e-5)
     assert irtr.metrics["recalls/ir_r10"] == 1  # of three images
     test = go(IRTR, test_only=True, load_path=str(irtr.last))
-    for name in ("ir_r1", "tr_r1", "val_ir_r1", "val_tr_r1"):
+    for name in ("ir_r1", "tr_r1"):
         assert test.metrics[f"recalls/{name}"] == pytest.approx(irtr.metrics[f"recalls/{name}"])
+    assert not any(tag.startswith("recalls/val") for tag in test.metrics)  # test alone is read
+
+
+def test_a_retrieval_evaluation_reads_each_image_and_each_text_once(irtr, go, monkeypatch):
+    """And what it says of the contrast is what a pass over all pairs says."""
+    read = Counter()
+
+    def counted(module, name):
+        plain = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *arguments: read.update([name]) or plain(*arguments))
+
+    counted(base_dataset, "decode_image")
+    counted(base_dataset, "tokenize")
+    options = {"test_only": True, "load_path": str(irtr.last), "per_gpu_batchsize": 4}
+    apart = go(IRTR, **options).metrics
+    assert read == {"decode_image": 3, "tokenize": 15}  # of the test split: five texts an image
+    pairs = go(IRTR, **options, get_recall_metric=False).metrics
+    assert read["decode_image"] == 3 + 15
+    for tag in ("irtr/test/loss", "irtr/test/i2t_accuracy", "irtr/test/t2i_accuracy"):
+        assert apart[tag] == pytest.approx(pairs[tag], rel=1e-5)
 
 
 def test_retrieval_without_a_test_split(irtr, go, data, tmp_path, caplog):
@@ -199,6 +223,66 @@ def test_console(go, capsys):
         assert out.count(step) == 1
     assert "GiB" in out and "itm/val/accuracy" in out
     assert f"logs and checkpoints: {run.folder}" in out
+
+
+class Recording(Logger):
+    """A logger from outside, which keeps what it is given."""
+
+    name, version = "recording", "0"
+
+    def __init__(self):
+        super().__init__()
+        self.tags = set()
+
+    def log_hyperparams(self, params, *_, **__):
+        pass
+
+    def log_metrics(self, metrics, step=None):
+        self.tags |= set(metrics)
+
+
+def test_callbacks_and_loggers_from_outside(go):
+    class Counting(Callback):
+        steps = 0
+
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            self.steps += 1
+
+    counting, recording = Counting(), Recording()
+    run = go(TEXT, max_steps=2, callbacks=[counting], more_loggers=[recording])
+    assert counting.steps == 2
+    assert {"train/loss", "train/grad_norm", "textmlm/train/loss", "textmlm/val/loss"} <= recording.tags
+    assert run.logged("train/loss")  # those of the options are there too
+
+
+@pytest.mark.parametrize("loggers", [[], ["tensorboard"]])
+def test_without_csv(go, tmp_path, loggers):
+    run = go(TEXT, log_dir=tmp_path, max_steps=2, loggers=loggers, checkpoint_every_n_steps=1)
+    assert {path.name for path in run.folder.iterdir()} >= {"settings.json", "checkpoints"}
+    assert run.checkpoints == ["epoch=0-step=1.ckpt", "epoch=0-step=2.ckpt", "last.ckpt"]
+    assert "textmlm/val/loss" in run.metrics
+    again = go(TEXT, log_dir=tmp_path, max_steps=3, loggers=loggers, resume_during_training=True)
+    assert again.folder.name == "version_1" and steps_of(again.last) == 3
+
+
+def test_the_loss_that_is_minimised_is_logged_and_shown(go, capsys):
+    run = go(STAGE3, datasets=["coco"], max_steps=1, loss_names={"mlm": 0.5, "itm": 0})
+    parts = [run.logged(f"{name}/train/loss")[0] for name in ("itc", "mlm")]
+    total = parts[0] + 0.5 * parts[1]
+    assert run.logged("train/loss")[0] == pytest.approx(total, rel=1e-5)
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("step 1/1"))
+    assert f"loss {total:.3f} = itc {parts[0]:.3f} + 0.5 x mlm {parts[1]:.3f}" in line
+    assert f"grad {run.logged('train/grad_norm')[0]:.3g}" in line
+
+
+@pytest.mark.parametrize("optimizer", ["lion", "muon"])
+def test_an_optimizer_of_timm_with_layer_decay_goes_on_exactly(go, tmp_path, optimizer):
+    options = {"optim_type": optimizer, "layer_decay": 0.7, "checkpoint_every_n_steps": 1, "learning_rate": 1e-3}
+    through = go(TEXT, log_dir=tmp_path / "through", **options)
+    middle = through.folder / "checkpoints" / "epoch=0-step=1.ckpt"
+    resumed = go(TEXT, log_dir=tmp_path / "resumed", resume_from=str(middle), **options)
+    first, second = (torch.load(run.last, weights_only=True)["state_dict"] for run in (through, resumed))
+    assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 # --- the same again ---------------------------------------------------------------------------------------------------

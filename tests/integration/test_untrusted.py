@@ -10,6 +10,7 @@ import shutil
 import signal
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,17 +19,19 @@ from hypothesis import strategies as st
 from hypothesis.configuration import set_hypothesis_home_dir
 
 from tests import tables
+from vlmo.batch import FIELDS
 from vlmo.checkpoints import loading as checkpoint
 from vlmo.config import resolve
 from vlmo.datamodules.collate import Collator
-from vlmo.datasets import DATASETS
 from vlmo.datasets.base_dataset import Skipped
-from vlmo.datasets.checks import check_tables, read_answers
+from vlmo.datasets.checks import check_tables
 from vlmo.datasets.image import UndecodableImage, decode_image
+from vlmo.datasets.label_names import read_label_names
 from vlmo.datasets.text import TokenMasker, load_tokenizer
 from vlmo.errors import VLMoError
+from vlmo.registry import DATASETS
 from vlmo.settings import Settings
-from vlmo.training.checkpointing.checkpoints import newest_intact
+from vlmo.training.checkpointing.files import newest_intact
 from vlmo.transforms import keys_to_transforms
 from vlmo.utils import write_own_captions, write_own_vqa
 
@@ -87,21 +90,23 @@ def table(data, folder):
     tried = folder / "root" / paths[0].name
     tried.write_bytes(data.draw(damaged(paths[0].read_bytes())))
     spec = DATASETS[name]
-    findings = check_tables(str(folder / "root"), {name: spec}, ("train",), [("train",)], 3)
+    findings = check_tables(
+        str(folder / "root"), {name: spec}, ("train",), [("train",)], SimpleNamespace(vqav2_label_size=3)
+    )
     if any(tried.name in problem for problem in findings.problems):
         raise VLMoError("refused")
     tokenizer = load_tokenizer(str(folder / "good" / "vocab.txt"))
     (transform,) = keys_to_transforms(["square_transform_randaug"], 32, "correct")
-    dataset = spec.dataset([tried], tokenizer, 16, TokenMasker(tokenizer, 0.15, True), transform)
+    dataset = spec.dataset([tried], tokenizer, 16, TokenMasker(tokenizer, 0.15, True), transform, FIELDS)
     samples = [dataset[number, 7] for number in range(min(len(dataset), 8))]
-    kept = Collator(0, 16)(samples)
+    kept = Collator(FIELDS | spec.dataset.fields, 16)(samples)
     assert len(kept["skipped"]) == sum(isinstance(sample, Skipped) for sample in samples)
 
 
-FIELDS = ["image", "caption", "question", "answers", "split", "image_id", "question_id"]
+COLUMNS = ["image", "caption", "question", "answers", "split", "image_id", "question_id"]
 PATHS = ["a.png", "b.png", "../../out.png", "/etc/passwd", "train", "\0"]
 RECORDS = st.dictionaries(
-    st.sampled_from(FIELDS) | st.text(max_size=3), SCALARS | st.sampled_from(PATHS) | LISTS, max_size=6
+    st.sampled_from(COLUMNS) | st.text(max_size=3), SCALARS | st.sampled_from(PATHS) | LISTS, max_size=6
 )
 
 
@@ -117,7 +122,7 @@ def annotations(data, folder):
 def answers(data, folder):
     text = json.dumps(data.draw(VALUES | st.lists(st.text(max_size=3), max_size=3))).encode()
     (folder / "vqav2_answers.json").write_bytes(data.draw(st.just(text) | damaged(text)))
-    assert all(isinstance(answer, str) for answer in read_answers(folder))
+    assert all(isinstance(answer, str) for answer in read_label_names(folder / "vqav2_answers.json"))
 
 
 def resumed(data, folder):

@@ -6,7 +6,7 @@ from PIL import Image, ImageOps
 
 from tests.conftest import GOLDENS
 from vlmo.transforms import square_transform
-from vlmo.transforms.randaugment import AUGMENTATIONS, AUTOCONTRASTS
+from vlmo.transforms.square import AUGMENTATIONS, AUTOCONTRASTS
 
 RECORDED = np.load(GOLDENS / "augment.npz")
 NAMES = [key.removesuffix("|args") for key in RECORDED.files if key.endswith("|args")]

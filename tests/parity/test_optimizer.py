@@ -18,8 +18,9 @@ def test_groups(name):
     config = resolve(name, **RECORDED[name]["overrides"])
     with torch.device("meta"):
         model = VLMo(config)
+    heads = [head for task in model.tasks if task.head_group for head in task.required_heads]
     groups = optim.parameter_groups(
-        model.named_parameters(), config["learning_rate"], config["weight_decay"], config["lr_mult"]
+        model.named_parameters(), config["learning_rate"], config["weight_decay"], config["lr_mult"], heads
     )
     for group, expected in zip(groups, RECORDED[name]["groups"], strict=True):
         assert sorted(group["names"]) == sorted(expected["names"])

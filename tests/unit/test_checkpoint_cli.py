@@ -10,7 +10,10 @@ import torch
 from tests import tiny
 from tests.tables import VOCABULARY, write_vocabulary
 from vlmo.checkpoint import main
-from vlmo.modules import VLMo
+from vlmo.checkpoints.pretrained import metadata_of
+from vlmo.errors import VLMoError
+from vlmo.modules import VLMo, VLMoModel
+from vlmo.registry import TASKS
 
 WORDS = list(dict.fromkeys(VOCABULARY))
 VQA = "task_finetune_vqa_base_image480"
@@ -73,6 +76,30 @@ def test_show_lightning(tmp_path, run):
     assert shown["vocabulary"].startswith("in the file, of bert-base-uncased, SHA-256 ")
 
 
+@pytest.mark.parametrize("others, stage", [((), "fine-tuned for "), (("itm", "mlm"), "3 (pairs: itm, mlm, ")])
+def test_show_names_tasks_that_are_not_known(tmp_path, run, others, stage):
+    class Stranger(TASKS["nlvr2"]):
+        name = "stranger"
+        token_types = 2
+
+        def heads(self, width):
+            return {"stranger_score": torch.nn.Linear(width, 3)}
+
+    tasks = (*others, Stranger())
+    model = VLMoModel("vlmo_tiny_patch16", tasks, image_size=32, vocab_size=64, max_text_len=24)
+    model.save_pretrained(tmp_path / "folder")
+    torch.save(model.state_dict(), tmp_path / "plain.pt")
+    shown = table(run("show", tmp_path / "folder")[1])
+    assert shown["stage"].startswith(f"{stage}stranger (") and "--plugins" in shown["stage"]
+    assert "stranger_score" in shown["heads"]
+    if not others:
+        assert "--plugins" in table(run("show", tmp_path / "plain.pt")[1])["stage"]
+    with pytest.raises(VLMoError, match="'stranger' is unknown.*plugins"):
+        VLMoModel.from_pretrained(tmp_path / "folder")
+    status, _, err = run("show", tmp_path / "folder", "--plugins", "no.such.module")
+    assert status == 2 and "no.such.module" in err
+
+
 def test_beit_is_shown_and_not_converted(tmp_path, run):
     state = {
         name.removeprefix("transformer.").replace("_imag", ""): tensor
@@ -92,7 +119,7 @@ def test_beit_is_shown_and_not_converted(tmp_path, run):
 def test_from_lightning_to_folder_to_original_names(tmp_path, run):
     model = saved(VQA, tmp_path / "last.ckpt", with_names=True)
     assert run("convert", tmp_path / "last.ckpt", tmp_path / "folder")[0] == 0
-    assert VLMo.from_pretrained(tmp_path / "folder").metadata == model.metadata
+    assert metadata_of(VLMo.from_pretrained(tmp_path / "folder")) == metadata_of(model)
     status, out, _ = run("convert", tmp_path / "folder", tmp_path / "new" / "plain.pt")
     assert status == 0 and table(out)["file"].endswith("plain.pt (plain)")
     plain = torch.load(tmp_path / "new" / "plain.pt", weights_only=True)
@@ -124,7 +151,7 @@ def test_a_released_file_is_completed(tmp_path, run):
     assert model.answers == ["yes", "no"] and model.vocabulary == WORDS
     answers.write_text(json.dumps(["no"]))
     status, _, err = run("convert", tmp_path / "folder", tmp_path / "again", *given)
-    assert status == 2 and "other VQA answers: number 0" in err
+    assert status == 2 and "other answers: number 0" in err
     answers.write_text(json.dumps(["yes"] * 9))
     status, _, err = run("convert", tmp_path / "vqa.pt", tmp_path / "again", *given)
     assert status == 2 and "has 9 answers, the model 7" in err

@@ -5,7 +5,9 @@ import sys
 
 import pytest
 
-from vlmo.config import ex, resolve, sacred
+from vlmo.config import ex, explain, named, resolve, sacred
+from vlmo.errors import VLMoError
+from vlmo.registry import TASKS
 
 
 def test_named_configs_are_laid_over_the_defaults_and_updates_win():
@@ -17,7 +19,7 @@ def test_named_configs_are_laid_over_the_defaults_and_updates_win():
 
 def test_a_dict_changes_the_given_keys_only():
     weights = resolve("task_mlm_itm_itc_base", loss_names={"mlm": 0.5})["loss_names"]
-    assert weights == {"itm": 1, "itc": 1, "mlm": 0.5, "textmlm": 0, "vqa": 0, "nlvr2": 0, "irtr": 0, "mim": 0}
+    assert weights == dict.fromkeys(TASKS, 0) | {"itm": 1, "itc": 1, "mlm": 0.5}
 
 
 def test_what_is_done_to_a_config_does_not_reach_the_next():
@@ -44,7 +46,25 @@ def test_runs_are_named_after_their_task(name):
 
 
 def test_importable_from_standard_input_and_without_torch():
-    program = "import sys, vlmo.config, vlmo.settings\nprint(vlmo.config.resolve()['seed'], 'torch' in sys.modules)\n"
+    program = "import sys, vlmo.config\nprint('torch' in sys.modules, vlmo.config.resolve()['seed'])\n"
     done = subprocess.run([sys.executable, "-"], input=program, capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["1", "False"]
+    assert done.stdout.split() == ["False", "1"]
     assert done.stderr == ""
+
+
+def test_a_named_config_is_registered_once():
+    named("task_of_a_test", {"batch_size": 8}, seed=3)
+    try:
+        named("task_of_a_test", {"batch_size": 8}, seed=3)  # (a module that is imported anew)
+        assert (resolve("task_of_a_test")["batch_size"], resolve("task_of_a_test")["exp_name"]) == (8, "of_a_test")
+        with pytest.raises(VLMoError, match="task_of_a_test.*registered already"):
+            named("task_of_a_test", seed=4)
+        assert resolve("task_of_a_test")["seed"] == 3
+    finally:
+        del ex.named_configs["task_of_a_test"]
+
+
+def test_a_misspelt_option_of_a_task():
+    with pytest.raises(sacred.utils.ConfigAddedError) as error:
+        resolve(contrast_gradiant="exact")
+    assert explain(error.value).endswith("did you mean contrast_gradient?")

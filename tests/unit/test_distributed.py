@@ -12,8 +12,9 @@ from PIL import Image
 from tests.processes import in_processes
 from vlmo.distributed import collectives as distributed
 from vlmo.distributed.wire_format import from_bytes, pack_texts, to_bytes, unpack_texts
-from vlmo.metrics import Mean
+from vlmo.tasks.base import mean
 from vlmo.tasks.itc import contrast
+from vlmo.training.metrics import Ratio
 from vlmo.transforms.square import to_tensor
 
 WORLD = 2
@@ -64,8 +65,9 @@ def fetch(rows: torch.Tensor, index: list[int]) -> torch.Tensor:
 
 def work(rank: int) -> dict[str, Any]:
     images, own = pairs()[0][own_rows(rank)], own_rows(rank)
-    mean = Mean()
-    mean.update(torch.tensor(float(rank)), 1 + 2 * rank)
+    ratio = Ratio()
+    ratio.update(mean(torch.tensor(float(rank)), 1 + 2 * rank))
+    total, count = distributed.sum_over_processes(ratio.sums())
     wanted = [[5, 0], [0, 4, 1, 1]][rank]
     with travelling() as kinds:
         result = {
@@ -80,7 +82,7 @@ def work(rank: int) -> dict[str, Any]:
             "fetched mixed": fetch(numbered(6)[own] + (0.001 if rank else 0), wanted),
             "own": contrast_and_gradients(rank, exact=False),
             "exact": contrast_and_gradients(rank, exact=True),
-            "mean": mean.compute(),
+            "mean": total / count,
         }
     with distributed.single_process():
         result["alone"] = distributed.all_gather_rows(images)

@@ -57,6 +57,7 @@ def test_ready(diagnose, tmp_path):
     assert "coco val: 1 file, 4 rows, 8 texts; 4 images tried" in text
     assert "51 words" in text
     assert "the run will write about 2 checkpoints of 0." in text
+    assert "tensorboard, csv" in text
     assert not (tmp_path / "result").exists()
 
 
@@ -107,7 +108,7 @@ def test_names_that_do_not_exist(diagnose):
     status, lines = diagnose(model_arch="vlmo_bas_patch16", datasets=["coco", "cocoo"])
     assert status == 2
     unknown = [line.split(" is unknown")[0] for line in to_do(lines)]
-    assert unknown == ["model_arch: 'vlmo_bas_patch16'", "datasets: 'cocoo'"]
+    assert sorted(unknown) == ["datasets: 'cocoo'", "model_arch: 'vlmo_bas_patch16'"]
     assert any("coco train: 2 files" in line for line in lines)
     assert sum(line.startswith("[--]") for line in lines) == 1  # the model
 
@@ -144,6 +145,20 @@ def test_disk(diagnose, monkeypatch):
     (line,) = to_do(lines)
     assert "has 0.0 GB free; give another log_dir" in line
     assert diagnose(fast_dev_run=True)[0] == 0  # writes nothing
+
+
+def test_the_estimate_follows_the_optimizer(diagnose):
+    def size(**updates):
+        (line,) = (line for line in diagnose(model_arch="vlmo_base_patch16", **updates)[1] if "checkpoints of" in line)
+        return float(line.split("checkpoints of ")[1].split()[0])
+
+    assert size(optim_type="adan") > size() > size(optim_type="sgd")
+
+
+def test_optimizers_and_loggers_that_do_not_exist(diagnose):
+    status, lines = diagnose(optim_type="lionn", loggers=["csv", "wanbd"])
+    assert status == 2
+    assert sorted(line.split(":")[0] for line in to_do(lines)) == ["loggers", "optim_type"]
 
 
 def test_packages(diagnose, monkeypatch):

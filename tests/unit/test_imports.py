@@ -1,6 +1,7 @@
 """Imports point down, and every module can be imported alone."""
 
 import ast
+import graphlib
 import importlib
 import multiprocessing
 import re
@@ -12,28 +13,35 @@ from pathlib import Path
 import pytest
 
 import vlmo
+from vlmo.registry import TASKS
 
 PACKAGE = Path(vlmo.__file__).parent
 REPOSITORY = PACKAGE.parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 MODULES = [".".join(path.relative_to(REPOSITORY).with_suffix("").parts).removesuffix(".__init__") for path in FILES]
 
-# A part may import parts of a lower level, and itself. So the model knows nothing of data, and data nothing of it.
-# Whatever is not named here is a command: it may import everything, and nothing imports it.
-LEVELS = {
-    0: ("errors", "distributed", "files", "image_formats", "metrics"),
-    1: ("config",),
-    2: ("settings",),
-    3: ("transforms",),
-    4: ("datasets", "modules", "tasks", "checkpoints"),
-    5: ("datamodules", "evaluation", "utils"),
-    6: ("training", "inference"),
-}
-COMMAND = 7
-LEVEL = {part: level for level, parts in LEVELS.items() for part in parts}
+# A room may import rooms of a lower level, and itself. So the networks know nothing of tasks, tasks nothing of training
+# and data nothing of the model. Whatever is not named here is a command: it may import everything, nothing imports it.
+LEVELS = [
+    ("errors", "files", "image_formats"),
+    ("batch", "registry", "plugins"),
+    ("distributed", "settings", "transforms"),
+    ("config", "datasets", "modules"),
+    ("checkpoints", "evaluation", "utils"),
+    ("tasks",),
+    ("datamodules",),
+    ("training",),
+    ("inference",),
+]
+COMMAND = len(LEVELS)
+LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
+# files whose place among their users is not that of what they need
+ROOMS = {"vlmo.modules.vlmo_module": "training"}
+# `VLMoModel.from_pretrained` and `save_pretrained` import what they delegate to when they are called
+UPWARDS = {("vlmo.modules.model", "vlmo.checkpoints.pretrained")}
 NAMES = {"PIL": "pillow", "pkg_resources": "setuptools", "pytorch_lightning": "pytorch-lightning"}
 # What a requirement itself requires, and what is asked for only by those who use it.
-INDIRECT = {"huggingface_hub", "tokenizers", "packaging", "deepspeed", "fairscale", "easy_vqa"}
+INDIRECT = {"huggingface_hub", "tokenizers", "packaging", "deepspeed", "fairscale", "easy_vqa", "trackio"}
 
 
 def imports(path: Path) -> Iterator[tuple[str, bool]]:
@@ -58,28 +66,59 @@ def imports(path: Path) -> Iterator[tuple[str, bool]]:
                 yield name, id(node) not in late
 
 
-def part(module: str) -> str:
+def room(module: str) -> str:
     """ "vlmo.modules.heads" -> "modules"."""
-    return module.split(".")[1] if "." in module else ""
+    return ROOMS.get(module, module.split(".")[1] if "." in module else "")
 
 
 @pytest.mark.parametrize("path", FILES, ids=MODULES)
 def test_imports_point_down(path):
-    own = part(MODULES[FILES.index(path)])
-    for module, _ in imports(path):
-        other = part(module) if module.startswith("vlmo.") else own
-        if own and other != own:
-            assert LEVEL.get(other, COMMAND) < LEVEL.get(own, COMMAND), f"{own} imports {module}"
+    module = MODULES[FILES.index(path)]
+    own = room(module)
+    for imported, _ in imports(path):
+        if imported.startswith("vlmo.") and own and room(imported) != own and (module, imported) not in UPWARDS:
+            assert LEVEL.get(room(imported), COMMAND) < LEVEL.get(own, COMMAND), f"{module} imports {imported}"
 
 
-def test_the_levels_are_of_parts_that_there_are():
-    assert set(LEVEL) <= {part(module) for module in MODULES}
+def test_the_levels_are_of_rooms_that_there_are():
+    assert set(LEVEL) <= {room(module) for module in MODULES}
 
 
-def test_objectives_and_model_leave_the_data_module_alone():
-    for path in (PACKAGE / "modules").rglob("*.py"):
-        names = {node.attr for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)}
-        assert "datamodule" not in names, path
+def test_no_file_imports_itself_by_way_of_others():
+    """Imports within functions and under TYPE_CHECKING count too."""
+    graph = {
+        module: {imported for imported, _ in imports(path) if imported in MODULES and imported != module}
+        for module, path in zip(MODULES, FILES, strict=True)
+    }
+    try:
+        tuple(graphlib.TopologicalSorter(graph).static_order())
+    except graphlib.CycleError as error:
+        pytest.fail(f"a circle: {' -> '.join(error.args[1])}")
+
+
+def test_networks_know_torch_and_einops_alone():
+    allowed = {"torch", "einops", "timm", "numpy", "scipy", "fairscale"}
+    for module, path in zip(MODULES, FILES, strict=True):
+        if module.startswith("vlmo.modules.") and module not in ROOMS:
+            others = {name.split(".")[0] for name, _ in imports(path)} - set(sys.stdlib_module_names) - {"vlmo"}
+            assert others <= allowed, f"{module}: {others - allowed}"
+
+
+def test_tasks_and_model_leave_the_data_module_alone():
+    for folder in ("modules", "tasks"):
+        for path in (PACKAGE / folder).rglob("*.py"):
+            names = {node.attr for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)}
+            assert "datamodule" not in names, path
+
+
+def test_downstream_tasks_are_named_at_home_alone():
+    """Beside a task's own file stand its data set, its converter, the named configs and the demo."""
+    for task in (name for name, each in TASKS.items() if each.stage is None):
+        own = (f"tasks/{task}.py", f"datasets/{task}_dataset.py", "utils/", "demo/", "config.py")
+        for path in FILES:
+            place = path.relative_to(PACKAGE).as_posix()
+            if not place.startswith(own):
+                assert task not in path.read_text(encoding="utf-8").lower(), f"{place} names {task}"
 
 
 def test_other_packages_are_requirements():

@@ -1,5 +1,6 @@
 """A loaded model at work: what it says is what the model computes, one input at a time or many."""
 
+import inspect
 import json
 
 import numpy as np
@@ -9,12 +10,15 @@ from PIL import Image
 
 from tests import tiny
 from tests.tables import VOCABULARY, encoded, picture
+from vlmo.batch import FIELDS
 from vlmo.datamodules.collate import Collator
 from vlmo.errors import VLMoError
 from vlmo.inference import InputError, Predictor
 from vlmo.inference.attention_maps import attention_weights
-from vlmo.inference.inputs import load_image
-from vlmo.modules.multiway_transformer import ARCHITECTURES
+from vlmo.inference.io import load_image
+from vlmo.modules.model import VLMoModel
+from vlmo.registry import ARCHITECTURES, TASKS
+from vlmo.tasks.base import Task, Use
 from vlmo.transforms import square_transform
 
 TINY = ARCHITECTURES["vlmo_tiny_patch16"]
@@ -48,7 +52,7 @@ def batch(predictor, texts, **images):
         | {"text_ids": predictor.tokenizer(text)["input_ids"]}
         for i, text in enumerate(texts)
     ]
-    return Collator(0, 24)(rows)
+    return Collator(FIELDS, 24)(rows)
 
 
 def close(a, b):
@@ -77,7 +81,7 @@ def test_one_goes_with_each_of_many(vqa, pairs):
     assert [guesses[0].text for guesses in first] == [vqa.answer(IMAGES[0], text)[0].text for text in TEXTS]
     close(pairs.match(IMAGES, TEXTS[0]), [pairs.match(image, TEXTS[0]) for image in IMAGES])
     assert vqa.answer([], []) == [] == pairs.match([], TEXTS[0])
-    with pytest.raises(VLMoError, match="different lengths: image 2, text 3"):
+    with pytest.raises(VLMoError, match="different lengths: image 2, question 3"):
         vqa.answer(IMAGES[:2], TEXTS)
 
 
@@ -240,7 +244,7 @@ def test_tokenizer_and_answers(tmp_path):
     with pytest.raises(VLMoError, match="give answers=FILE"):
         Predictor(model, tmp_path / "vocab.txt").answer(IMAGES[0], "what")
     model.vocabulary, model.answers = WORDS, ANSWERS
-    with pytest.raises(VLMoError, match="other VQA answers: number 0"):
+    with pytest.raises(VLMoError, match="other answers: number 0"):
         Predictor(model, answers=["no"])
     (tmp_path / "vocab.txt").write_text("\n".join([*WORDS[:5], *WORDS[:4:-1]]) + "\n")
     with pytest.raises(VLMoError, match="another vocabulary: word number 5"):
@@ -266,6 +270,73 @@ def test_missing_heads_and_branches(vqa, pairs):
         retrieval.rank(IMAGES, TEXTS, vl_branch=True)
 
 
+# --- what tasks offer -------------------------------------------------------------------------------------------------
+
+
+def test_every_use_is_a_method(pairs):
+    for task in TASKS.values():
+        for use in task.uses:
+            method = getattr(pairs, use.name)
+            assert use.name in dir(pairs) and method.__doc__ == use.run.__doc__ and method.__name__ == use.name
+            names = list(inspect.signature(method).parameters)
+            assert names == [*use.columns, *use.optional, *use.options]
+    with pytest.raises(AttributeError, match="nonsense.*no task offers it"):
+        pairs.nonsense  # noqa: B018
+    with pytest.raises(TypeError, match="missing a required argument: 'text'"):
+        pairs.match(IMAGES[0])
+
+
+def length(predictor, text, factor=1):
+    """Gives the length of a text."""
+    return [factor * predictor.model.scale.item() * len(each) for each in text]
+
+
+class Length(Task):
+    name = "length"
+    has_text = True
+    uses = (Use("length", length, "scale", "measuring", ("text",), "length"),)
+
+    def heads(self, width):
+        return {"scale": torch.nn.Parameter(torch.tensor(2.0))}
+
+
+def test_use_of_a_task_from_outside(pairs):
+    """It may have the name of another task's: the model's own task goes first, and the head decides."""
+    model = VLMoModel("vlmo_tiny_patch16", [Length()], image_size=32, vocab_size=64, max_text_len=24)
+    model.vocabulary = WORDS
+    own = Predictor(model, device="cpu")
+    assert own.length("four") == 8 and own.length(["four", "a"], factor=10) == [80, 20] and own.length([]) == []
+    assert not hasattr(pairs, "length")
+    TASKS.register("length")(Length)
+    try:
+        assert "length" in dir(pairs)
+        with pytest.raises(VLMoError, match="measuring needs a checkpoint with scale; this one was trained for itc"):
+            pairs.length("four")
+    finally:
+        del TASKS["length"]
+
+
+class Sigmoid(TASKS["itc"]):
+    name = "sigmoid"
+
+    def heads(self, width):
+        return super().heads(width) | {"logit_bias": torch.nn.Parameter(torch.tensor([3.0, 0.0]))}
+
+    def scores(self, heads, image, text):
+        return image @ text.t() + heads["logit_bias"].detach()
+
+
+def test_classes_are_scored_by_the_contrast_of_the_model():
+    model = VLMoModel("vlmo_tiny_patch16", [Sigmoid(shared_ffn=False)], image_size=32, vocab_size=64, max_text_len=24)
+    model.vocabulary = WORDS
+    own = Predictor(model, device="cpu")
+    sentences = own.embed_texts(["a photo of a cat.", "a photo of a dog."])
+    expected = (own.embed_images(IMAGES) @ sentences.t() + torch.tensor([3.0, 0.0])).softmax(-1)
+    for found, row in zip(own.classify(IMAGES, ["cat", "dog"]), expected, strict=True):
+        assert found[0].text == "cat"
+        close([guess.score for guess in found], row)
+
+
 def test_device_that_is_not_there(vqa):
     with pytest.raises(VLMoError, match="device=nonsense"):
         Predictor(vqa.model, device="nonsense")
@@ -275,4 +346,4 @@ def test_from_pretrained(tmp_path, vqa):
     vqa.model.save_pretrained(tmp_path)
     again = Predictor.from_pretrained(tmp_path, device="cpu", batch_size=1)
     assert again.answer(IMAGES, TEXTS) == Predictor(vqa.model, device="cpu", batch_size=1).answer(IMAGES, TEXTS)
-    assert Predictor.from_pretrained(tmp_path, image_size=48).model.settings.image_size == 48
+    assert Predictor.from_pretrained(tmp_path, image_size=48).model.image_size == 48

@@ -1,6 +1,7 @@
 """python -m vlmo.predict: one input or many, from files to files."""
 
 import csv
+import importlib
 import json
 import runpy
 import sys
@@ -13,7 +14,9 @@ from PIL import Image
 from tests import tiny
 from tests.tables import VOCABULARY, picture
 from vlmo.inference import Predictor
-from vlmo.predict import COMMANDS, main
+from vlmo.modules import VLMoModel
+from vlmo.predict import all_commands, main
+from vlmo.registry import TASKS
 
 WORDS = list(dict.fromkeys(VOCABULARY))
 CHECKPOINTS = {
@@ -167,7 +170,69 @@ def test_attention_of_many_goes_to_a_folder(folder, run, tmp_path):
     names = ["000000_a.png", "000001_b.png", "000002_c.png"]
     assert status == 0 and sorted(path.name for path in (tmp_path / "pictures").iterdir()) == names
     status, _, err = run("attention", "pairs", *given, "--output", tmp_path / "one.png")
-    assert status == 2 and "many pictures need a folder" in err
+    assert status == 2 and "need a folder" in err
+
+
+PLUGIN = """
+import torch
+from vlmo.registry import TASKS
+from vlmo.tasks.base import Task, Use
+
+
+def colour_of(predictor, image, top_k=1, exact=False):
+    \"\"\"Gives the colours of an image.\"\"\"
+    logits = predictor.compute(lambda model, batch: model.colour(batch["image"].mean((2, 3))), image=image)
+    return [predictor.best(row, ["red", "green"], top_k) if not exact else row.tolist() for row in logits]
+
+
+@TASKS.register("colour")
+class Colour(Task):
+    name = "colour"
+    options = {"top_k": 2, "exact": False}
+    uses = (Use("colour_of", colour_of, "colour", "telling colours", ("image",), "colours", options=options),)
+
+    def heads(self, width):
+        return {"colour": torch.nn.Linear(3, 2)}
+"""
+
+
+@pytest.fixture
+def plugin(tmp_path, monkeypatch):
+    """The name of a module with a task that offers something; it is unknown again after the test."""
+    (tmp_path / "plugin_of_a_test.py").write_text(PLUGIN)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield "plugin_of_a_test"
+    sys.modules.pop("plugin_of_a_test", None)
+    TASKS.pop("colour", None)
+
+
+def test_a_task_from_outside_brings_its_command(folder, run, plugin, capsys):
+    given = ("--image", images(folder)[0])
+    with pytest.raises(SystemExit):
+        run("colour-of", "colour", *given)
+    assert "invalid choice: 'colour-of'" in capsys.readouterr().err
+    importlib.import_module(plugin)
+    model = VLMoModel("vlmo_tiny_patch16", ("colour",), image_size=32, vocab_size=64, max_text_len=24)
+    model.vocabulary = WORDS
+    model.save_pretrained(folder / "colour")
+    del TASKS["colour"], sys.modules[plugin]
+
+    status, _, err = run("match", "colour", *given, "--text", "a cat")
+    assert status == 2 and "'colour' is unknown" in err and "plugin" in err
+    status, (row,), _ = run("colour-of", "colour", *given, "--plugins", plugin)
+    found = Predictor.from_pretrained(folder / "colour", device="cpu").colour_of(images(folder)[0], 2)
+    assert status == 0 and row["image"] == images(folder)[0]
+    expected = [{"text": each.text, "score": pytest.approx(each.score, abs=1e-5)} for each in found]
+    assert row["colours"] == expected and len(expected) == 2
+    _, (row,), _ = run("colour-of", "colour", *given, "--plugins", plugin, "--exact")
+    assert sorted(row["colours"], reverse=True) == [each["score"] for each in expected]
+    with pytest.raises(SystemExit):
+        main(["--plugins", plugin, "--help"])
+    assert "Gives the colours of an image." in capsys.readouterr().out
+    del TASKS["colour"], sys.modules[plugin]
+    assert Predictor.from_pretrained(folder / "colour", device="cpu", plugins=[plugin]).colour_of(images(folder)[0])
+    status, _, err = run("match", "pairs", *given, "--text", "a cat", "--plugins", "no.such.module")
+    assert status == 2 and "no.such.module" in err and err.count("\n") == 1
 
 
 # --- mistakes ---------------------------------------------------------------------------------------------------------
@@ -225,7 +290,7 @@ def test_refusals_are_one_line(folder, run, arguments, message):
 
 
 def test_the_options_of_every_command_have_help(capsys):
-    for command in COMMANDS:
+    for command in all_commands():
         with pytest.raises(SystemExit) as stopped:
             main([command, "--help"])
         assert stopped.value.code == 0 and "--checkpoint" in capsys.readouterr().out

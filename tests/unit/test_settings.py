@@ -1,6 +1,8 @@
 """The checks of a config as a whole: every problem at once, each with its remedy."""
 
+import copy
 import json
+import pickle
 import re
 
 import pytest
@@ -8,19 +10,20 @@ import pytest
 from tests.conftest import GOLDENS
 from vlmo.config import resolve
 from vlmo.errors import VLMoError
+from vlmo.registry import DATASETS, TASKS
 from vlmo.settings import Settings
+from vlmo.settings.__main__ import page
+from vlmo.settings.groups import PositiveInt
+from vlmo.settings.option import OptionGroup, option
+from vlmo.tasks.base import Task as Task
 
-KNOWN = {
-    "architectures": ["vlmo_base_patch16", "vlmo_tiny_patch16"],
-    "datasets": ["coco", "vg", "sbu", "gcc", "wikibk", "vqa", "nlvr2", "f30k", "images"],
-    "losses": ["mlm", "textmlm", "itm", "itc", "irtr", "vqa", "nlvr2", "mim"],
-}
+REPOSITORY = GOLDENS.parent.parent
 
 
 def problems(*named, **updates):
     """The lines of the error that the config meets; none if it is valid."""
     try:
-        Settings.from_config(resolve(*named) | updates, KNOWN)
+        Settings.from_config(resolve(*named) | updates)
     except VLMoError as error:
         return str(error).splitlines()
     return []
@@ -32,7 +35,7 @@ def losses(**weights):
 
 def test_published_config_without_the_options_that_are_new_here():
     published = json.loads((GOLDENS / "named_configs.json").read_text())["default"]
-    settings = Settings.from_config(published, KNOWN)
+    settings = Settings.from_config(published)
     assert (settings.accelerator, settings.strategy, settings.autocontrast) == ("auto", "auto", "correct")
 
 
@@ -67,15 +70,15 @@ def test_all_problems_at_once():
         "max_text_len=",
     ):
         assert sum(line.startswith(beginning) for line in lines) == 1, (beginning, lines)
-    assert any("model_arch: 'vlmo_bas_patch16' is unknown; did you mean vlmo_base_patch16?" in line for line in lines)
-    assert any(line.startswith("text_only=True: refused") for line in lines)
+    assert any("model_arch: 'vlmo_bas_patch16' is unknown; did you mean vlmo_base_patch16" in line for line in lines)
+    assert any(line.startswith("text_only=True: refused") and "loss_names.textmlm" in line for line in lines)
     assert len(lines) == 8
 
 
 def test_only_texts_alone_are_grouped_by_length():
     assert problems("task_textmlm_base", group_by_length=True) == []
     (line,) = problems("task_mlm_itm_itc_base", group_by_length=True)
-    assert line.startswith("group_by_length=True: is for textmlm;")
+    assert line.startswith("group_by_length=True: ")
 
 
 @pytest.mark.parametrize(
@@ -96,15 +99,18 @@ def test_whole_floats_are_whole_numbers():
 BAD = {
     "end": ({"max_steps": None, "max_epoch": None}, "max_steps and max_epoch: one of them"),
     "no loss": ({"loss_names": losses()}, "every loss is off; name a task"),
-    "itm alone": ({"loss_names": losses(itm=1, mlm=1)}, "set loss_names.itc=1 too"),
-    "itc and irtr": ({"loss_names": losses(itc=1, irtr=1)}, "switch one of them off"),
+    "itm alone": ({"loss_names": losses(itm=1, mlm=1)}, "loss_names.itm: builds upon a contrast; set loss_names.itc=1"),
+    "itc and irtr": ({"loss_names": losses(itc=1, irtr=1)}, "itc and irtr share the heads of the contrast"),
     "textmlm and mlm": ({"loss_names": losses(textmlm=1, mlm=1), "datasets": ["wikibk"]}, "no other loss can be on"),
     "negative weight": ({"loss_names": losses(mlm=-0.5)}, "greater than or equal to 0"),
     "misspelt loss": ({"loss_names": losses(mlm=1, iltc=1)}, "'iltc' is unknown; did you mean itc?"),
-    "text set for pairs": ({"datasets": ["coco", "wikibk"]}, "wikibk has no images"),
+    "text set for pairs": ({"datasets": ["coco", "wikibk"]}, "wikibk has no images; it is for textmlm only"),
     "pairs for text": ({"loss_names": losses(textmlm=1), "datasets": ["coco"]}, r"trains on \['wikibk'\] only"),
     "vqa on pairs": ({"loss_names": losses(vqa=1), "datasets": ["vqa", "coco"]}, r"trains on \['vqa'\] only"),
-    "mim and itc": ({"loss_names": losses(mim=1, itc=1)}, "loss_names.mim: trains on images without texts"),
+    "mim and itc": (
+        {"loss_names": losses(mim=1, itc=1)},
+        "loss_names.mim: no other loss can be on beside it; switch off itc",
+    ),
     "images for pairs": ({"datasets": ["coco", "images"]}, "images has no texts; it is for mim only"),
     "text for images": ({"loss_names": losses(mim=1), "datasets": ["wikibk"]}, "wikibk has no images"),
     "no tokenizer of images": ({"loss_names": losses(mim=1), "mim_target": "dalle"}, "with mim_tokenizer=FILE"),
@@ -114,6 +120,10 @@ BAD = {
     "clips to nothing": ({"gradient_clip_val": 0}, "gradient_clip_val=0: "),
     "cache without contrast": ({"contrast_cache": True, "loss_names": losses(mlm=1)}, "needs loss_names.irtr or itc"),
     "cache of shards": ({"contrast_cache": True, "strategy": "fsdp"}, "use strategy=auto and no sharding"),
+    "misspelt set of a task": (
+        {"loss_names": losses(vqa=1), "datasets": ["vqaa"]},
+        "'vqaa' is unknown; did you mean vqa",
+    ),
     "no experts to train": (
         {"loss_names": losses(textmlm=1), "datasets": ["wikibk"], "shared_ffn": True},
         "there are none",
@@ -145,7 +155,7 @@ BAD = {
     "false images": ({"draw_false_image": 1}, "draw_false_image=1: refused, "),
     "false texts": ({"draw_false_text": 1}, "draw_false_text=1: refused, "),
     "images only": ({"image_only": True}, "image_only=True: refused, "),
-    "text only": ({"text_only": True}, "refused, text alone is trained with the named config task_textmlm_base"),
+    "text only": ({"text_only": True}, "text_only=True: refused, .*loss_names.textmlm"),
     "share of an epoch": ({"val_check_interval": 20.0}, "at most 1.0; 20 without a decimal point counts batches"),
     "never validate": ({"val_check_interval": 0}, "val_check_interval=0: "),
     "rate that rises": ({"end_lr": 1e-3}, "give less than learning_rate=0.0001"),
@@ -154,11 +164,16 @@ BAD = {
     "rate of nan": ({"learning_rate": float("nan")}, "learning_rate=nan: "),
     "masks all": ({"mlm_prob": 1}, "mlm_prob=1: "),
     "drops all": ({"drop_path_rate": 1}, "drop_path_rate=1: "),
-    "optimizer": ({"optim_type": "lamb"}, "input should be 'adamw', 'adam' or 'sgd'"),
+    "optimizer": ({"optim_type": "lambc2"}, "optim_type: 'lambc2' is unknown; did you mean lambc"),
     "decay": ({"decay_power": "linear"}, "decay_power='linear': "),
     "precision": ({"precision": 64}, "input should be 16, 32, '16', '32', 'bf16' or 'auto'"),
     "autocontrast": ({"autocontrast": "none"}, "input should be 'correct' or 'original'"),
     "name with a slash": ({"exp_name": "a/b"}, "exp_name='a/b': "),
+    "decay of layers": ({"layer_decay": 0}, "layer_decay=0: "),
+    "logger": ({"loggers": ["csv", "tensorbord"]}, "loggers: 'tensorbord' is unknown; did you mean tensorboard"),
+    "transform": ({"val_transform_keys": ["square"]}, "val_transform_keys: 'square' is unknown. Known: square_t"),
+    "dropped transform": ({"val_transform_keys": ["pixelbert"]}, "val_transform_keys: 'pixelbert' was dropped"),
+    "plugins as text": ({"plugins": "my_task"}, "plugins='my_task': give a list"),
     "no tokenizer": ({"tokenizer": ""}, "tokenizer='': "),
     "misspelt option": ({"batchsize": 8}, "batchsize: there is no such option; did you mean batch_size?"),
     "unlike any option": ({"zzz": 8}, "zzz: there is no such option"),
@@ -168,7 +183,7 @@ BAD = {
 @pytest.mark.parametrize("updates, line", BAD.values(), ids=BAD)
 def test_one_problem_one_line(updates, line):
     with pytest.raises(VLMoError, match=line) as error:
-        Settings.from_config(resolve() | updates, KNOWN)
+        Settings.from_config(resolve() | updates)
     assert len(str(error.value).splitlines()) == 1
 
 
@@ -188,6 +203,8 @@ GOOD = {
     "whole contrast": {"contrast_cache": True, "strategy": "ddp"},
     "extra pairs": {"datasets": ["coco", "vqa", "nlvr2"]},
     "re-ranking while ITM learns": {"get_recall_rerank_metric": True, "get_recall_metric": True},
+    "optimizer of timm": {"optim_type": "lamb", "layer_decay": 0.75},
+    "no logger": {"loggers": []},
     "contrast that is half as heavy": {"loss_names": losses(itc=0.5, itm=2.0)},
 }
 
@@ -197,11 +214,122 @@ def test_valid(updates):
     assert problems(**updates) == []
 
 
-def test_missing_option():
-    config = resolve()
-    del config["seed"]
-    with pytest.raises(VLMoError, match=r"^seed: is missing; start from vlmo.config.resolve"):
-        Settings.from_config(config)
+def test_what_a_config_lacks_has_its_default():
+    assert Settings.from_config({}) == Settings.from_config(Settings.defaults()) == Settings.from_config(resolve())
+
+
+@pytest.mark.parametrize(
+    "wrong, other",
+    [
+        ({"num_gpus": -1}, {"batch_size": 10}),  # whether it is a multiple depends on the devices
+        ({"loss_names": {"itm": -1}}, {"contrast_cache": True}),
+        ({"strategy": ""}, {"use_sharded_training": True}),
+        ({"max_text_len": 2}, {"max_text_len_of_initckpt": 3}),
+    ],
+)
+def test_rules_that_read_a_wrong_option_are_passed_over(wrong, other):
+    lines = problems(**wrong, **other, image_size=225)
+    assert [line.split("=")[0] for line in lines] == [*wrong, "image_size"]
+
+
+def test_settings_can_be_pickled():
+    settings = Settings.from_config(resolve("task_finetune_vqa_base_image480", vqav2_label_size=7))
+    assert pickle.loads(pickle.dumps(settings)) == settings
+    assert copy.deepcopy(settings) == settings
+
+
+# --- tasks ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def registered():
+    """Registers tasks for the time of a test."""
+    names = []
+
+    def register(name, base=Task, **attributes):
+        TASKS.register(name)(type(name.title(), (base,), {"name": name, **attributes}))
+        names.append(name)
+
+    yield register
+    for name in names:
+        del TASKS[name]
+
+
+class Probing(OptionGroup):
+    """Probing"""
+
+    probe_depth: PositiveInt = option(3, "layers of the probe")
+
+
+def test_every_task_has_a_weight_and_fits_what_the_rules_ask():
+    assert set(Settings.defaults()["loss_names"]) == set(TASKS)
+    for name, task in TASKS.items():
+        assert task.datasets is None or set(task.datasets) <= set(DATASETS), name
+        assert not task.requires or any(other.provides == task.requires for other in TASKS.values()), name
+
+
+def test_a_new_task_has_a_weight_options_and_rules_by_itself(registered):
+    def check(cls, settings):
+        return ["probe_depth: deeper than the model"] if settings.probe_depth > 12 else []
+
+    registered("probe", Options=Probing, check=classmethod(check), datasets=frozenset({"coco"}))
+    config = resolve("task_mlm_itm_itc_base", loss_names={"probe": 1}, datasets=["coco"], probe_depth=4)
+    settings = Settings.from_config(config)
+    assert settings.active == ("itm", "itc", "mlm", "probe")
+    assert (settings.probe_depth, Settings.defaults()["probe_depth"]) == (4, 3)
+    assert problems(**config | {"probe_depth": 0})[0].startswith("probe_depth=0: ")
+    assert problems(**config | {"probe_depth": 13}) == ["probe_depth: deeper than the model"]
+    assert "probe trains on ['coco'] only" in problems(**config | {"datasets": ["vg"]})[0]
+    assert "probe" not in resolve("task_mlm_itm_itc_base", loss_names={"probe": 0})["datasets"]
+
+
+def test_options_of_a_task_go_with_it():
+    assert "probe_depth" not in Settings.defaults()
+    (line,) = problems(probe_depth=4)
+    assert line.startswith("probe_depth: there is no such option")
+
+
+def test_another_contrast_takes_the_place_of_the_first(registered):
+    itc = TASKS["itc"]
+    registered("siglip", itc, stage=3)  # (with the same options)
+    base = {"get_recall_metric": True, "contrast_cache": True}
+    assert problems(loss_names=losses(itm=1, siglip=1), **base) == []
+    (line,) = problems(loss_names=losses(siglip=1, itc=1), **base)
+    assert "itc and siglip share" in line
+    (line,) = problems(loss_names=losses(itm=1))
+    assert line.startswith("loss_names.itm: ") and "siglip" in line
+
+
+def test_two_tasks_cannot_declare_one_option(registered):
+    registered("probe", Options=Probing)
+    registered(
+        "other", Options=type("Other", (OptionGroup,), {"__annotations__": {"probe_depth": int}, "probe_depth": 1})
+    )
+    with pytest.raises(VLMoError, match="option probe_depth: .*Other declares what .*Probing has"):
+        Settings.from_config({})
+
+
+def test_nor_one_that_all_have(registered):
+    registered("probe", Options=type("Probing", (OptionGroup,), {"__annotations__": {"seed": int}, "seed": 1}))
+    with pytest.raises(VLMoError, match="option seed: "):
+        Settings.defaults()
+
+
+# --- the reference page -----------------------------------------------------------------------------------------------
+
+
+def test_the_reference_page_is_up_to_date():
+    written = (REPOSITORY / "docs" / "options.md").read_text(encoding="utf-8")
+    assert written == page(), "run: python -m vlmo.settings > docs/options.md"
+    assert all(f"| `{name}` |" in written for name in Settings.defaults())
+
+
+def test_every_option_says_what_it_means():
+    assert all(len(meaning) > 5 for meaning in Settings.meanings().values())
+    assert set(Settings.meanings()) == set(Settings.defaults())
+
+
+# --- derived ----------------------------------------------------------------------------------------------------------
 
 
 def test_derived_numbers():

@@ -18,10 +18,9 @@ import torch
 from torch import Tensor
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
-from vlmo.checkpoints.metadata import Metadata, vocabulary_hash
+from vlmo.checkpoints.metadata import METADATA_KEY, Metadata, vocabulary_hash
 from vlmo.errors import VLMoError
 
-METADATA_KEY = "vlmo"  # in Lightning files
 DEEPSPEED_WEIGHTS = "checkpoint/mp_rank_00_model_states.pt"  # in the folders that Lightning writes with ZeRO 1 and 2
 # of a folder
 WEIGHTS_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"

@@ -1,36 +1,26 @@
-"""Checkpoints: read a file (`checkpoint_file.py`), adapt it to a model, load it, and report.
+"""Checkpoints: read a file (`files.py`), adapt it to a model, load it, and report.
 
     load(model, source)  =  read(path)  ->  adapt(checkpoint, model.state_dict())  ->  copy into the model
 
 A file is recognised by its names, never by the task. The model is untouched until everything is decided.
 """
 
-import math
 import re
 import textwrap
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from vlmo.checkpoints.files import Checkpoint, read
 from vlmo.checkpoints.metadata import Metadata
+from vlmo.checkpoints.resizing import TABLE, fit
 from vlmo.errors import VLMoError
-from vlmo.modules.multiway_transformer import ARCHITECTURES
-from vlmo.modules.positions import (
-    num_relative_distance,
-    num_table_rows,
-    resize_absolute_position_embedding,
-    resize_relative_position_bias_table,
-)
-
-TABLE = "relative_position_bias_table"
-# Rows of a table that are no patch offsets, in BEiT and in VLMo; a window of 1 has one patch offset.
-BEIT_OTHER_ROWS = num_relative_distance(1) - 1
-VLMO_OTHER_ROWS = num_table_rows(1) - 1
+from vlmo.registry import ARCHITECTURES
 
 # Ends of names of index buffers: recomputed, because a file of another image size would carry wrong ones.
 INDEX_BUFFERS = ("relative_position_index", "position_ids")
@@ -88,6 +78,17 @@ def load(model: nn.Module, source: str | Path | Checkpoint, required: Iterable[s
     return report
 
 
+def load_weights(model: Any, source: str | Path | Checkpoint, required: Iterable[str] = ()) -> Report:
+    """Loads a file into the model; the names of classes and tokens come along. Raises VLMoError as `load`."""
+    model.load_report = report = load(model, source, required)
+    if report.metadata:
+        model.vocabulary = report.metadata.vocabulary
+        heads = tuple(head for task in model.tasks if task.named_classes for head in task.required_heads)
+        if heads and any(name.startswith(heads) for name in report.taken):
+            model.answers = report.metadata.answers
+    return report
+
+
 def require(checkpoint: Checkpoint, report: Report, required: Iterable[str]) -> None:
     """Raises VLMoError if the file lacks names that begin so (see `load`)."""
     missing = [prefix for prefix in required if any(name.startswith(prefix) for name in report.new)]
@@ -134,7 +135,10 @@ def adapt(checkpoint: Checkpoint, target: Mapping[str, Tensor]) -> tuple[dict[st
             report.dropped[name] = "not used by this model"
             continue
         try:
-            adapted[name], change = _fit(name, tensor, target[name])
+            if tensor.is_floating_point() and tensor.shape == target[name].shape:
+                adapted[name], change = tensor, ""
+            else:
+                adapted[name], change = fit(name, tensor, target[name])
         except VLMoError as error:
             problems.append(f"{path}: {error}")
             continue
@@ -228,82 +232,6 @@ def _incomplete(kind: str, source: Mapping[str, Tensor], new: list[str]) -> list
         "damaged, or of another model; give another load_path"
         for part, count in missing.items()
     ]
-
-
-# --- tensors of another shape -----------------------------------------------------------------------------------------
-
-
-def _fit(name: str, tensor: Tensor, target: Tensor) -> tuple[Tensor, str]:
-    """The tensor in the target's shape, and what was done to it ("": nothing)."""
-    if not tensor.is_floating_point():
-        raise VLMoError(f"{name} is {tensor.dtype}, not floating point: damaged; copy or download the file again")
-    if tensor.shape == target.shape:
-        return tensor, ""
-    if name in FITTERS and tensor.numel():
-        axis, fit = FITTERS[name]
-        if tensor.shape[:axis] + tensor.shape[axis + 1 :] == target.shape[:axis] + target.shape[axis + 1 :]:
-            return fit(tensor, target)
-    hint = "give another load_path"
-    for beginning, option in OPTIONS.items():
-        if name.startswith(beginning) and tensor.ndim > 0:
-            hint = f"set {option}={len(tensor)} to use this file, or {hint}"
-    raise VLMoError(f"{name} is {list(tensor.shape)} in the file, {list(target.shape)} in the model; {hint}")
-
-
-def _fit_table(table: Tensor, target: Tensor) -> tuple[Tensor, str]:
-    """VLMo's table of another image size, or BEiT's image rows into the first rows; the target's other rows stay."""
-    old = window_of(len(table) - VLMO_OTHER_ROWS) or window_of(len(table) - BEIT_OTHER_ROWS)
-    new = window_of(len(target) - VLMO_OTHER_ROWS)
-    if not old or not new:
-        raise VLMoError(
-            f"{TABLE} has {len(table)} rows in the file, {len(target)} in the model; only files and models with "
-            "max_text_len_of_initckpt=196 can be adapted to each other"
-        )
-    resized = resize_relative_position_bias_table(table, old, new)
-    fitted = target.clone()
-    fitted[: len(resized)] = resized
-    return fitted, f"window {old} -> {new}" + (f", rows below {len(resized)}" if len(resized) < len(target) else "")
-
-
-def window_of(offsets: int) -> int:
-    """w of (2w-1)^2 patch offsets; 0 if it is no such number."""
-    side = math.isqrt(max(offsets, 0))
-    return (side + 1) // 2 if side % 2 and side**2 == offsets else 0
-
-
-def _fit_image_positions(embedding: Tensor, target: Tensor) -> tuple[Tensor, str]:
-    grid = math.isqrt(target.shape[1] - 1)
-    return resize_absolute_position_embedding(embedding, grid), f"{embedding.shape[1]} -> {target.shape[1]} tokens"
-
-
-def _fit_text_positions(embedding: Tensor, target: Tensor) -> tuple[Tensor, str]:
-    """The first positions; where the target is longer, its further ones stay new."""
-    fitted = target.clone()
-    rows = min(len(embedding), len(target))
-    fitted[:rows] = embedding[:rows]
-    return fitted, f"first {rows} of {len(embedding)} rows" + (", the rest new" if rows < len(target) else "")
-
-
-def _fit_token_types(embedding: Tensor, target: Tensor) -> tuple[Tensor, str]:
-    """NLVR2 has a third row, for the second image: it starts as a copy of the first image's."""
-    rows = torch.arange(len(target)).clamp(max=len(embedding) - 1)
-    return embedding[rows], f"{len(embedding)} -> {len(target)} rows"
-
-
-# name -> (the axis that may differ, how the tensor is made to fit)
-FITTERS = {
-    TABLE: (0, _fit_table),
-    "transformer.pos_embed": (1, _fit_image_positions),
-    "text_embeddings.position_embeddings.weight": (0, _fit_text_positions),
-    "token_type_embeddings.weight": (0, _fit_token_types),
-}
-# beginning of a name -> the option that gives the length of its first axis
-OPTIONS = {
-    "vqa_classifier.3.": "vqav2_label_size",
-    "text_embeddings.word_embeddings.": "vocab_size",
-    "mlm_score.decoder.": "vocab_size",
-    "mlm_score.bias": "vocab_size",
-}
 
 
 # --- report -----------------------------------------------------------------------------------------------------------

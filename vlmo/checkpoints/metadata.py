@@ -1,75 +1,91 @@
 """What travels with the weights, so that a checkpoint can be used without the data that it was trained on."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import pydantic
-
 from vlmo.errors import VLMoError
+from vlmo.registry import TASKS
+
+METADATA_KEY = "vlmo"  # in Lightning's files
+# options that shape the weights and their use, whatever the task, and their types
+OPTIONS: dict[str, type] = {
+    "model_arch": str,
+    "image_size": int,
+    "max_text_len": int,
+    "max_text_len_of_initckpt": int,
+    "vocab_size": int,
+    "shared_ffn": bool,
+    "tokenizer": str,
+    "loss_names": dict,
+}
 
 
-class Metadata(pydantic.BaseModel):
-    """The options (`vlmo/config.py`) that shape the weights and their use, and the names of words and answers.
+@dataclass(frozen=True)
+class Metadata:
+    """Options, and the names of classes and tokens.
 
     Attributes:
-        answers: of each label of the VQA head, "" where it was never seen; None if it has none, or they are not known.
-        vocabulary: the tokenizer's words in the order of their ids, None if not known.
+        options: those of `OPTIONS`, and the tasks' that give the size of a head, by name.
+        answers: name of each class of the task whose data say them, "" where it was never seen; None if there is no
+            such task, or they are not known.
+        vocabulary: the tokenizer's tokens in the order of their ids, None if not known.
     """
 
-    model_config = pydantic.ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
-
-    model_arch: str
-    image_size: int
-    max_text_len: int
-    max_text_len_of_initckpt: int
-    vocab_size: int
-    vqav2_label_size: int
-    loss_names: dict[str, float]
-    tokenizer: str
-    shared_ffn: bool = False
-    answers: list[str] | None = None
-    vocabulary: list[str] | None = None
+    options: dict[str, Any]
+    answers: list[str] | None = field(default=None)
+    vocabulary: list[str] | None = field(default=None)
 
     @classmethod
     def from_dict(cls, content: Any, path: Path) -> "Metadata":
         """Checks what a file holds. Raises VLMoError, naming `path`, if it is not what was written."""
-        try:
-            return cls.model_validate(content)
-        except pydantic.ValidationError as error:
-            where = ".".join(map(str, error.errors()[0]["loc"])) or "all of it"
-            raise VLMoError(
-                f"{path}: what it says of the model is damaged ({where}: {error.errors()[0]['msg']}); copy or download "
-                "it again"
-            ) from error
+        content = content if isinstance(content, Mapping) else {}
+        kinds = OPTIONS | dict.fromkeys(size_options(), int)
+        options = {"shared_ffn": False} | {name: content[name] for name in kinds if name in content}
+        wrong = [name for name in OPTIONS if name not in options]
+        wrong += [name for name, value in options.items() if not isinstance(value, kinds[name])]
+        wrong += [name for name in ("answers", "vocabulary") if not _is_names(content.get(name))]
+        weights = options.get("loss_names")
+        if not isinstance(weights, dict) or not all(isinstance(each, int | float) for each in weights.values()):
+            wrong.append("loss_names")
+        if wrong:
+            raise VLMoError(f"{path}: what it says of the model is damaged ({wrong[0]}); copy or download it again")
+        return cls(options, content.get("answers"), content.get("vocabulary"))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Gives plain values, as files hold them."""
+        content = asdict(self)
+        return content.pop("options") | content
+
+    def replace(self, **changes: Any) -> "Metadata":
+        """Gives the same with other options or names."""
+        names = {name: changes.pop(name) for name in ("answers", "vocabulary") if name in changes}
+        return replace(self, options=self.options | changes, **names)
 
     @property
-    def options(self) -> dict[str, Any]:
-        """The options by name."""
-        return self.model_dump(exclude={"answers", "vocabulary"})
-
-    @property
-    def objectives(self) -> tuple[str, ...]:
-        """Names of the objectives that the weights were trained with."""
-        return tuple(name for name, weight in self.loss_names.items() if weight)
+    def tasks(self) -> tuple[str, ...]:
+        """Names of the tasks that the weights were trained with."""
+        return tuple(name for name, weight in self.options["loss_names"].items() if weight)
 
 
-OPTIONS = tuple(name for name in Metadata.model_fields if name not in ("answers", "vocabulary"))
+def size_options() -> set[str]:
+    """Gives the names of the tasks' options that give the size of a head."""
+    return {option for task in TASKS.values() for option in task.sized_by.values()}
 
 
-def options_of(settings: Any) -> dict[str, Any]:
-    """The options that `Metadata` holds, from `Settings`."""
-    return {name: getattr(settings, name) for name in OPTIONS}
+def _is_names(value: Any) -> bool:
+    return value is None or (isinstance(value, list) and all(isinstance(name, str) for name in value))
 
 
 def vocabulary_hash(vocabulary: Sequence[str]) -> str:
-    """SHA-256 of a vocabulary: that of its vocab.txt with a newline after each word."""
-    return hashlib.sha256("".join(f"{word}\n" for word in vocabulary).encode()).hexdigest()
+    """Gives the SHA-256 of a vocabulary: that of its vocab.txt with a newline after each token."""
+    return hashlib.sha256("".join(f"{token}\n" for token in vocabulary).encode()).hexdigest()
 
 
 def first_mismatch(saved: Sequence[str], current: Sequence[str]) -> str | None:
-    """Where the names in a checkpoint contradict those in use, in words; None if nowhere.
+    """Says where the names in a checkpoint contradict those in use; None if nowhere.
 
     An empty name is an unknown one, and fewer current names than saved ones are no contradiction.
     """
@@ -84,22 +100,39 @@ def first_mismatch(saved: Sequence[str], current: Sequence[str]) -> str | None:
 def incompatibilities(
     saved: Metadata | None, answers: Sequence[str] | None, vocabulary: Sequence[str] | None, path: str | Path
 ) -> list[str]:
-    """One line each where what a checkpoint holds and what is in use differ; what one of them lacks is no difference.
+    """Gives a line for each contradiction between a checkpoint and what is in use; what one of them lacks is none.
 
     Args:
         saved: of the checkpoint.
-        answers: in use, if the VQA head is.
+        answers: names of the classes in use, if there are any.
         path: of the checkpoint, for the lines.
     """
     problems = []
     if saved and saved.answers and answers and (where := first_mismatch(saved.answers, answers)):
         problems.append(
-            f"{path}: was trained with other VQA answers: {where}; "
-            "use the tables and the vqav2_answers.json that it was trained with"
+            f"{path}: was trained with other answers: {where}; use the tables and the file of answers that it was "
+            "trained with"
         )
     if saved and saved.vocabulary and vocabulary and (where := first_mismatch(saved.vocabulary, vocabulary)):
         problems.append(
-            f"{path}: was trained with another vocabulary: word {where}; its tokenizer was {saved.tokenizer} "
-            f"(SHA-256 of vocab.txt {vocabulary_hash(saved.vocabulary)[:12]}...): give that with tokenizer="
+            f"{path}: was trained with another vocabulary: word {where}; give its tokenizer with tokenizer=: "
+            f"{saved.options['tokenizer']} (SHA-256 of vocab.txt {vocabulary_hash(saved.vocabulary)[:12]}...)"
         )
     return problems
+
+
+def resumed_names(
+    checkpoint: Mapping[str, Any], answers: list[str] | None, vocabulary: list[str] | None
+) -> tuple[list[str] | None, list[str] | None]:
+    """Gives the names of classes and tokens with which a run goes on: those in use, else those of the checkpoint.
+
+    Raises:
+        VLMoError: if they contradict each other.
+    """
+    if METADATA_KEY not in checkpoint:
+        return answers, vocabulary
+    saved = Metadata.from_dict(checkpoint[METADATA_KEY], Path("the checkpoint to resume from"))
+    problems = incompatibilities(saved, answers, vocabulary, "the checkpoint to resume from")
+    if problems:
+        raise VLMoError("\n".join(problems))
+    return answers or saved.answers, vocabulary or saved.vocabulary

@@ -1,130 +1,67 @@
-"""Models as files and back: `from_pretrained`, `save_pretrained`, and what Lightning's files hold besides weights."""
+"""Models as files and back: what `from_pretrained` and `save_pretrained` of `VLMoModel` do."""
 
 import json
 import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
 from vlmo import __version__
-from vlmo.checkpoints import files as checkpoint_file
-from vlmo.checkpoints import loading as checkpoint
+from vlmo.checkpoints import files, loading
 from vlmo.checkpoints.files import Checkpoint
-from vlmo.checkpoints.metadata import Metadata, incompatibilities, options_of, vocabulary_hash
+from vlmo.checkpoints.metadata import Metadata, size_options, vocabulary_hash
+from vlmo.checkpoints.resizing import BEIT_OTHER_ROWS, TABLE, VLMO_OTHER_ROWS, window_of
 from vlmo.errors import VLMoError
-from vlmo.modules.multiway_transformer import ARCHITECTURES
-from vlmo.settings import PATCH_SIZE, Settings
-from vlmo.tasks import get_objectives, objective_names
+from vlmo.modules.transformer import PATCH_SIZE
+from vlmo.registry import ARCHITECTURES, TASKS
 
 log = logging.getLogger(__name__)
 
 MAX_SHARD_SIZE = "2GB"  # what no host and no file system refuses
-# data sets that the settings let an objective run on, where those are not the default's
-DATASETS = {"mim": ["images"], "textmlm": ["wikibk"], "vqa": ["vqa"], "nlvr2": ["nlvr2"]}
-
-Model = TypeVar("Model", bound="PretrainedModule")
+TOKENIZER = "bert-base-uncased"  # of files that do not say
 
 
-class PretrainedModule(pl.LightningModule):
-    """VLMo's part that deals with files.
+def load_pretrained(
+    cls: type, path_or_hub_id: str | Path, task: str | Iterable[str] | None, options: Mapping[str, Any]
+) -> Any:
+    """Builds and loads the model of a file (see `VLMoModel.from_pretrained`); `cls.build(tasks, options)` builds it."""
+    source = files.read(resolve_path(path_or_hub_id))
+    metadata = infer_metadata(source)
+    tasks = metadata.tasks if task is None else (task,) if isinstance(task, str) else tuple(task)
+    if not tasks:
+        raise VLMoError(f"{path_or_hub_id}: has no head; give a task, one of {', '.join(TASKS)}")
+    unknown = [name for name in tasks if name not in TASKS]
+    if unknown:
+        raise VLMoError(f"task: {TASKS.near(unknown[0])}. If it is a plugin's, load that with plugins")
+    kept = {name: value for name, value in metadata.options.items() if name != "loss_names"}
+    model = cls.build(tasks, kept | dict(options))  # type: ignore[attr-defined]
+    report = loading.load_weights(model, source)
+    if report.new:
+        log.warning(f"{path_or_hub_id}: some weights are not in it and start new\n{report}")
+    return model.eval()
 
-    Attributes:
-        answers: of each label of the VQA head, "" where unknown; None without that head, or where nobody has said.
-        vocabulary: the tokenizer's words in the order of their ids, None where nobody has said.
-    """
 
-    settings: Settings
-    load_report: checkpoint.Report | None = None
-    answers: list[str] | None = None
-    vocabulary: list[str] | None = None
+def save_pretrained(model: Any, folder: str | Path, max_shard_size: int | str | None = None) -> None:
+    """Writes the model as a folder (see `VLMoModel.save_pretrained`)."""
+    write_folder(model.state_dict(), metadata_of(model), folder, max_shard_size or MAX_SHARD_SIZE)
 
-    @classmethod
-    def from_pretrained(
-        cls: type[Model], path_or_hub_id: str | Path, task: str | Iterable[str] | None = None, **options: Any
-    ) -> Model:
-        """The model of a file, in evaluation mode on the CPU.
 
-        Args:
-            path_or_hub_id: folder of `save_pretrained`, a checkpoint file (Lightning's, a released one, safetensors),
-                or a name "owner/repository" on the Hugging Face hub.
-            task: objectives to build, such as "vqa" or ("itc", "itm"); None: those whose heads the file has. A head
-                that the file lacks starts new, with a warning.
-            options: of the config, over what the file says, such as `image_size=384`.
-
-        Raises:
-            VLMoError: if there is no such file, it does not fit, or it has no head and `task` does not say one.
-        """
-        from vlmo.config import resolve  # here: it brings sacred, which nothing else in this package needs
-
-        source = checkpoint_file.read(find(path_or_hub_id))
-        metadata = describe(source)
-        tasks = metadata.objectives if task is None else (task,) if isinstance(task, str) else tuple(task)
-        unknown = [name for name in tasks if name not in objective_names()]
-        if unknown or not tasks:
-            what = f"task: {', '.join(unknown)} unknown" if unknown else f"{path_or_hub_id}: has no head; give a task"
-            raise VLMoError(f"{what}; known: {', '.join(objective_names())}")
-        weights = {name: float(name in tasks) for name in objective_names()}
-        datasets = next((DATASETS[name] for name in tasks if name in DATASETS), None)
-        fixed: dict[str, Any] = {"loss_names": weights} | ({"datasets": datasets} if datasets else {})
-        model = cls(resolve() | metadata.options | fixed | options)
-        report = model.load_weights(source)
-        if report.new:
-            log.warning(f"{path_or_hub_id}: some weights are not in it and start new\n{report}")
-        return model.eval()
-
-    def load_weights(self, source: str | Path | Checkpoint, required: Iterable[str] = ()) -> checkpoint.Report:
-        """`checkpoint.load` into this model; the names of what it knows come along. Raises VLMoError as that does."""
-        self.load_report = report = checkpoint.load(self, source, required)
-        if report.metadata:
-            self.vocabulary = report.metadata.vocabulary
-            if any(name.startswith("vqa_classifier") for name in report.taken):
-                self.answers = report.metadata.answers
-        return report
-
-    def save_pretrained(self, folder: str | Path, max_shard_size: int | str = MAX_SHARD_SIZE) -> None:
-        """Writes model.safetensors (above `max_shard_size` in several parts with an index), config.json and vocab.txt.
-
-        Names and shapes are those of the original's state dict.
-
-        Raises:
-            VLMoError: if `folder` is a file.
-        """
-        write_folder(self.state_dict(), self.metadata, folder, max_shard_size)
-
-    @property
-    def metadata(self) -> Metadata:
-        """What travels with the weights."""
-        return Metadata(**options_of(self.settings), answers=self.answers, vocabulary=self.vocabulary)
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Lightning's hook: what travels with the weights, as plain values."""
-        checkpoint[checkpoint_file.METADATA_KEY] = self.metadata.model_dump()
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Lightning's hook on resuming: a run goes on with the names that it began with.
-
-        Raises:
-            VLMoError: if the data's answers or the tokenizer's words are others than the file's.
-        """
-        if checkpoint_file.METADATA_KEY not in checkpoint:
-            return
-        saved = Metadata.from_dict(checkpoint[checkpoint_file.METADATA_KEY], Path("the checkpoint to resume from"))
-        problems = incompatibilities(saved, self.answers, self.vocabulary, "the checkpoint to resume from")
-        if problems:
-            raise VLMoError("\n".join(problems))
-        self.answers = self.answers or saved.answers
-        self.vocabulary = self.vocabulary or saved.vocabulary
+def metadata_of(model: Any) -> Metadata:
+    """Gives what travels with the weights of a model."""
+    weights = dict.fromkeys(TASKS, 0.0) | {task.name: 1.0 for task in model.tasks}
+    given: dict[str, Any] = {"tokenizer": TOKENIZER, "loss_names": weights}
+    sizes = {name: getattr(task.options, name) for task in model.tasks for name in task.sized_by.values()}
+    return Metadata(given | sizes | model.options, model.answers, model.vocabulary)
 
 
 # --- what a file is ---------------------------------------------------------------------------------------------------
 
 
-def find(path_or_hub_id: str | Path) -> Path:
-    """The file or folder; from the Hugging Face hub if there is none of that name and it reads as one there.
+def resolve_path(path_or_hub_id: str | Path) -> Path:
+    """Gives the file or folder; from the Hugging Face hub if there is none of that name and it reads as one there.
 
     Raises:
         VLMoError: if there is neither, or the hub cannot be reached.
@@ -149,66 +86,76 @@ def find(path_or_hub_id: str | Path) -> Path:
         ) from error
 
 
-def describe(source: Checkpoint) -> Metadata:
-    """What the file says of itself, or, for other people's, what its names and shapes tell.
+def infer_metadata(source: Checkpoint) -> Metadata:
+    """Gives what the file says of itself, or, for other people's, what its names and shapes tell.
 
     Raises:
         VLMoError: if it is of no VLMo model, or of a size not known here.
     """
     if source.metadata:
         return source.metadata
-    tensors, _ = checkpoint.vlmo_names(source)
-    from vlmo.config import resolve  # see above
-
-    known = options_of(Settings.from_config(resolve()))
-    rows = {"vocab_size": "text_embeddings.word_embeddings.weight"}
-    rows |= {
-        "max_text_len": "text_embeddings.position_embeddings.weight",
-        "vqav2_label_size": "vqa_classifier.3.weight",
+    tensors, _ = loading.vlmo_names(source)
+    name, patch_size = _architecture(source.path, tensors)
+    options: dict[str, Any] = {
+        "model_arch": name,
+        "image_size": _window(source, tensors) * patch_size,
+        "max_text_len": _rows(tensors, "text_embeddings.position_embeddings.weight", 40),
+        "max_text_len_of_initckpt": 196,
+        "vocab_size": _rows(tensors, "text_embeddings.word_embeddings.weight", 30522),
+        "shared_ffn": False,
+        "tokenizer": TOKENIZER,
     }
-    known |= {option: len(tensors[name]) for option, name in rows.items() if name in tensors and tensors[name].ndim}
-    known |= {"model_arch": _architecture(source.path, tensors), "image_size": _image_size(source, tensors)}
-    found = _objectives(tensors)
-    known["loss_names"] = {name: float(name in found) for name in objective_names()}
-    return Metadata(**known)
+    for task in TASKS.values():
+        for beginning, option in task.sized_by.items():
+            sized = [tensor for name, tensor in tensors.items() if name.startswith(beginning) and tensor.ndim]
+            if sized and option not in options:
+                options[option] = len(sized[0])
+    found = _tasks_of(tensors)
+    return Metadata(options | {"loss_names": {name: float(name in found) for name in TASKS}})
 
 
-def _architecture(path: Path, tensors: Mapping[str, Tensor]) -> str:
+def _rows(tensors: Mapping[str, Tensor], name: str, default: int) -> int:
+    return len(tensors[name]) if name in tensors and tensors[name].ndim else default
+
+
+def _architecture(path: Path, tensors: Mapping[str, Tensor]) -> tuple[str, int]:
+    """Name and patch size."""
     norm = tensors.get("transformer.blocks.0.norm1.weight", torch.empty(0))
-    depth, width = checkpoint.num_blocks(tensors), norm.numel()
+    depth, width = loading.num_blocks(tensors), norm.numel()
     for name, size in ARCHITECTURES.items():
         if (size["depth"], size["embed_dim"]) == (depth, width):
-            return name
+            return name, size.get("patch_size", PATCH_SIZE)
     if not depth:
         raise VLMoError(f"{path}: no name in it is VLMo's or BEiT's; give another checkpoint")
     raise VLMoError(f"{path}: {depth} blocks of width {width} are none of {', '.join(ARCHITECTURES)}")
 
 
-def _image_size(source: Checkpoint, tensors: Mapping[str, Tensor]) -> int:
-    """Pixels a side, from the table of relative positions or the absolute positions."""
+def _window(source: Checkpoint, tensors: Mapping[str, Tensor]) -> int:
+    """Patches a side, from the table of relative positions or the absolute positions."""
     window = 0
-    if checkpoint.TABLE in tensors and tensors[checkpoint.TABLE].ndim == 2:
-        other = checkpoint.BEIT_OTHER_ROWS if source.kind == "beit" else checkpoint.VLMO_OTHER_ROWS
-        window = checkpoint.window_of(len(tensors[checkpoint.TABLE]) - other)
+    if TABLE in tensors and tensors[TABLE].ndim == 2:
+        other = BEIT_OTHER_ROWS if source.kind == "beit" else VLMO_OTHER_ROWS
+        window = window_of(len(tensors[TABLE]) - other)
     elif "transformer.pos_embed" in tensors and tensors["transformer.pos_embed"].ndim == 3:
         window = round(max(tensors["transformer.pos_embed"].shape[1] - 1, 0) ** 0.5)
     if not window:
         raise VLMoError(
             f"{source.path}: its image size cannot be told from its position tables; damaged, or not VLMo's"
         )
-    return window * PATCH_SIZE
+    return window
 
 
-def _objectives(tensors: Mapping[str, Tensor]) -> list[str]:
-    """Objectives all of whose heads are there; of those that share heads, the one that the file is of."""
-    from vlmo.config import resolve  # see above
-
+def _tasks_of(tensors: Mapping[str, Tensor]) -> list[str]:
+    """Gives the tasks all of whose heads are there; of those that share heads, the one that the file is of."""
     roots = {name.split(".")[0] for name in tensors}
     vl_experts = any("_vl." in name for name in tensors)
-    settings = Settings.from_config(resolve())
+    sizes = dict.fromkeys(size_options(), 1) | {"shared_ffn": False, "model_arch": next(iter(ARCHITECTURES))}
     with torch.device("meta"):  # only their names are of interest
-        heads = {objective.name: set(objective.heads(1, settings)) for objective in get_objectives(objective_names())}
-    heads.pop("textmlm" if vl_experts else "mlm")
+        heads = {
+            name: set(task(**sizes).heads(1))
+            for name, task in TASKS.items()
+            if vl_experts == ("vl" in task.experts) or not task.has_text
+        }
     found = {name: own for name, own in heads.items() if own <= roots}
     return [name for name, own in found.items() if not any(own < other for other in found.values())]
 
@@ -219,7 +166,7 @@ def write_folder(
     folder: str | Path,
     max_shard_size: int | str = MAX_SHARD_SIZE,
 ) -> None:
-    """Weights under VLMo's names and what they mean, as a folder that `from_pretrained` and `load_path` take.
+    """Writes weights under VLMo's names and what they mean, as a folder that `from_pretrained` and `load_path` take.
 
     Raises:
         VLMoError: if `folder` is a file.
@@ -230,13 +177,14 @@ def write_folder(
     if folder.exists() and not folder.is_dir():
         raise VLMoError(f"{folder}: is a file; give a folder")
     folder.mkdir(parents=True, exist_ok=True)
-    config = folder / checkpoint_file.CONFIG_FILE
+    config = folder / files.CONFIG_FILE
     config.unlink(missing_ok=True)  # written last: without it, what lies here is unfinished
     save_torch_state_dict(dict(tensors), folder, max_shard_size=max_shard_size)
-    content = {"vlmo_version": __version__} | metadata.model_dump(exclude={"vocabulary"})
-    (folder / checkpoint_file.VOCABULARY_FILE).unlink(missing_ok=True)
+    content = {"vlmo_version": __version__} | metadata.to_dict()
+    del content["vocabulary"]  # a file of its own
+    (folder / files.VOCABULARY_FILE).unlink(missing_ok=True)
     if metadata.vocabulary:
         text = "".join(f"{word}\n" for word in metadata.vocabulary)
-        (folder / checkpoint_file.VOCABULARY_FILE).write_bytes(text.encode())
+        (folder / files.VOCABULARY_FILE).write_bytes(text.encode())
         content["vocabulary_sha256"] = vocabulary_hash(metadata.vocabulary)
     config.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

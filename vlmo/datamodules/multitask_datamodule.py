@@ -3,7 +3,7 @@
 import logging
 import os
 import signal
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,18 +13,16 @@ import torch
 from pytorch_lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset
 
+from vlmo.batch import FIELDS, Field
 from vlmo.datamodules.collate import Collator
-from vlmo.datamodules.concat import ConcatDataset
-from vlmo.datamodules.pairs import PairView
-from vlmo.datamodules.samplers import LengthGroupedSampler, ShuffleSampler, eval_batches
-from vlmo.datasets import DATASETS, BaseDataset, ImageView, MaskedImages, TextView
-from vlmo.datasets.checks import answers_in_tables, check_tables, read_answers, split_files, unnumbered_sentences
-from vlmo.datasets.masked_images import PatchMasker
+from vlmo.datamodules.samplers import LengthGroupedSampler, SeenSamples, ShuffleSampler
+from vlmo.datasets.base_dataset import BaseDataset, ConcatDataset, ImageView, PairView, TextView
+from vlmo.datasets.checks import check_tables, split_files
+from vlmo.datasets.masked_images import MaskedImages, PatchMasker
 from vlmo.datasets.text import TokenMasker, load_tokenizer
-from vlmo.datasets.vqa_dataset import VQADataset
 from vlmo.distributed.collectives import rank, world_size
 from vlmo.errors import VLMoError
-from vlmo.modules.image_tokenizer import DalleEncoder
+from vlmo.registry import DATASETS, TASKS
 from vlmo.settings import PATCH_SIZE, Settings
 from vlmo.transforms import keys_to_transforms
 
@@ -45,18 +43,16 @@ class MTDataModule(LightningDataModule):
 
     def __init__(self, config: Mapping[str, Any] | Settings):
         super().__init__()
-        known: dict[str, Iterable[str]] = {"datasets": DATASETS}
-        self.settings = config if isinstance(config, Settings) else Settings.from_config(config, known)
-        unknown = [name for name in self.settings.datasets if name not in DATASETS]
-        if unknown:
-            raise VLMoError(f"datasets: {', '.join(unknown)} unknown; known: {', '.join(DATASETS)}")
+        self.settings = config if isinstance(config, Settings) else Settings.from_config(config)
+        DATASETS.require(self.settings.datasets, "datasets")
         self.specs = {name: DATASETS[name] for name in self.settings.datasets}
+        # (a doctor looks at the data of a run whose losses are misspelt)
+        self.tasks = [TASKS[name](self.settings) for name in self.settings.active if name in TASKS]
         self.root = Path(self.settings.data_root).expanduser()
         self._warned: list[str] = []
         self._opened: dict[str, dict[str, BaseDataset | MaskedImages]] = {}
-        self._without_text = "mim" in self.settings.active
-        # of a resumed run: the arguments of `ShuffleSampler.skip`
-        self.resumed_at: tuple[int, int, int, int] | None = None
+        self._without_text = bool(self.tasks) and not any("text" in task.reads for task in self.tasks)
+        self._seen: SeenSamples | None = None
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -66,10 +62,10 @@ class MTDataModule(LightningDataModule):
         return load_tokenizer(self.settings.tokenizer)
 
     @cached_property
-    def image_tokenizer(self) -> DalleEncoder | None:
-        """Makes the visual tokens of stage 1; None where nothing needs them. Raises VLMoError if it cannot be read."""
-        needed = self._without_text and self.settings.mim_target == "dalle"
-        return DalleEncoder.from_file(self.settings.mim_tokenizer) if needed else None
+    def fields(self) -> dict[str, Field]:
+        """All that a batch of this run can have, by name."""
+        parts = [*(spec.dataset for spec in self.specs.values()), *self.tasks]
+        return FIELDS | {name: field for part in parts for name, field in part.fields.items()}
 
     def check(self, stage: str) -> None:
         """The cheap checks of everything that `stage` ("fit", "validate" or "test") reads, before a model is built.
@@ -83,12 +79,13 @@ class MTDataModule(LightningDataModule):
             needed.append(RECALL_SPLITS)
         elif stage != "fit":
             needed.append(STAGE_SPLITS[stage])
-        findings = check_tables(s.data_root, self.specs, self.splits(stage), needed, s.vqav2_label_size)
+        findings = check_tables(s.data_root, self.specs, self.splits(stage), needed, s)
         problems = findings.problems + self._option_problems()
         if problems:
             raise VLMoError("\n".join(problems))
         if stage == "test":
-            findings.warnings += unnumbered_sentences(self.root, self.specs)
+            for spec in self.specs.values():
+                findings.warnings += spec.dataset.test_warnings(split_files(self.root, spec, "test"))
         new = [warning for warning in findings.warnings if warning not in self._warned]
         self._warned += new
         if rank() == 0:
@@ -114,10 +111,10 @@ class MTDataModule(LightningDataModule):
         if self.settings.get_recall_metric and not any(spec.retrieval for spec in self.specs.values()):
             sets = ", ".join(name for name, spec in DATASETS.items() if spec.retrieval)
             problems.append(f"get_recall_metric=True: recall is measured on {sets}; none is in datasets")
+        problems += [line for task in self.tasks for line in task.check_files(self.settings)]
+        if self._without_text:
+            return problems
         try:
-            if self._without_text:
-                self.image_tokenizer  # noqa: B018  (reads the file)
-                return problems
             size = len(self.tokenizer)
         except VLMoError as error:
             return [*problems, str(error)]
@@ -131,14 +128,6 @@ class MTDataModule(LightningDataModule):
         for split in self.splits(stage):
             self._open(split)
 
-    def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
-        """Lightning's hook, on the device: adds `visual_tokens` (B, patches) where stage 1 predicts them."""
-        if self.image_tokenizer is None or "image" not in batch:
-            return batch
-        self.image_tokenizer.to(batch["image"].device)
-        window = self.settings.image_size // PATCH_SIZE
-        return batch | {"visual_tokens": self.image_tokenizer.visual_tokens(batch["image"], window)}
-
     def _open(self, split: str) -> dict[str, Any]:
         """The data sets that have samples for `split`, by name."""
         if split not in self._opened:
@@ -146,40 +135,47 @@ class MTDataModule(LightningDataModule):
             keys = s.train_transform_keys if split == "train" else s.val_transform_keys
             (transform,) = keys_to_transforms(keys, s.image_size, s.autocontrast)
             files = {name: split_files(self.root, spec, split) for name, spec in self.specs.items()}
+            wanted = {name for task in self.tasks for name in task.fields}
             opened: dict[str, Any]
             if self._without_text:
-                hidden = PatchMasker(s.image_size // PATCH_SIZE, s.mim_mask_ratio)
+                masker = PatchMasker.from_settings(s.image_size // PATCH_SIZE, s) if "patch_mask" in wanted else None
                 opened = {
-                    name: MaskedImages(paths, self.specs[name].dataset.image_columns, hidden, transform)
+                    name: MaskedImages(paths, self.specs[name].dataset.image_columns, masker, transform)
                     for name, paths in files.items()
                 }
             else:
-                masker = TokenMasker(self.tokenizer, s.mlm_prob, s.whole_word_masking)
+                tokens = TokenMasker(self.tokenizer, s.mlm_prob, s.whole_word_masking)
                 opened = {
-                    name: self.specs[name].dataset(paths, self.tokenizer, s.max_text_len, masker, transform)
+                    name: self.specs[name].dataset(paths, self.tokenizer, s.max_text_len, tokens, transform, wanted)
                     for name, paths in files.items()
                 }
             self._opened[split] = {name: dataset for name, dataset in opened.items() if len(dataset)}
         return self._opened[split]
 
-    def _loader(self, dataset: Dataset, once: bool = False, **sampling: Any) -> DataLoader:
+    def _loader(self, dataset: Dataset, retrieval: bool = False, **sampling: Any) -> DataLoader:
         s = self.settings
+        finish = [] if retrieval else [task.derive for task in self.tasks]
         on_gpu = s.num_gpus != 0 and s.accelerator != "cpu" and torch.cuda.is_available()
         return DataLoader(
             dataset,
             num_workers=s.num_workers,
-            collate_fn=Collator(0 if self._without_text else self.tokenizer.pad_token_id, s.max_text_len),
+            # (lengths of a multiple of 8 suit a GPU's matrix units; a CPU gains nothing from padding)
+            collate_fn=Collator(self.fields, s.max_text_len, 8 if on_gpu else 1, finish),
             pin_memory=on_gpu,
             prefetch_factor=s.prefetch_factor if s.num_workers else None,
-            persistent_workers=s.num_workers > 0 and not once,
+            persistent_workers=s.num_workers > 0 and not retrieval,
             worker_init_fn=_outlive_signals,
             generator=torch.Generator(),  # else workers' seeds come from the global one, which dropout draws from
             **sampling,
         )
 
-    def _eval_loader(self, dataset: ConcatDataset, once: bool = False) -> DataLoader:
+    def _eval_loader(self, dataset: ConcatDataset, retrieval: bool = False) -> DataLoader:
         batches = eval_batches(len(dataset), self.settings.per_gpu_batchsize, rank(), world_size())
-        return self._loader(dataset, once, batch_sampler=batches)
+        return self._loader(dataset, retrieval, batch_sampler=batches)
+
+    def resume_from(self, seen: SeenSamples) -> None:
+        """The training loader will go on after these samples."""
+        self._seen = seen
 
     @cached_property
     def train_dataset(self) -> ConcatDataset:
@@ -198,8 +194,8 @@ class MTDataModule(LightningDataModule):
         sampler = ShuffleSampler(*order)
         if s.group_by_length:
             sampler = LengthGroupedSampler(*order, s.per_gpu_batchsize, dataset.text_sizes)
-        if self.resumed_at:
-            sampler.skip(*self.resumed_at)
+        if self._seen:
+            sampler.skip(*self._seen)
         if len(sampler) == 0:
             raise VLMoError(f"{len(dataset)} training samples are too few for {world_size()} processes")
         full = len(sampler) >= s.training_batch
@@ -222,7 +218,15 @@ class MTDataModule(LightningDataModule):
 
     def _split_loader(self, split: str) -> DataLoader | list[DataLoader]:
         datasets = list(self._open(split).values())
-        return self._eval_loader(ConcatDataset(datasets)) if datasets else []
+        if not datasets:
+            return []
+        return self._eval_loader(ConcatDataset([] if self.recall_measures_all(split) else datasets))
+
+    def recall_measures_all(self, split: str) -> bool:
+        """Tells whether the features that recall needs are all that the tasks need: pairs are then not read again."""
+        contrast_alone = all(task.provides == "contrast" for task in self.tasks)
+        retrieval = all(self.specs[name].retrieval for name in self._open(split))
+        return self.settings.get_recall_metric and contrast_alone and retrieval
 
     def _retrieval_views(self, split: str) -> tuple[ConcatDataset, ConcatDataset]:
         datasets = [dataset for name, dataset in self._open(split).items() if self.specs[name].retrieval]
@@ -239,7 +243,7 @@ class MTDataModule(LightningDataModule):
             beside what is skipped; a text belongs to the image of the same `img_index`. Each process gets its share,
             of both.
         """
-        images, texts = (self._eval_loader(view, once=True) for view in self._retrieval_views(split))
+        images, texts = (self._eval_loader(view, retrieval=True) for view in self._retrieval_views(split))
         return images, texts
 
     def pair_loader(self, split: str, images: np.ndarray, texts: np.ndarray) -> DataLoader:
@@ -255,23 +259,34 @@ class MTDataModule(LightningDataModule):
         batches = eval_batches(len(images), self.settings.per_gpu_batchsize, 0, 1)
         share = slice(rank() * len(batches) // world_size(), (rank() + 1) * len(batches) // world_size())
         pairs = PairView(*self._retrieval_views(split), images, texts)
-        return self._loader(pairs, once=True, batch_sampler=batches[share])
+        return self._loader(pairs, retrieval=True, batch_sampler=batches[share])
 
-    def vqa_answers(self) -> list[str] | None:
-        """The answer of each VQA label, from the file beside the tables, else as far as the tables show it.
-
-        None if there is no VQA data set, or no table here has answers.
+    def label_names(self) -> list[str] | None:
+        """Asks the data sets for the names of the classes that labels number; None if none has any.
 
         Raises:
-            VLMoError: if the file is not a list of strings.
+            VLMoError: if what should tell is damaged.
         """
-        specs = [spec for spec in self.specs.values() if issubclass(spec.dataset, VQADataset)]
-        if not specs:
-            return None
-        if (answers := read_answers(self.root)) is not None:
-            return answers
-        files = [path for spec in specs for split in ("train", "val") for path in split_files(self.root, spec, split)]
-        return answers_in_tables(files) or None
+        for kind in dict.fromkeys(spec.dataset for spec in self.specs.values()):
+            specs = [spec for spec in self.specs.values() if spec.dataset is kind]
+            paths = [
+                path for spec in specs for split in ("train", "val") for path in split_files(self.root, spec, split)
+            ]
+            if (names := kind.label_names(self.root, paths)) is not None:
+                return names
+        return None
+
+
+def eval_batches(length: int, batch_size: int, rank: int, world: int) -> list[range]:
+    """This process's batches of an evaluation: every sample exactly once over all processes, in order.
+
+    Batches are dealt out whole. So a batch holds the same samples, and the same padding, whatever the number of
+    processes, and what is computed of it is equal to the last bit. All processes get as many, the last of some empty,
+    because under FSDP every step needs all processes; at least one, because a loader without any leaves the evaluation.
+    """
+    starts = range(0, length, batch_size)
+    batches = [range(start, min(start + batch_size, length)) for start in starts[rank::world]]
+    return batches + [range(0)] * (max(-(-len(starts) // world), 1) - len(batches))
 
 
 def _outlive_signals(worker: int) -> None:

@@ -1,11 +1,58 @@
 """Which samples a process sees, in which order, with which seed."""
 
 from collections.abc import Callable, Iterator
+from itertools import chain, repeat
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Sampler
+
+PART = 8192  # samples of a process that are made a Python list at a time
+
+
+class EpochOrder(NamedTuple):
+    """The random order of an epoch, that of all processes together.
+
+    Attributes:
+        samples: (length,) int32 sample numbers: 600 MB for the 150 million texts of stage 2.
+        sample_seed: with its number, what a sample's augmentation and masking follow from.
+        state: of the generator, for what else is random in the epoch.
+    """
+
+    samples: Tensor
+    sample_seed: int
+    state: Tensor
+
+
+def epoch_order(length: int, seed: int, epoch: int) -> EpochOrder:
+    """Draws the order of an epoch, which follows from these numbers alone.
+
+    Args:
+        length: number of samples.
+        seed: of the run.
+    """
+    state = np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)
+    generator = torch.Generator().manual_seed(int(state[0]))
+    sample_seed = int(torch.randint(2**62, (), generator=generator))
+    samples = torch.randperm(length, generator=generator, dtype=torch.int32)
+    return EpochOrder(samples, sample_seed, generator.get_state())
+
+
+class SeenSamples(NamedTuple):
+    """How far an epoch had come when a run was interrupted.
+
+    Attributes:
+        epoch: its number.
+        number: of samples that all processes together were given.
+        world, batch: numbers of processes, and of samples a process took at a time, then.
+    """
+
+    epoch: int
+    number: int
+    world: int
+    batch: int
 
 
 class ShuffleSampler(Sampler):
@@ -30,10 +77,9 @@ class ShuffleSampler(Sampler):
         self._seen = (0, 0, world, 1)  # see `skip`
 
     def skip(self, epoch: int, seen: int, world: int, batch: int) -> None:
-        """Goes on in `epoch` after the first `seen` samples that all processes together were given.
+        """Goes on in `epoch` after the first `seen` samples that all processes together were given; see `_remaining`.
 
-        The processes, and the samples a batch, may be others than they were then: what is left is the same. Later
-        epochs are whole again.
+        Later epochs are whole again.
 
         Args:
             world, batch: numbers of processes, and of samples a process took at a time, then.
@@ -49,35 +95,41 @@ class ShuffleSampler(Sampler):
         return self.length // self.world
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        state = np.random.SeedSequence([self.seed, self.epoch]).generate_state(1, np.uint64)
-        generator = torch.Generator().manual_seed(int(state[0]))
-        epoch_seed = int(torch.randint(2**62, (), generator=generator))
-        # 4 bytes a sample (600 MB for the 150 million texts of stage 2), and no Python list of that length
-        order = torch.randperm(self.length, generator=generator, dtype=torch.int32)
-        for part in self._left(order, generator):
-            for index in part[self.rank :: self.world].tolist():
-                yield index, epoch_seed
+        order = epoch_order(self.length, self.seed, self.epoch)
+        shares = (part[self.rank :: self.world].tolist() for part in self._remaining(order))
+        # (numbers and seed are paired without a line of Python a sample)
+        return chain.from_iterable(zip(share, repeat(order.sample_seed), strict=False) for share in shares)
 
-    def _left(self, order: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
-        """The parts of the epoch, without what has been seen before a resume."""
+    def _remaining(self, order: EpochOrder) -> Iterator[Tensor]:
+        """The parts of the epoch, without what has been seen before a resume.
+
+        The processes, and the samples a batch, may be others than they were then: what is left is the same. For
+        example, with the order 5 2 7 0 3 6 1 4 two processes were given 5 7 and 2 0 before the run stopped, so
+        seen = 4. Three processes that go on share what is left, 3 6 1 4, in turn: 3, 6 and 1; the rest, less than one
+        a process, is left out of this epoch, as it always is. (With batches of similar lengths the parts are sorted: so
+        those of then are made again to find what was seen, and what is left is cut into parts anew.)
+        """
         epoch, seen, world, batch = self._seen
         seen = seen if self.epoch == epoch else 0
         if not seen or (world, batch) == (self.world, self.batch):
-            for part in self._parts(order, self.world, self.batch, generator):
+            for part in self._parts(order.samples, self.world, self.batch, order.state):
                 yield part[seen:]
                 seen = max(seen - len(part), 0)
             return
         is_left = torch.ones(self.length, dtype=torch.bool)
-        then = torch.Generator()
-        then.set_state(generator.get_state())
-        for part in self._parts(order, world, batch, then):
+        for part in self._parts(order.samples, world, batch, order.state):
             is_left[part[:seen].long()] = False
             seen = max(seen - len(part), 0)
-        yield from self._parts(order[is_left[order.long()]], self.world, self.batch, generator)
+        left = order.samples[is_left[order.samples.long()]]
+        yield from self._parts(left, self.world, self.batch, order.state)
 
-    def _parts(self, order: Tensor, world: int, batch: int, generator: torch.Generator) -> Iterator[Tensor]:
-        """The order (of all processes) in pieces, each a multiple of `world` long; what does not divide is left out."""
-        yield from order[: len(order) // world * world].split(8192 * world)
+    def _parts(self, samples: Tensor, world: int, batch: int, state: Tensor) -> Iterator[Tensor]:
+        """Cuts samples (of all processes) in pieces, each a multiple of `world` long; leaves out what does not divide.
+
+        Args:
+            state: of the generator that shuffles, where something is shuffled.
+        """
+        yield from samples[: len(samples) // world * world].split(PART * world)
 
 
 class LengthGroupedSampler(ShuffleSampler):
@@ -103,23 +155,13 @@ class LengthGroupedSampler(ShuffleSampler):
         self.lengths = lengths
         self.batch = batch
 
-    def _parts(self, order: Tensor, world: int, batch: int, generator: torch.Generator) -> Iterator[Tensor]:
-        order, size = order[: len(order) // world * world], batch * world
-        full = len(order) // size * size
-        for stretch in order[:full].split(self.STRETCH * size):
+    def _parts(self, samples: Tensor, world: int, batch: int, state: Tensor) -> Iterator[Tensor]:
+        generator = torch.Generator()
+        generator.set_state(state)
+        samples, size = samples[: len(samples) // world * world], batch * world
+        full = len(samples) // size * size
+        for stretch in samples[:full].split(self.STRETCH * size):
             lengths = torch.from_numpy(self.lengths(stretch.numpy()))
             batches = stretch[lengths.argsort(stable=True)].view(-1, size)
             yield batches[torch.randperm(len(batches), generator=generator)].flatten()
-        yield order[full:]
-
-
-def eval_batches(length: int, batch_size: int, rank: int, world: int) -> list[range]:
-    """This process's batches of an evaluation: every sample exactly once over all processes, in order.
-
-    Batches are dealt out whole. So a batch holds the same samples, and the same padding, whatever the number of
-    processes, and what is computed of it is equal to the last bit. All processes get as many, the last of some empty,
-    because under FSDP every step needs all processes; at least one, because a loader without any leaves the evaluation.
-    """
-    starts = range(0, length, batch_size)
-    batches = [range(start, min(start + batch_size, length)) for start in starts[rank::world]]
-    return batches + [range(0)] * (max(-(-len(starts) // world), 1) - len(batches))
+        yield samples[full:]

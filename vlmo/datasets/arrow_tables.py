@@ -3,16 +3,18 @@
 A row holds one image (or pair of images) and a list of texts; a sample is one text with its row. Where a sample lies is
 found by two binary searches: over the starts of the record batches (small arrays, kept), then over the offsets that the
 Arrow list column itself stores (in the mapped file). Values are sliced out of the map without copying.
+
+Arrow follows the offsets of a damaged or hostile file wherever they lead. All of a file is too much to check when a run
+starts (150 million texts), so the offsets of each row are checked when it is read.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
-from vlmo.datasets.arrow_checks import check_range
 from vlmo.errors import VLMoError
 
 
@@ -31,8 +33,8 @@ def open_table(path: str | Path) -> pa.RecordBatchFileReader:
         raise VLMoError(f"{path}: is not a complete Arrow file ({error}); make it again") from error
 
 
-class Place(NamedTuple):
-    """Where a sample lies."""
+class RowLocation(NamedTuple):
+    """Where a sample is stored."""
 
     record: pa.RecordBatch
     row: int  # in `record`
@@ -93,7 +95,7 @@ class ArrowTables:
         self.text_column = text_column
         counts = [entry for table in range(len(paths)) for entry in self._count(table)]
         table, number, rows, texts = np.array(counts, np.int64).reshape(-1, 4).T
-        self._table, self._number = table.copy(), number.copy()  # of each record batch: its file, its place in there
+        self._table, self._number = table.copy(), number.copy()  # of each record batch: its file, its number in it
         self._row_starts = np.concatenate([[0], np.cumsum(rows)])
         self._text_starts = np.concatenate([[0], np.cumsum(texts)])
         self._readers: dict[int, pa.RecordBatchFileReader] = {}
@@ -127,8 +129,8 @@ class ArrowTables:
     def num_texts(self) -> int:
         return int(self._text_starts[-1])
 
-    def text(self, index: int) -> Place:
-        """The place of text number `index`.
+    def text(self, index: int) -> RowLocation:
+        """Locates text number `index`.
 
         Raises:
             IndexError: outside [0, num_texts).
@@ -146,35 +148,30 @@ class ArrowTables:
         table = int(self._table[batch])
         if not 0 <= row < record.num_rows or item < 0:
             raise VLMoError(f"{self.paths[table]}: is damaged (the offsets of its texts); make it again")
-        return Place(record, row, item, table, int(self._row_starts[batch]) + row, self.paths[table])
+        return RowLocation(record, row, item, table, int(self._row_starts[batch]) + row, self.paths[table])
 
     def text_sizes(self, indices: np.ndarray) -> np.ndarray:
         """Bytes of the texts number `indices` (N,), int64 (N,): read from the offsets of the texts, not the texts."""
         assert self.text_column is not None
         sizes = np.zeros(len(indices), np.int64)
-        batches = np.searchsorted(self._text_starts, indices, side="right") - 1
-        order = np.argsort(batches, kind="stable")
-        for part in np.split(order, np.flatnonzero(np.diff(batches[order])) + 1) if len(order) else ():
-            batch = int(batches[part[0]])
+        for batch, chosen in _groups(np.searchsorted(self._text_starts, indices, side="right") - 1):
             record = self._record(batch)
             texts = record.column(self.text_column).values
-            if not len(texts) or not _is_text(texts.type):
-                continue
-            positions = indices[part] - self._text_starts[batch] + int(_offsets(record, self.text_column)[0])
-            width = np.int64 if pa.types.is_large_string(texts.type) else np.int32
-            offsets = np.frombuffer(texts.buffers()[1], width)[texts.offset :]
-            sizes[part] = offsets[positions + 1] - offsets[positions]
+            if len(texts) and _is_text(texts.type):
+                positions = indices[chosen] - self._text_starts[batch] + int(_offsets(record, self.text_column)[0])
+                starts = _byte_offsets(texts)
+                sizes[chosen] = starts[positions + 1] - starts[positions]
         return sizes
 
-    def row(self, index: int) -> Place:
-        """The place of row number `index`, at its first text.
+    def row(self, index: int) -> RowLocation:
+        """Locates row number `index`, at its first text.
 
         Raises:
             IndexError: outside [0, num_rows).
         """
         batch, row = _find(self._row_starts, index)
         table = int(self._table[batch])
-        return Place(self._record(batch), row, 0, table, index, self.paths[table])
+        return RowLocation(self._record(batch), row, 0, table, index, self.paths[table])
 
     def _record(self, batch: int) -> pa.RecordBatch:
         # nothing is cached: a record batch is a view into the map that takes some microseconds to make
@@ -192,6 +189,19 @@ def _offsets(record: pa.RecordBatch, column: str) -> np.ndarray:
     return record.column(column).offsets.to_numpy()
 
 
+def _byte_offsets(texts: pa.Array) -> np.ndarray:
+    """(texts + 1,) where each text begins among the bytes: a view into the mapped file (pyarrow has none to give)."""
+    width = np.int64 if pa.types.is_large_string(texts.type) else np.int32
+    return np.frombuffer(texts.buffers()[1], width)[texts.offset :]
+
+
+def _groups(keys: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """Each of the keys (N,), and where it stands; by one sort, however many there are."""
+    order = np.argsort(keys, kind="stable")
+    distinct, starts = np.unique(keys[order], return_index=True)
+    yield from zip(distinct.tolist(), np.split(order, starts[1:]), strict=False)  # (of no key numpy makes one part)
+
+
 def _is_text(kind: pa.DataType) -> bool:
     return pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
@@ -202,3 +212,72 @@ def _find(starts: np.ndarray, index: int) -> tuple[int, int]:
         raise IndexError(f"{index} is outside the {starts[-1]} entries")
     part = int(np.searchsorted(starts, index, side="right")) - 1
     return part, int(index - starts[part])
+
+
+def flat_columns(path: Path, *columns: str) -> Iterator[list[pa.Array]]:
+    """The innermost values of nested list columns of a file, a record batch at a time.
+
+    Raises:
+        VLMoError: if the file is damaged.
+    """
+    reader = open_table(path)
+    for number in range(reader.num_record_batches):
+        record = reader.get_batch(number)
+        arrays = [record.column(column) for column in columns]
+        try:
+            for array in arrays:
+                array.validate(full=True)  # all of it will be read
+        except pa.ArrowInvalid as error:
+            raise VLMoError(f"{path}: is damaged ({error}); make it again") from error
+        while any(is_list(array.type) for array in arrays):
+            arrays = [array.flatten() for array in arrays]
+        if not any(pa.types.is_null(array.type) for array in arrays):  # (every list is empty)
+            yield arrays
+
+
+def is_list(kind: pa.DataType) -> bool:
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind)
+
+
+# --- checks of offsets ------------------------------------------------------------------------------------------------
+
+BYTES = (pa.types.is_string, pa.types.is_binary, pa.types.is_large_string, pa.types.is_large_binary)
+
+
+def check_range(array: pa.Array, start: int, stop: int) -> None:
+    """Makes sure that the values in [start, stop) can be read, those of nested lists too.
+
+    Raises:
+        pa.ArrowInvalid: if they lie outside of what the array has.
+    """
+    kind = array.type
+    if is_list(kind):
+        first, last = _bounds(array, start, stop, len(array.values))
+        check_range(array.values, first, last)
+    elif any(is_kind(kind) for is_kind in BYTES):
+        _bounds(array, start, stop, _size(array))
+    elif not pa.types.is_primitive(kind) and not pa.types.is_null(kind):
+        array.slice(start, stop - start).validate(full=True)  # (kinds that no converter writes)
+
+
+def _size(array: pa.Array) -> int:
+    """Bytes of the values."""
+    data = array.buffers()[2]
+    return data.size if data is not None else 0
+
+
+def _bounds(array: pa.Array, start: int, stop: int, size: int) -> tuple[int, int]:
+    """Where the values of [start, stop) begin and end, if that is within `size` and none ends before it begins."""
+    buffer = array.buffers()[1]
+    if start == stop or buffer is None:
+        return 0, 0
+    wide = pa.types.is_large_list(array.type) or pa.types.is_large_string(array.type)
+    width = np.dtype(np.int64 if wide or pa.types.is_large_binary(array.type) else np.int32)
+    start_byte = (array.offset + start) * width.itemsize
+    number = stop - start + 1
+    if start_byte + number * width.itemsize > buffer.size:
+        raise pa.ArrowInvalid("the offsets end before the rows do")
+    offsets = np.frombuffer(buffer, width, number, start_byte)
+    if offsets[0] < 0 or offsets[-1] > size or (offsets[1:] < offsets[:-1]).any():
+        raise pa.ArrowInvalid("the offsets lead out of the data")
+    return int(offsets[0]), int(offsets[-1])

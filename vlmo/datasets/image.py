@@ -23,7 +23,7 @@ def decode_image(data: Any) -> Image.Image:
     - Transparency (alpha channel or transparent colour) is laid over white.
     - More than 8 bits of grey: the high byte of 16 bits; values that never exceed 255 are taken as they are; floats
       within [0, 1] are scaled to 255.
-    - An EXIF orientation is applied, so that the picture is upright as people see it; damaged EXIF is ignored.
+    - An EXIF orientation is applied, so that the image is upright as people see it; damaged EXIF is ignored.
     - Of several frames the first is taken.
     - Truncated images, unknown formats and images beyond Pillow's limit (twice `PIL.Image.MAX_IMAGE_PIXELS`, 179
       million pixels) are refused.
@@ -65,7 +65,7 @@ def _upright(image: Image.Image) -> Image.Image:
     try:
         turned = image.getexif().get(ORIENTATION, 1) != 1
         return ImageOps.exif_transpose(image) if turned else image
-    except Exception:  # as above; without its EXIF data the picture is still a picture
+    except Exception:  # as above; without its EXIF data the image is still an image
         return image
 
 

@@ -1,4 +1,4 @@
-"""Images alone, for stage 1: each with the patches that are hidden from the model."""
+"""Images alone, for tasks that read no text: each with the patches that are hidden from the model."""
 
 import math
 from collections.abc import Sequence
@@ -9,9 +9,10 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from vlmo.datasets.arrow_tables import ArrowTables
-from vlmo.datasets.base_dataset import BaseDataset, Skipped, Transform, read_images
+from vlmo.datasets.base_dataset import BaseDataset, DatasetSpec, Skipped, Transform, read_images
+from vlmo.registry import DATASETS
 
-SMALLEST_BLOCK = 16  # patches, of a window of 14 x 14; in proportion in a smaller one, where 16 are most of the picture
+SMALLEST_BLOCK = 16  # patches, of a window of 14 x 14; in proportion in a smaller one, where 16 are most of the image
 ASPECT = 0.3  # of the flattest block; the steepest has 1 / 0.3
 
 
@@ -39,6 +40,11 @@ class PatchMasker:
         self.smallest = min(SMALLEST_BLOCK, SMALLEST_BLOCK * (window / 14) ** 2)
         self.count = min(max(round(ratio * window**2), 1), max(window**2 - 1, 1))
 
+    @classmethod
+    def from_settings(cls, window: int, settings: Any) -> "PatchMasker":
+        """Hides the share of the patches that the option `mim_mask_ratio` says."""
+        return cls(window, settings.mim_mask_ratio)
+
     def __call__(self, generator: np.random.Generator) -> np.ndarray:
         """(window^2,) bool, True where a patch is hidden."""
         mask = np.zeros((self.window, self.window), bool)
@@ -64,13 +70,17 @@ class MaskedImages(Dataset):
     """
 
     def __init__(
-        self, paths: Sequence[str | Path], image_columns: Sequence[str], masker: PatchMasker, transform: Transform
+        self,
+        paths: Sequence[str | Path],
+        image_columns: Sequence[str],
+        masker: PatchMasker | None,
+        transform: Transform,
     ):
         """
         Args:
             paths: Arrow files, in this order.
             image_columns: columns with encoded images.
-            masker: draws the patches to hide.
+            masker: draws the patches to hide; None: none are.
             transform: RGB image to (3, S, S); draws from torch's global generator only.
 
         Raises:
@@ -87,10 +97,24 @@ class MaskedImages(Dataset):
     def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any] | Skipped:
         index, seed = key if isinstance(key, tuple) else (key, 0)
         row, number = divmod(index, len(self.image_columns))
-        place, column = self.tables.row(row), self.image_columns[number]
+        location, column = self.tables.row(row), self.image_columns[number]
         image_seed, masking_seed = np.random.SeedSequence([seed, index]).generate_state(2, np.uint64)
-        images = read_images(self.tables, place, [column], self.transform, int(image_seed))
+        images = read_images(self.tables, location, [column], self.transform, int(image_seed))
         if isinstance(images, Skipped):
             return images
-        mask = self.masker(np.random.default_rng(masking_seed))
-        return {"image": images[column], "patch_mask": mask, "raw_index": index, "img_index": row}
+        sample = {"image": images[column], "raw_index": index, "img_index": row}
+        if self.masker:
+            sample["patch_mask"] = self.masker(np.random.default_rng(masking_seed))
+        return sample
+
+
+DATASETS.register("images")(
+    DatasetSpec(
+        ImageDataset,
+        make_arrow="images",
+        train=("images_train_*",),
+        val=("images_val_*",),
+        test=("images_val_*",),
+        optional=frozenset({"images_val_*"}),
+    )
+)

@@ -1,13 +1,16 @@
 """Sentences about pairs of images that are true or false."""
 
 import json
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
-from vlmo.datasets.arrow_tables import Place, open_table
-from vlmo.datasets.base_dataset import BaseDataset
+from vlmo.batch import FLAG, VALUES, Field
+from vlmo.datasets.arrow_tables import RowLocation, open_table
+from vlmo.datasets.base_dataset import BaseDataset, DatasetSpec
 from vlmo.errors import VLMoError
+from vlmo.registry import DATASETS
 
 # In a table's metadata: JSON, the official numbers of a pair's sentences by the pair's identifier, of the pairs for
 # which they are not 0, 1, ... in order. (The published tables have no room for them.)
@@ -46,20 +49,47 @@ class NLVR2Dataset(BaseDataset):
         "answers": "a list",
         "identifier": "anything",
     }
+    fields: ClassVar[Mapping[str, Field]] = {
+        "answers": FLAG,
+        "table_name": VALUES,
+        "identifier": VALUES,
+        "sentence": VALUES,
+    }
 
     @cached_property
     def _numbers(self) -> list[dict[str, list[int]]]:
         """By file."""
         return [sentence_numbers(path) or {} for path in self.tables.paths]
 
-    def targets(self, place: Place) -> dict[str, Any]:
-        pair = place.text("identifier")
-        numbers = self._numbers[place.table].get(pair)
-        if numbers is not None and place.item >= len(numbers):
-            raise VLMoError(f"{place.path}: is damaged (sentence_numbers: too few for {pair}); make it again")
+    def targets(self, location: RowLocation) -> dict[str, Any]:
+        pair = location.text("identifier")
+        numbers = self._numbers[location.table].get(pair)
+        if numbers is not None and location.item >= len(numbers):
+            raise VLMoError(f"{location.path}: is damaged (sentence_numbers: too few for {pair}); make it again")
         return {
-            "answers": place.list_item("answers") == "True",
-            "table_name": self.tables.paths[place.table].stem,
-            "identifier": f"{pair}-{place.item if numbers is None else numbers[place.item]}",
-            "sentence": place.list_item(self.text_column),
+            "answers": location.list_item("answers") == "True",
+            "table_name": self.tables.paths[location.table].stem,
+            "identifier": f"{pair}-{location.item if numbers is None else numbers[location.item]}",
+            "sentence": location.list_item(self.text_column),
         }
+
+    @classmethod
+    def test_warnings(cls, paths: Sequence[Path]) -> list[str]:
+        return [
+            f"{path}: does not tell the numbers of a pair's sentences, the prediction file counts them in order; for "
+            "the official script make the table anew"
+            for path in paths
+            if sentence_numbers(path) is None
+        ]
+
+
+DATASETS.register("nlvr2")(
+    DatasetSpec(
+        NLVR2Dataset,
+        make_arrow="nlvr2",
+        train=("nlvr2_train",),
+        val=("nlvr2_dev", "nlvr2_test1"),
+        test=("nlvr2_dev", "nlvr2_test1"),
+        optional=frozenset({"nlvr2_test1"}),
+    )
+)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from vlmo.datasets import DatasetSpec
 from vlmo.datasets.arrow_tables import ArrowTables
+from vlmo.datasets.base_dataset import DatasetSpec
 from vlmo.datasets.checks import split_files
 from vlmo.datasets.image import UndecodableImage, decode_image
 
@@ -56,10 +56,10 @@ def _decoded(tables: ArrowTables, path: Path, spec: DatasetSpec) -> Iterator[str
     """For each image of some rows: why it cannot be decoded, or ""."""
     number = min(SAMPLED_ROWS, tables.num_rows)
     for row in np.linspace(0, tables.num_rows - 1, number, dtype=int).tolist():
-        place = tables.row(row)
+        location = tables.row(row)
         for column in spec.dataset.image_columns:
             try:
-                decode_image(place.scalar(column).as_buffer())
+                decode_image(location.scalar(column).as_buffer())
                 yield ""
             except UndecodableImage as error:
                 yield f"{path}: row {row} ({column}): {error}"

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from vlmo.batch import IGNORE_INDEX
 from vlmo.errors import VLMoError
 
 if TYPE_CHECKING:
     from transformers import BertTokenizer
 
-IGNORE_INDEX = -100  # the label of a token that is not predicted
 VOCAB_FILES = ("vocab.txt", "tokenizer.json")
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
@@ -38,14 +38,14 @@ def load_tokenizer(name_or_path: str | Path) -> "BertTokenizer":
 
 
 def tokenizer_of(vocabulary: Sequence[str]) -> "BertTokenizer":
-    """The lower-casing BERT WordPiece tokenizer with these words, in the order of their ids."""
+    """Makes the lower-casing BERT WordPiece tokenizer of these tokens, in the order of their ids."""
     from transformers import BertTokenizer
 
-    return BertTokenizer(vocab={word: index for index, word in enumerate(vocabulary)}, do_lower_case=True)
+    return BertTokenizer(vocab={token: index for index, token in enumerate(vocabulary)}, do_lower_case=True)
 
 
 def vocabulary_of(tokenizer: "BertTokenizer") -> list[str]:
-    """The tokenizer's words in the order of their ids."""
+    """Lists the tokenizer's tokens in the order of their ids."""
     return list(tokenizer.convert_ids_to_tokens(list(range(len(tokenizer)))))
 
 

@@ -2,7 +2,8 @@
 
 from typing import ClassVar
 
-from vlmo.datasets.base_dataset import BaseDataset
+from vlmo.datasets.base_dataset import BaseDataset, DatasetSpec
+from vlmo.registry import DATASETS
 
 
 class TextDataset(BaseDataset):
@@ -10,3 +11,15 @@ class TextDataset(BaseDataset):
 
     image_columns: ClassVar[tuple[str, ...]] = ()
     columns: ClassVar[dict[str, str]] = {"caption": "a list"}
+
+
+DATASETS.register("wikibk")(
+    DatasetSpec(
+        TextDataset,
+        make_arrow="wikibk",
+        train=("wikibk_train_*",),
+        val=("wikibk_val_*",),
+        test=("wikibk_val_*",),
+        optional=frozenset({"wikibk_val_*"}),  # the published converter never wrote it
+    )
+)

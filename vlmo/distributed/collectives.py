@@ -6,7 +6,7 @@ Where rows of all processes come together, a process's own come first, then the 
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
+from dataclasses import dataclass
 from itertools import accumulate, chain
 from typing import Any
 
@@ -14,6 +14,8 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from vlmo.distributed.wire_format import from_bytes, pack_texts, text_width, to_bytes, unpack_texts
 
 _alone = False
 
@@ -128,6 +130,77 @@ def mean_gradients(parameters: Iterable[nn.Parameter]) -> None:
             parameter.grad = gradient / world_size()
 
 
+def fetch_pairs(
+    image: Tensor,
+    ids: Tensor,
+    masks: Tensor,
+    image_index: Tensor,
+    text_index: Tensor,
+    shapes: Sequence[Sequence[int]],
+    vocab_size: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Fetches images and texts that are picked among those of all processes.
+
+    Texts are gathered, two bytes a token; of images only those that are picked travel, each to who asked for it.
+
+    Args:
+        image: (B, 3, size, size); ids, masks: (B, T), of this process. They may lie beside the device of the exchange.
+        image_index, text_index: (M,) numbers in the order of `all_gather_rows`, at most as many as the largest B.
+        shapes: B and T of every process, by rank.
+
+    Returns:
+        images (M, 3, size, size), ids and masks (M, longest T), where the own ones lie, without gradient.
+    """
+    home, device = image.device, image_index.device
+    if world_size() == 1:
+        return image[image_index.to(home)], ids[text_index.to(ids.device)], masks[text_index.to(ids.device)]
+    packed = pack_texts(ids.to(device), masks.to(device), vocab_size)
+    packed = all_gather_rows(packed, shapes=[(count, length * text_width(vocab_size)) for count, length in shapes])
+    counts = [count for count, _ in shapes]
+    fetched = fetch_rows(image.to(device), image_index, counts, to_bytes, from_bytes)
+    return fetched.to(home, image.dtype), *unpack_texts(packed[text_index], vocab_size)
+
+
+@dataclass(frozen=True)
+class ExchangePlan:
+    """Which rows a process sends to whom, and how it sorts what it receives.
+
+    Attributes:
+        sent: its own rows, in the order of the ranks that they go to; send_counts: how many to each rank.
+        receive_counts: how many come from each rank.
+        order: (M,) for each received row, which of the requests it answers.
+    """
+
+    sent: list[int]
+    send_counts: list[int]
+    receive_counts: list[int]
+    order: list[int]
+
+
+def plan_exchange(requests: Sequence[Sequence[int]], counts: Sequence[int], own_rank: int) -> ExchangePlan:
+    """Plans who sends which rows, from what every process requests.
+
+    Args:
+        requests: of each rank, the rows that it wants, numbered through by rank.
+        counts: rows of each rank.
+        own_rank: of the process whose part of the exchange is planned.
+    """
+    starts = [0, *accumulate(counts)]
+    # rank 0 requests [4, 0] of counts [2, 3]: row 4 is of rank 1 (its row 2), row 0 of rank 0
+    owners = [[bisect_right(starts, row) - 1 for row in wanted] for wanted in requests]
+    sent = [
+        [row - starts[own_rank] for row, owner in zip(wanted, its_owners, strict=True) if owner == own_rank]
+        for wanted, its_owners in zip(requests, owners, strict=True)
+    ]
+    own = owners[own_rank]
+    return ExchangePlan(
+        sent=list(chain.from_iterable(sent)),
+        send_counts=[len(rows) for rows in sent],
+        receive_counts=[own.count(rank) for rank in range(len(counts))],
+        order=sorted(range(len(own)), key=own.__getitem__),  # (rows come by owner; sorting is stable, as `sent` is)
+    )
+
+
 def fetch_rows(
     rows: Tensor,
     index: Tensor,
@@ -135,11 +208,11 @@ def fetch_rows(
     pack: Callable[[Tensor], Tensor],
     unpack: Callable[[Tensor], Tensor],
 ) -> Tensor:
-    """The rows that `index` picks among those of all processes; only these travel, each to who asked for it.
+    """Fetches the rows that `index` picks among those of all processes; only these travel, each to who asked for it.
 
     Args:
         rows: (B, ...) of this process.
-        index: (M,) numbers in the order of `gather_own_first`, at most as many as the largest B.
+        index: (M,) numbers in the order of `all_gather_rows`, at most as many as the largest B.
         counts: B of every process, by rank.
         pack: to the form in which rows travel; where that loses anything on any process, they travel as they are.
         unpack: back from it.
@@ -152,27 +225,23 @@ def fetch_rows(
     starts = [0, *accumulate(counts)]  # rows are numbered through by rank
     by_rank = torch.cat([torch.arange(starts[r], starts[r + 1]) for r in _own_first()]).to(index.device)
     packed = pack(rows.detach())
-    # one exchange tells everybody who wants which rows, and whether packing is without loss everywhere
+    # one exchange tells everybody who requests which rows, and whether packing is without loss everywhere
     message = index.new_full((1 + max(counts),), -1)
     message[0] = (unpack(packed).to(rows.dtype) == rows).all()
     message[1 : 1 + len(index)] = by_rank[index]
     messages = [torch.empty_like(message) for _ in counts]
     dist.all_gather(messages, message)
-    told = torch.stack(messages).tolist()
-    lossless = all(row[0] for row in told)
-    wishes = [[number for number in row[1:] if number >= 0] for row in told]
+    received_messages = torch.stack(messages).tolist()
+    lossless = all(each[0] for each in received_messages)
     if not lossless:
         packed = rows.detach()
-    owner = partial(bisect_right, starts[1:])
-    wanted = wishes[rank()]
-    given = [[n - starts[rank()] for n in wish if owner(n) == rank()] for wish in wishes]
-    owners = [owner(n) for n in wanted]
-    received = packed.new_empty(len(wanted), *rows.shape[1:])
-    sent = packed[torch.tensor(list(chain.from_iterable(given)), dtype=torch.long, device=rows.device)]
-    dist.all_to_all_single(received, sent, [owners.count(r) for r in range(len(counts))], [len(g) for g in given])
-    by_owner = sorted(range(len(wanted)), key=owners.__getitem__)  # (stable: as `given` is)
+    requests = [[row for row in each[1:] if row >= 0] for each in received_messages]
+    plan = plan_exchange(requests, counts, rank())
+    received = packed.new_empty(len(plan.order), *rows.shape[1:])
+    sent = packed[torch.tensor(plan.sent, dtype=torch.long, device=rows.device)]
+    dist.all_to_all_single(received, sent, plan.receive_counts, plan.send_counts)
     fetched = torch.empty_like(received)
-    fetched[torch.tensor(by_owner, dtype=torch.long, device=rows.device)] = received
+    fetched[torch.tensor(plan.order, dtype=torch.long, device=rows.device)] = received
     return unpack(fetched).to(rows.dtype) if lossless else fetched
 
 

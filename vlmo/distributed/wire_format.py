@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from vlmo.modules.embeddings import PAD_ID
+from vlmo.batch import PAD_ID
 
 # every value that a normalised picture can have, computed as `transforms/square.py` does and where it does, on the CPU:
 # a GPU may round the last bit otherwise

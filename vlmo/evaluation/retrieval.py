@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from vlmo.distributed.collectives import all_gather_rows, rank, sum_over_processes, world_size
-from vlmo.metrics import recall_at_k
 from vlmo.modules import VLMo
 
 log = logging.getLogger(__name__)
@@ -21,6 +20,15 @@ CHUNK = 256  # queries ranked at a time: no full matrix of scores exists
 TIE = 1e-6
 
 Autocast = Callable[[], AbstractContextManager[Any]]  # makes the context of the run's precision
+
+
+def recall_at_k(ranks: Tensor, k: int) -> Tensor:
+    """Gives the share of queries whose best relevant item is among the first `k`.
+
+    Args:
+        ranks: (queries,) number of items that stand before the best relevant one.
+    """
+    return (ranks < k).double().mean().float()
 
 
 class Encoded(NamedTuple):
@@ -40,7 +48,6 @@ def encode(model: VLMo, loader: Iterable[dict[str, Any]], side: str, autocast: A
     """
     features = [torch.empty(0, model.transformer.embed_dim, device=model.device)]
     numbers = [torch.empty(0, 2, dtype=torch.long, device=model.device)]
-    infer = model.infer_image if side == "image" else model.infer_text
     skipped = 0
     for batch in loader:
         skipped += len(batch["skipped"])
@@ -48,8 +55,11 @@ def encode(model: VLMo, loader: Iterable[dict[str, Any]], side: str, autocast: A
             continue
         batch = to_device(batch, model.device)
         with autocast():
-            encoded = infer(batch, vl_branch=False)
-        features.append(encoded["cls_feats"].float())
+            if side == "image":
+                encoded = model.image_features(batch["image"])
+            else:
+                encoded = model.text_features(batch["text_ids"], batch["text_masks"])
+        features.append(encoded.float())
         numbers.append(torch.stack([batch["raw_index"], batch["img_index"]], dim=1))
     all_features = all_gather_rows(torch.cat(features))
     number, owner = all_gather_rows(torch.cat(numbers)).unbind(1)
@@ -58,6 +68,25 @@ def encode(model: VLMo, loader: Iterable[dict[str, Any]], side: str, autocast: A
         log.warning(f"{skipped} images cannot be decoded: their texts count as not found")
     order = number.argsort()
     return Encoded(all_features[order], number[order], owner[order])
+
+
+def pair_batches(images: Encoded, texts: Encoded, batch_size: int) -> Iterator[dict[str, Tensor]]:
+    """Gives features of pairs, "image" and "text" (B, D) each: all texts in order, each with its image.
+
+    Batches are those of `eval_batches`, dealt out to the processes likewise; texts whose image cannot be decoded are
+    left out.
+    """
+    image_of_text = torch.searchsorted(images.owner, texts.owner).clamp(max=len(images.owner) - 1)
+    known = images.owner[image_of_text] == texts.owner if len(images.owner) else texts.owner < 0
+    step = world_size() * batch_size
+    for start in range(rank() * batch_size, len(texts.number), step):
+        part = slice(start, start + batch_size)
+        rows = known[part]
+        if rows.any():
+            yield {
+                "image": images.features[image_of_text[part][rows]],
+                "text": texts.features[part][rows],
+            }
 
 
 def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Where the words of a text look in an image: attention weights of a joint pass, and a picture of them."""
+"""Where the words of a text look in an image: attention weights of a joint pass, and a drawing of them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,21 +8,20 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from matplotlib import colormaps
 from PIL import Image
 from torch import Tensor
 
 from vlmo.errors import VLMoError
-from vlmo.modules import VLMo
 from vlmo.modules.attention import Attention
+from vlmo.modules.model import VLMoModel
 
 
 @dataclass
 class AttentionMap:
-    """Attention of a text's tokens to an image's patches.
+    """Holds the attention of a text's tokens to an image's patches.
 
     Attributes:
-        image: the picture as the model saw it, size x size.
+        image: as the model saw it, size x size.
         tokens: of the text, [CLS] and [SEP] included.
         layers: numbers of the layers, from 0.
         weights: (layers, heads, tokens, h, w), of each token to each patch; a token's further attention, to 1 in all,
@@ -35,7 +34,7 @@ class AttentionMap:
     weights: Tensor
 
     def picture(self, token: str | int | None = None, layer: int = -1, opacity: float = 0.6) -> Image.Image:
-        """The image under a heat map of the weights, mean over heads, the strongest patch hottest.
+        """Draws the image under a heat map of the weights, mean over heads, the strongest patch hottest.
 
         Args:
             token: the word or its number; None: the mean over the words ([CLS] and [SEP] left out).
@@ -45,6 +44,8 @@ class AttentionMap:
         Raises:
             VLMoError: if there is no such token or layer.
         """
+        from matplotlib import colormaps  # (late: most uses draw nothing)
+
         if not -len(self.layers) <= layer < len(self.layers):
             raise VLMoError(f"layer={layer}: there are {len(self.layers)}, from 0")
         heat = self.weights[layer].mean(0)[self._numbers(token)].mean(0)
@@ -64,7 +65,7 @@ class AttentionMap:
 
 
 def attention_weights(attention: Attention, x: Tensor, bias: Tensor | None, padding: Tensor | None) -> Tensor:
-    """(B, H, S, S): what `Attention.forward` multiplies the values by, computed the plain way (fused kernels keep it).
+    """Gives (B, H, S, S), what `Attention.forward` multiplies the values by (fused kernels do not show it).
 
     Args:
         x: (B, S, D). bias, padding: as `Attention.forward` takes them.
@@ -81,8 +82,8 @@ def attention_weights(attention: Attention, x: Tensor, bias: Tensor | None, padd
 
 
 @torch.inference_mode()
-def text_to_patches(model: VLMo, batch: dict[str, Any], layers: Sequence[int]) -> Tensor:
-    """(layers, heads, T, h, w): the weights of one pair's text tokens to the image's patches, on the CPU.
+def text_to_patches(model: VLMoModel, batch: dict[str, Any], layers: Sequence[int]) -> Tensor:
+    """Gives (layers, heads, T, h, w), the weights of one pair's text tokens to the image's patches, on the CPU.
 
     The layers are listened to while the model runs as usual, so that nothing of training knows of this.
     """
@@ -97,7 +98,7 @@ def text_to_patches(model: VLMo, batch: dict[str, Any], layers: Sequence[int]) -
     parts = [model.transformer.get_submodule(f"blocks.{layer}.attn") for layer in layers]
     handles = [part.register_forward_pre_hook(listener(layer)) for part, layer in zip(parts, layers, strict=True)]
     try:
-        model.infer(batch)
+        model.encode_pair(batch["text_ids"], batch["text_masks"], batch["image"])
     finally:
         for handle in handles:
             handle.remove()

@@ -1,21 +1,25 @@
-"""A trained model at work: answers, compares, matches, embeds, ranks, fills in words, shows where it looks."""
+"""A trained model at work: embeds, ranks, classifies, shows where it looks, and does what its tasks offer."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
-from vlmo.datamodules.collate import Collator
-from vlmo.datasets.text import tokenize, vocabulary_of
-from vlmo.errors import VLMoError
+from vlmo import plugins as plugin_modules
+from vlmo.checkpoints.metadata import incompatibilities
+from vlmo.checkpoints.pretrained import metadata_of
+from vlmo.datasets.label_names import read_label_names
+from vlmo.datasets.text import load_tokenizer, tokenize, tokenizer_of, vocabulary_of
+from vlmo.errors import InputError, VLMoError
 from vlmo.inference.attention_maps import AttentionMap, text_to_patches
-from vlmo.inference.inputs import InputError, choose_answers, choose_tokenizer, load_image
-from vlmo.modules import VLMo
+from vlmo.inference.io import load_image
+from vlmo.inference.uses import bind, broadcast, find_use, registered_uses
+from vlmo.modules.model import VLMoModel
 from vlmo.transforms import square_transform
 
 if TYPE_CHECKING:
@@ -25,7 +29,7 @@ READERS = 4  # threads that decode and resize images
 
 
 class Prediction(NamedTuple):
-    """An answer, a word or a class, and how sure the model is of it, in [0, 1]."""
+    """An answer, a token or a class, and how sure the model is of it, in [0, 1]."""
 
     text: str
     score: float
@@ -49,8 +53,9 @@ class Predictor:
     """Uses a loaded model.
 
     An image is a path, a Pillow image, an array (H, W, 3) or a tensor (3, H, W) of uint8 or of floats in [0, 1], or the
-    bytes of an image file. `answer`, `compare`, `match` and `fill_mask` take one input and give one result, or take
-    lists and give a list (one image goes with each of many texts, and so on); lists are worked off in batches.
+    bytes of an image file. Beside the methods below there are those that the tasks offer (`Task.uses`; `dir` lists
+    them): `match`, `fill_mask`, ... They take one input and give one result, or take lists and give a list (one image
+    goes with each of many texts, and so on); lists are worked off in batches.
 
     Every method raises VLMoError if the checkpoint lacks the head it needs, and InputError, which is one, for an input
     that cannot be used.
@@ -58,7 +63,7 @@ class Predictor:
 
     def __init__(
         self,
-        model: VLMo,
+        model: VLMoModel,
         tokenizer: str | Path | None = None,
         answers: Sequence[str] | str | Path | None = None,
         device: str | torch.device | None = None,
@@ -67,24 +72,23 @@ class Predictor:
         """
         Args:
             tokenizer: hub name, folder or vocab.txt; None: the vocabulary in the checkpoint, else the name in it.
-            answers: of the VQA labels, or the JSON file with them; None: those in the checkpoint.
+            answers: in the order of their labels, or the JSON file with them; None: those in the checkpoint.
             device: None: the GPU if there is one, else the CPU.
 
         Raises:
             VLMoError: if the tokenizer or the device cannot be had, or tokenizer or answers are not the training's.
         """
         self.model = model.eval()
-        self.tokenizer: BertTokenizer = choose_tokenizer(model, tokenizer)
-        self.answers = choose_answers(model, answers)
-        self._words = vocabulary_of(self.tokenizer)
+        self.tokenizer: BertTokenizer = _choose_tokenizer(model, tokenizer)
+        self.answers = _choose_answers(model, answers)
+        self.vocabulary = vocabulary_of(self.tokenizer)
         try:
             self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
             self.model.to(self.device)
         except (RuntimeError, AssertionError) as error:  # no such device, or a torch built without it
             raise VLMoError(f"device={device}: {str(error).splitlines()[0]}") from error
         self.batch_size = batch_size
-        self._transform = square_transform(model.settings.image_size)
-        self._collate = Collator(self.tokenizer.pad_token_id, model.settings.max_text_len)
+        self._transform = square_transform(model.image_size)
 
     @classmethod
     def from_pretrained(
@@ -94,103 +98,100 @@ class Predictor:
         answers: Sequence[str] | str | Path | None = None,
         device: str | torch.device | None = None,
         batch_size: int = 16,
+        plugins: Iterable[str] = (),
         **options: Any,
     ) -> "Predictor":
-        """Of a file, folder or hub name; `options` (`task`, `image_size`, ...) are those of `VLMo.from_pretrained`."""
-        return cls(VLMo.from_pretrained(path_or_hub_id, **options), tokenizer, answers, device, batch_size)
+        """Loads a file, folder or hub name.
+
+        Args:
+            plugins: modules to import first, which bring the tasks of the checkpoint.
+            options: `task`, `image_size`, ... of `VLMoModel.from_pretrained`.
+        """
+        plugin_modules.load(plugins)
+        return cls(VLMoModel.from_pretrained(path_or_hub_id, **options), tokenizer, answers, device, batch_size)
+
+    # --- what tasks offer --------------------------------------------------------------------------------------------
+
+    def __getattr__(self, name: str) -> Any:
+        use = find_use(self.model, name) if "model" in vars(self) else None
+        if use is None:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}, and no task offers it")
+        return bind(use, self)
+
+    def __dir__(self) -> list[str]:
+        return sorted({*super().__dir__(), *registered_uses()})
+
+    def require_head(self, head: str, purpose: str) -> None:
+        """Raises VLMoError if the model lacks a head, saying what it is needed for, such as "answering"."""
+        if not hasattr(self.model, head):
+            present = ", ".join(task.name for task in self.model.tasks)
+            raise VLMoError(f"{purpose} needs a checkpoint with {head}; this one was trained for {present}")
+
+    @torch.inference_mode()
+    def compute(self, function: Callable[[VLMoModel, Mapping[str, Any]], Tensor], **columns: Any) -> Tensor:
+        """Gives `function(model, batch)` of every batch of the inputs, concatenated, float32 on the CPU.
+
+        Args:
+            columns: lists of one length, or one value for all rows; None for what is not given. A column that is called
+                "image..." is of images and in the batch under its name, (B, 3, size, size); another one, such as
+                "text", is of texts and in the batch as `text_ids` and `text_masks`, (B, T).
+        """
+        results = [function(self.model, batch).float().cpu() for batch in self._batches(columns)]
+        return torch.cat(results) if results else torch.empty(0, 2)
+
+    def token_ids(self, text: str) -> list[int]:
+        """Gives the ids of [CLS], the text's tokens and [SEP], cut at the longest text that the model takes."""
+        if not isinstance(text, str):
+            raise InputError(f"a text is a str, not {type(text).__name__}")
+        return tokenize(self.tokenizer, text, self.model.max_text_len)
+
+    @staticmethod
+    def best(scores: Tensor, names: Sequence[str], top_k: int) -> list[Prediction]:
+        """Gives the names of the `top_k` highest of (N,) scores, best first."""
+        values, numbers = scores.topk(min(top_k, len(scores)))
+        return [Prediction(names[i], value) for i, value in zip(numbers.tolist(), values.tolist(), strict=True)]
 
     # --- pairs -------------------------------------------------------------------------------------------------------
 
-    def answer(self, image: Any, question: str | Sequence[str], top_k: int = 1) -> Any:
-        """The most likely answers, best first: `list[Guess]`, or a list of those. Scores are independent of each other.
-
-        Raises:
-            VLMoError: also if the answers' texts are not known.
-        """
-        self._need("vqa_classifier", "answering")
-        if not self.answers:
-            raise VLMoError("the checkpoint does not hold its answers: give answers=FILE (vqav2_answers.json)")
-        known = len(self.answers)
-
-        def logits(batch: Mapping[str, Any]) -> Tensor:
-            return self.model.vqa_classifier(self.model.infer(batch)["cls_feats"])[:, :known]
-
-        scores = self._run(logits, image=image, text=question).sigmoid()
-        return _one_or_many([_best(row, self.answers, top_k) for row in scores], image, question)
-
-    def compare(self, image_a: Any, image_b: Any, statement: str | Sequence[str]) -> Any:
-        """Probability that the statement is true of the two images, left and right: `float`, or a list."""
-        self._need("nlvr2_classifier", "comparing two images")
-
-        def logits(batch: Mapping[str, Any]) -> Tensor:
-            pooled = [self.model.infer(batch, image_token_type_idx=i)["cls_feats"] for i in (1, 2)]
-            return self.model.nlvr2_classifier(torch.cat(pooled, dim=1))
-
-        scores = self._run(logits, image_0=image_a, image_1=image_b, text=statement).softmax(-1)[:, 1]
-        return _one_or_many(scores.tolist(), image_a, image_b, statement)
-
-    def match(self, image: Any, text: str | Sequence[str]) -> Any:
-        """Probability that image and text belong together: `float`, or a list (in training one pair of three does)."""
-        self._need("itm_score", "matching")
-
-        def logits(batch: Mapping[str, Any]) -> Tensor:
-            return self.model.itm_score(self.model.infer(batch)["cls_feats"])
-
-        return _one_or_many(self._run(logits, image=image, text=text).softmax(-1)[:, 1].tolist(), image, text)
-
-    def fill_mask(self, text: str | Sequence[str], image: Any = None, top_k: int = 5) -> Any:
-        """The likeliest words for each [MASK] of the text, which an image may illustrate: `list[list[Guess]]`."""
-        self._need("mlm_score", "filling in words")
-        lists = _lists({"text": text} if image is None else {"text": text, "image": image})
-        texts, mask_id = lists["text"], self.tokenizer.mask_token_id
-        counts = [tokenize(self.tokenizer, each, self._max_len).count(mask_id) for each in texts]
-        if 0 in counts:
-            raise InputError(f"{texts[counts.index(0)]!r}: has no [MASK] among its first {self._max_len} tokens")
-
-        def logits(batch: Mapping[str, Any]) -> Tensor:
-            joint = "image" in batch
-            encoded = self.model.infer(batch) if joint else self.model.infer_text(batch, vl_branch=False)
-            return self.model.mlm_score(encoded["text_feats"][batch["text_ids"] == mask_id])[:, : len(self._words)]
-
-        guesses = iter([_best(row, self._words, top_k) for row in self._run(logits, **lists).softmax(-1)])
-        return _one_or_many([list(islice(guesses, count)) for count in counts], text, image)
-
     def attention(self, image: Any, text: str, layers: Sequence[int] | None = None) -> AttentionMap:
-        """Where each word of the text looks in the image, layer by layer (None: all); `.picture()` draws it."""
+        """Shows where each word of the text looks in the image, layer by layer (None: all); `.picture()` draws it."""
         numbers = list(range(self.model.transformer.depth))
         if layers is not None and not set(layers) <= set(numbers):
             raise VLMoError(f"layers={list(layers)}: the model has {len(numbers)}, from 0")
         layers = numbers if layers is None else list(layers)
         (batch,) = self._batches({"image": [image], "text": [text]})
-        size = self.model.settings.image_size
-        tokens = [self._words[i] for i in batch["text_ids"][0, : int(batch["text_masks"].sum())].tolist()]
-        weights = text_to_patches(self.model, batch, layers)[:, :, : len(tokens)]
+        size = self.model.image_size
+        tokens = [self.vocabulary[i] for i in batch["text_ids"][0].tolist()]
+        weights = text_to_patches(self.model, batch, layers)
         return AttentionMap(load_image(image).resize((size, size)), tokens, layers, weights)
 
     # --- images and texts apart --------------------------------------------------------------------------------------
 
     def embed_images(self, images: Sequence[Any], branch: Literal["v", "vl"] = "v") -> Tensor:
-        """Contrastive features (N, D) of unit length: of the V-FFN branch, or of the VL-FFN branch."""
-        self._need_branch(branch, "v", "itc_image_proj", "itc_vl_image_proj")
+        """Gives contrastive features (N, D) of unit length: of the V-FFN branch, or of the VL-FFN branch."""
+        self._require_branch(branch, "v", "itc_image_proj", "itc_vl_image_proj")
 
-        def features(batch: Mapping[str, Any]) -> Tensor:
-            encoded = self.model.infer_image(batch, vl_branch=branch == "vl")
-            return encoded["cls_feats" if branch == "v" else "cls_vlffn_feats"]
+        def features(model: VLMoModel, batch: Mapping[str, Any]) -> Tensor:
+            return model.image_features(batch["image"], branch == "vl")
 
-        return self._run(features, image=images)
+        return self.compute(features, image=images)
 
     def embed_texts(self, texts: Sequence[str], branch: Literal["l", "vl"] = "l") -> Tensor:
-        """Contrastive features (N, D) of unit length: of the L-FFN branch, or of the VL-FFN branch."""
-        self._need_branch(branch, "l", "itc_text_proj", "itc_vl_text_proj")
+        """Gives contrastive features (N, D) of unit length: of the L-FFN branch, or of the VL-FFN branch."""
+        self._require_branch(branch, "l", "itc_text_proj", "itc_vl_text_proj")
 
-        def features(batch: Mapping[str, Any]) -> Tensor:
-            encoded = self.model.infer_text(batch, vl_branch=branch == "vl")
-            return encoded["cls_feats" if branch == "l" else "cls_vlffn_feats"]
+        def features(model: VLMoModel, batch: Mapping[str, Any]) -> Tensor:
+            return model.text_features(batch["text_ids"], batch["text_masks"], branch == "vl")
 
-        return self._run(features, text=list(texts))
+        return self.compute(features, text=list(texts))
+
+    def _require_branch(self, branch: str, own: str, head: str, vl_head: str) -> None:
+        if branch not in (own, "vl"):
+            raise VLMoError(f"branch={branch!r}: must be {own!r} or 'vl'")
+        self.require_head(head if branch == own else vl_head, "embedding")
 
     def rank(self, images: Sequence[Any], texts: Sequence[str], vl_branch: bool = False) -> Ranking:
-        """How well every image goes with every text, by the features of the L- and V-FFN branches or the VL-FFN's."""
+        """Scores every image with every text, by the features of the L- and V-FFN branches or the VL-FFN's."""
         scores = (
             self.embed_images(images, "vl" if vl_branch else "v")
             @ self.embed_texts(texts, "vl" if vl_branch else "l").t()
@@ -200,74 +201,67 @@ class Predictor:
     def classify(
         self, images: Sequence[Any], class_names: Sequence[str], templates: Sequence[str] = ("a photo of a {}.",)
     ) -> list[list[Prediction]]:
-        """Zero-shot: for each image all classes, best first, by its likeness to the mean feature of their sentences.
+        """Classifies without training: all classes for each image, best first, by the mean feature of their sentences.
 
         Args:
             templates: sentences with {} for the name of the class.
         """
         texts = [template.format(name) for name in class_names for template in templates]
-        classes = self.embed_texts(texts).unflatten(0, (len(class_names), len(templates))).mean(1)
-        likeness = self.embed_images(images) @ F.normalize(classes, dim=-1).t()
-        scores = (self.model.logit_scale.detach().float().exp().cpu() * likeness).softmax(-1)
-        return [_best(row, class_names, len(class_names)) for row in scores]
+        sentences = self.embed_texts(texts).unflatten(0, (len(class_names), len(templates)))
+        classes = F.normalize(sentences.mean(1), dim=-1).to(self.device)
+        contrast = next(task for task in self.model.tasks if task.provides == "contrast")  # (whose heads were needed)
+        logits = contrast.scores(self.model.heads, self.embed_images(images).to(self.device), classes)
+        return [self.best(row, class_names, len(class_names)) for row in logits.float().cpu().softmax(-1)]
 
-    # --- the work ----------------------------------------------------------------------------------------------------
+    # --- batches -----------------------------------------------------------------------------------------------------
 
-    @property
-    def _max_len(self) -> int:
-        return self.model.settings.max_text_len
-
-    def _need(self, head: str, purpose: str) -> None:
-        if not hasattr(self.model, head):
-            present = ", ".join(objective.name for objective in self.model.objectives)
-            raise VLMoError(f"{purpose} needs a checkpoint with {head}; this one was trained for {present}")
-
-    def _need_branch(self, branch: str, own: str, head: str, vl_head: str) -> None:
-        if branch not in (own, "vl"):
-            raise VLMoError(f"branch={branch!r}: must be {own!r} or 'vl'")
-        self._need(head if branch == own else vl_head, "embedding")
-
-    @torch.inference_mode()
-    def _run(self, compute: Callable[[Mapping[str, Any]], Tensor], **columns: Any) -> Tensor:
-        """`compute` of every batch, float32 on the CPU, one after the other."""
-        results = [compute(batch).float().cpu() for batch in self._batches(_lists(columns))]
-        return torch.cat(results) if results else torch.empty(0, 2)
-
-    def _batches(self, lists: Mapping[str, Sequence[Any]]) -> Any:
-        """Batches as the data module makes them, on the device."""
-        rows = [dict(zip(lists, values, strict=True)) for values in zip(*lists.values(), strict=True)]
+    def _batches(self, columns: Mapping[str, Any]) -> Iterator[dict[str, Tensor]]:
+        """Yields the batches on the device; texts are padded to the longest."""
+        given = broadcast({name: values for name, values in columns.items() if values is not None})
+        rows = [dict(zip(given, values, strict=True)) for values in zip(*given.values(), strict=True)]
         with ThreadPoolExecutor(READERS) as readers:
             for start in range(0, len(rows), self.batch_size):
                 samples = list(readers.map(self._sample, rows[start : start + self.batch_size]))
-                batch = self._collate(samples)
-                yield {k: v.to(self.device) if isinstance(v, Tensor) else v for k, v in batch.items()}
+                batch: dict[str, Tensor] = {}
+                for name in given:
+                    values = [sample[name] for sample in samples]
+                    if name.startswith("image"):
+                        batch[name] = torch.stack(values)
+                    else:
+                        batch[f"{name}_ids"] = pad_sequence(values, True, self.tokenizer.pad_token_id)
+                        batch[f"{name}_masks"] = pad_sequence([torch.ones_like(ids) for ids in values], True)
+                yield {name: tensor.to(self.device) for name, tensor in batch.items()}
 
-    def _sample(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        sample = {name: self._transform(load_image(value)) for name, value in row.items() if name != "text"}
-        if "text" in row:
-            if not isinstance(row["text"], str):
-                raise InputError(f"a text is a str, not {type(row['text']).__name__}")
-            sample["text_ids"] = tokenize(self.tokenizer, row["text"], self._max_len)
-        return sample
-
-
-def _is_many(value: Any) -> bool:
-    return isinstance(value, list | tuple)
-
-
-def _lists(columns: Mapping[str, Any]) -> dict[str, Sequence[Any]]:
-    """What is one goes with each of what is many."""
-    lengths = {name: len(value) for name, value in columns.items() if _is_many(value)}
-    if len(set(lengths.values())) > 1:
-        raise VLMoError("lists of different lengths: " + ", ".join(f"{n} {number}" for n, number in lengths.items()))
-    number = next(iter(lengths.values()), 1)
-    return {name: value if name in lengths else [value] * number for name, value in columns.items()}
+    def _sample(self, row: Mapping[str, Any]) -> dict[str, Tensor]:
+        return {
+            name: self._transform(load_image(value))
+            if name.startswith("image")
+            else torch.tensor(self.token_ids(value))
+            for name, value in row.items()
+        }
 
 
-def _one_or_many(results: list[Any], *given: Any) -> Any:
-    return results if any(map(_is_many, given)) else results[0]
+def _choose_tokenizer(model: VLMoModel, name_or_path: str | Path | None) -> "BertTokenizer":
+    """Gives the tokenizer that is asked for, which must be the model's; else the checkpoint's."""
+    if name_or_path is None and model.vocabulary:
+        return tokenizer_of(model.vocabulary)
+    metadata = metadata_of(model)
+    tokenizer = load_tokenizer(name_or_path or metadata.options["tokenizer"])
+    problems = incompatibilities(metadata, None, vocabulary_of(tokenizer), "this checkpoint")
+    if len(tokenizer) > model.vocab_size:
+        problems.append(f"tokenizer: has {len(tokenizer)} words, the model {model.vocab_size}; give the model's")
+    if problems:
+        raise VLMoError("\n".join(problems))
+    return tokenizer
 
 
-def _best(scores: Tensor, names: Sequence[str], top_k: int) -> list[Prediction]:
-    values, numbers = scores.topk(min(top_k, len(scores)))
-    return [Prediction(names[i], value) for i, value in zip(numbers.tolist(), values.tolist(), strict=True)]
+def _choose_answers(model: VLMoModel, answers: Sequence[str] | str | Path | None) -> list[str] | None:
+    """Gives the answers that are asked for, which must be the model's; else the checkpoint's."""
+    if answers is None:
+        return model.answers
+    if isinstance(answers, str | Path):
+        answers = read_label_names(Path(answers).expanduser())
+    problems = incompatibilities(metadata_of(model), answers, None, "this checkpoint")
+    if problems:
+        raise VLMoError("\n".join(problems))
+    return list(answers)

@@ -1,22 +1,20 @@
 """A block: attention over the whole sequence, then the feed-forward expert of the modality (paper: figure 2).
 
-Shapes in comments: B batch, S sequence, D width.
+    x = x + gamma_1 * attention(norm1(x))
+    x = x + gamma_2 * expert(norm2(x))
+
+Shapes in comments: B batch, S sequence, R query positions, D width.
 """
 
 from collections.abc import Callable, Collection
-from functools import partial
-from typing import Literal
+from functools import cache, partial
 
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from vlmo.errors import VLMoError
-from vlmo.modules.attention import Attention, rows_at
+from vlmo.modules.attention import Attention, Modality, rows_at
 
-Modality = Literal["text", "image", "vl"]
 NORM_EPS = 1e-6
 
 
@@ -32,8 +30,32 @@ class FeedForward(nn.Module):
         return self.fc2(F.gelu(self.fc1(x)))
 
 
+class DropPath(nn.Module):
+    """Stochastic depth: draws which samples pass a branch by (arXiv 1603.09382)."""
+
+    def __init__(self, drop_prob: float) -> None:
+        super().__init__()
+        self.drop_prob = drop_prob
+
+    def forward(self, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Draws which samples of x keep a branch, (B, 1) bool, and the scalar that scales theirs; None, None if all do.
+
+        On a GPU, which computes all: None, and a scale of each sample, (B, 1, 1), 0 for those that are dropped.
+        """
+        if not self.training or not self.drop_prob:
+            return None, None
+        keep_prob = 1 - self.drop_prob
+        drawn = x.new_empty(len(x), 1, 1).bernoulli_(keep_prob)
+        if x.device.type != "cpu":
+            return None, drawn / keep_prob
+        return drawn[..., 0] > 0, x.new_full((), 1 / keep_prob)
+
+
 class Block(nn.Module):
-    """`x + gamma_1 * attention(norm1(x))`, then `x + gamma_2 * expert(norm2(x))`, both under stochastic depth."""
+    """Shared attention and one feed-forward expert a modality, both under stochastic depth.
+
+    The names of the experts ("imag" for images) are those of released files.
+    """
 
     def __init__(
         self,
@@ -43,33 +65,26 @@ class Block(nn.Module):
         drop_path: float,
         layer_scale: float | None,
         experts: Collection[Modality],
-        recompute: bool = False,
     ) -> None:
         super().__init__()
-        self.recompute = recompute
-        self.steps: tuple[Callable[..., Tensor], ...] = (attention_step, expert_step)
-
-        def norm() -> nn.Module:
-            return nn.LayerNorm(dim, eps=NORM_EPS)
-
-        def expert() -> nn.Module:
-            return FeedForward(dim, int(dim * mlp_ratio))
-
-        self.norm1 = norm()
+        self.norm1 = nn.LayerNorm(dim, eps=NORM_EPS)
         self.attn = Attention(dim, num_heads)
         self.drop_path = DropPath(drop_path)
-        self.has_text_expert = "text" in experts
-        if self.has_text_expert:
-            self.norm2_text, self.mlp_text = norm(), expert()
-        self.norm2_imag, self.mlp_imag = norm(), expert()
-        self.has_vl_expert = "vl" in experts
-        if self.has_vl_expert:
-            self.norm2_vl, self.mlp_vl = norm(), expert()
+        # which expert takes a modality; without its own the vision expert does
+        self.experts = {modality: modality if modality in experts else "imag" for modality in ("text", "image", "vl")}
+        for expert in [each for each in ("text", "imag", "vl") if each in self.experts.values()]:
+            self.add_module(f"norm2_{expert}", nn.LayerNorm(dim, eps=NORM_EPS))
+            self.add_module(f"mlp_{expert}", FeedForward(dim, int(dim * mlp_ratio)))
         self.gamma_1: nn.Parameter | float = 1.0
         self.gamma_2: nn.Parameter | float = 1.0
         if layer_scale is not None:
             self.gamma_1 = nn.Parameter(torch.full((dim,), layer_scale))
             self.gamma_2 = nn.Parameter(torch.full((dim,), layer_scale))
+        self.attention_residual, self.expert_residual = attention_residual, expert_residual
+
+    def compile_residuals(self) -> None:
+        """Has what the block computes compiled when it first runs: once for all blocks, lengths and batches."""
+        self.attention_residual, self.expert_residual = _compiled(attention_residual), _compiled(expert_residual)
 
     def forward(
         self,
@@ -78,111 +93,78 @@ class Block(nn.Module):
         modality: Modality,
         text_len: int = 0,
         padding: Tensor | None = None,
-        read: Tensor | None = None,
-        real: Tensor | None = None,
+        positions: Tensor | None = None,
+        token_mask: Tensor | None = None,
     ) -> Tensor:
-        """One block.
+        """Computes one block: (B, S, D) -> (B, S, D), or (B, R, D) with `positions`.
 
         Args:
-            x: (B, S, D).
-            bias, padding, read: see `Attention`.
+            bias, padding, positions: see `Attention`.
             text_len: tokens of the text, at the front of a pair.
-            real: (B, S) bool, False on tokens whose result nothing reads; None: all are read.
+            token_mask: (B, S) bool, False on tokens whose result nothing reads; None: all are read.
         """
-        arguments = x, bias, modality, text_len, padding, read, real
-        if self.recompute and torch.is_grad_enabled():
-            return checkpoint(self._forward, *arguments, use_reentrant=False)
-        return self._forward(*arguments)
-
-    def _forward(
-        self,
-        x: Tensor,
-        bias: Tensor | None,
-        modality: Modality,
-        text_len: int,
-        padding: Tensor | None,
-        read: Tensor | None,
-        real: Tensor | None,
-    ) -> Tensor:
-        x = self._attend(x, bias, padding, read)
-        if modality == "vl" and self.has_text_expert and not self.has_vl_expert:
-            assert read is None, "below the VL experts, text and image go different ways"
+        x = self._attend(x, bias, padding, positions)
+        if modality == "vl" and self.experts["text"] == "text" and self.experts["vl"] != "vl":
+            assert positions is None, "below the VL experts, text and image go different ways"
             # .contiguous(): the parts of a pair are strided, which makes the feed-forward's matrix products copy twice
             text, image = (part.contiguous() for part in x.split([text_len, x.shape[1] - text_len], dim=1))
-            text = self._expert(text, self.norm2_text, self.mlp_text, None if real is None else real[:, :text_len])
-            return torch.cat([text, self._expert(image, self.norm2_imag, self.mlp_imag)], dim=1)
-        if modality == "vl" and self.has_vl_expert:
-            return self._expert(x, self.norm2_vl, self.mlp_vl, real)
-        if modality == "text" and self.has_text_expert:
-            return self._expert(x, self.norm2_text, self.mlp_text, real)
-        return self._expert(x, self.norm2_imag, self.mlp_imag, real)
+            text = self._apply_expert("text", text, None if token_mask is None else token_mask[:, :text_len])
+            return torch.cat([text, self._apply_expert("image", image)], dim=1)
+        return self._apply_expert(modality, x, token_mask)
 
-    # Stochastic depth: samples that are dropped pass by, the others' branches are scaled up. A CPU computes the others
-    # alone, and of them the tokens that are read. A GPU computes all: it would have to be waited for to know how many.
+    # With stochastic depth, samples that are dropped pass by and the others' branches are scaled up. A CPU computes the
+    # others alone, and of them the tokens that are read. A GPU computes all: to know how many, one would wait for it.
 
-    def _attend(self, x: Tensor, bias: Tensor | None, padding: Tensor | None, read: Tensor | None) -> Tensor:
-        step = partial(self.steps[0], self, bias)
-        keep, scale = self._drawn(x)
-        if keep is None:
-            return step(scale, x, padding, read)
-        passing = x if read is None else rows_at(x, read)
-        return _on_rows(step, scale, keep.nonzero()[:, 0], passing, x, padding, read)
+    def _attend(self, x: Tensor, bias: Tensor | None, padding: Tensor | None, positions: Tensor | None) -> Tensor:
+        residual = partial(self.attention_residual, self, bias)
+        kept, scale = self.drop_path(x)
+        if kept is None:
+            return residual(scale, x, padding, positions)
+        passing = x if positions is None else rows_at(x, positions)
+        return _apply_to_rows(residual, scale, kept.nonzero()[:, 0], passing, x, padding, positions)
 
-    def _expert(self, x: Tensor, norm: nn.Module, mlp: nn.Module, real: Tensor | None = None) -> Tensor:
-        step = partial(self.steps[1], norm, mlp, self.gamma_2)
-        keep, scale = self._drawn(x)
-        kept = real if keep is None else keep if real is None else keep & real
-        if x.device.type != "cpu" or kept is None:
-            return step(scale, x)
+    def _apply_expert(self, modality: Modality, x: Tensor, token_mask: Tensor | None = None) -> Tensor:
+        name = self.experts[modality]
+        norm, expert = self.get_submodule(f"norm2_{name}"), self.get_submodule(f"mlp_{name}")
+        residual = partial(self.expert_residual, norm, expert, self.gamma_2)
+        kept, scale = self.drop_path(x)
+        if x.device.type != "cpu" or (kept is None and token_mask is None):
+            return residual(scale, x)
+        rows = token_mask if kept is None else kept if token_mask is None else kept & token_mask
+        assert rows is not None
         tokens = x.flatten(0, 1)
-        return _on_rows(step, scale, kept.expand(x.shape[:2]).flatten().nonzero()[:, 0], tokens, tokens).view_as(x)
-
-    def _drawn(self, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """Which samples of x keep a branch, (B, 1) bool, and the scalar that scales theirs; None, None if all do.
-
-        On a GPU, which computes all: None, and a scale of each sample, (B, 1, 1), 0 for those that are dropped.
-        """
-        rate = self.drop_path.drop_prob
-        if not self.training or not rate:
-            return None, None
-        drawn = x.new_empty(len(x), 1, 1).bernoulli_(1 - rate)
-        if x.device.type != "cpu":
-            return None, drawn / (1 - rate)
-        return drawn[..., 0] > 0, x.new_full((), 1 / (1 - rate))
+        numbers = rows.expand(x.shape[:2]).flatten().nonzero()[:, 0]
+        return _apply_to_rows(residual, scale, numbers, tokens, tokens).view_as(x)
 
 
-def _on_rows(
-    step: Callable[..., Tensor], scale: Tensor | None, rows: Tensor, passing: Tensor, *arguments: Tensor | None
+def _apply_to_rows(
+    residual: Callable[..., Tensor], scale: Tensor | None, rows: Tensor, passing: Tensor, *arguments: Tensor | None
 ) -> Tensor:
-    """The step on those rows of its arguments; the other rows of the result are those of `passing`."""
+    """Computes those rows of the arguments; the other rows of the result are those of `passing`."""
     if len(rows) == len(passing):
-        return step(scale, *arguments)
+        return residual(scale, *arguments)
     selected = (each if each is None else each.index_select(0, rows) for each in arguments)
-    return passing.index_copy(0, rows, step(scale, *selected).to(passing.dtype))
+    return passing.index_copy(0, rows, residual(scale, *selected).to(passing.dtype))
 
 
-def attention_step(
-    block: "Block",
+def attention_residual(
+    block: Block,
     bias: Tensor | None,
     scale: Tensor | None,
     x: Tensor,
     padding: Tensor | None,
-    read: Tensor | None,
+    positions: Tensor | None,
 ) -> Tensor:
-    """x + scale * gamma_1 * attention(norm1(x)); scale: a scalar, or (B, 1, 1)."""
-    attended = block.attn(block.norm1(x), bias, padding, read)
-    return _add_scaled(x if read is None else rows_at(x, read), attended, block.gamma_1, scale)
+    """Computes x + scale * gamma_1 * attention(norm1(x)); scale: a scalar, or (B, 1, 1)."""
+    attended = block.attn(block.norm1(x), bias, padding, positions)
+    return _add_scaled(x if positions is None else rows_at(x, positions), attended, block.gamma_1, scale)
 
 
-def expert_step(
-    norm: nn.Module,
-    mlp: nn.Module,
-    gamma: Tensor | float,
-    scale: Tensor | None,
-    x: Tensor,
+def expert_residual(
+    norm: nn.Module, expert: nn.Module, gamma: Tensor | float, scale: Tensor | None, x: Tensor
 ) -> Tensor:
-    """x + scale * gamma * expert(norm(x)); an expert sees one token at a time."""
-    return _add_scaled(x, mlp(norm(x)), gamma, scale)
+    """Computes x + scale * gamma_2 * expert(norm2(x)); an expert sees one token at a time."""
+    return _add_scaled(x, expert(norm(x)), gamma, scale)
 
 
 def _add_scaled(x: Tensor, branch: Tensor, gamma: Tensor | float, scale: Tensor | None) -> Tensor:
@@ -191,12 +173,6 @@ def _add_scaled(x: Tensor, branch: Tensor, gamma: Tensor | float, scale: Tensor 
     return torch.addcmul(x, branch, gamma) if isinstance(gamma, Tensor) else x + gamma * branch
 
 
-def offloading_wrapper() -> Callable[..., nn.Module]:
-    """fairscale's `checkpoint_wrapper`. Raises VLMoError if it is not installed."""
-    try:
-        from fairscale.nn.checkpoint import checkpoint_wrapper
-    except ModuleNotFoundError as error:
-        raise VLMoError(
-            "activation_checkpointing=offload: fairscale is not installed: pip install fairscale, or give True"
-        ) from error
-    return checkpoint_wrapper
+@cache
+def _compiled(residual: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    return torch.compile(residual, dynamic=True)

@@ -6,13 +6,12 @@ one score for each code. Another tokenizer is another module with `visual_tokens
 """
 
 from collections import OrderedDict
-from pathlib import Path
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlmo.checkpoints.files import read_pickled_module
 from vlmo.errors import VLMoError
 
 NUM_CODES = 8192  # of the published tokenizer
@@ -74,13 +73,8 @@ class DalleEncoder(nn.Module):
         self.requires_grad_(False)
 
     @classmethod
-    def from_file(cls, path: str | Path) -> "DalleEncoder":
-        """The encoder of `encoder.pkl`, which is a pickled network: only its tensors are taken out.
-
-        Raises:
-            VLMoError: if it cannot be read, or holds another network.
-        """
-        tensors = read_pickled_module(path)
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> "DalleEncoder":
+        """Builds the encoder that has these weights. Raises VLMoError if they are another network's."""
         try:
             width, codes = len(tensors["blocks.input.w"]), len(tensors["blocks.output.conv.w"])
             blocks = len({name.split(".")[2] for name in tensors if name.startswith("blocks.group_1.block_")})
@@ -89,9 +83,9 @@ class DalleEncoder(nn.Module):
             encoder.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, assign=True)
         except (KeyError, RuntimeError) as error:
             reason = str(error).splitlines()[0]
-            raise VLMoError(f"mim_tokenizer={path}: is not the encoder of DALL-E's tokenizer ({reason})") from error
+            raise VLMoError(f"is not the encoder of DALL-E's tokenizer ({reason})") from error
         if codes > NUM_CODES:
-            raise VLMoError(f"mim_tokenizer={path}: has {codes} codes, and the model predicts {NUM_CODES}")
+            raise VLMoError(f"has {codes} codes, and the model predicts {NUM_CODES}")
         return encoder.requires_grad_(False).eval()
 
     def forward(self, image: Tensor) -> Tensor:

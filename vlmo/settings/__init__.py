@@ -1,216 +1,181 @@
 """The resolved config, typed, checked and frozen: what all code below the entry points sees.
 
-`Settings.from_config` reports all problems of a config at once, each with its remedy, before anything is built. Whether
-an architecture, data set or loss exists is known where its table lives: the caller hands those names in.
+`Settings.from_config` reports all problems of a config at once, each with its remedy, before anything is built.
 """
 
+import copy
 import difflib
-from collections.abc import Iterable, Mapping
-from pathlib import Path
-from typing import Annotated, Any, Literal
+import functools
+import inspect
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
 
 import pydantic
-from pydantic import BeforeValidator, ConfigDict, Field
 
+from vlmo import plugins
 from vlmo.errors import VLMoError
-from vlmo.settings.rules import PATCH_SIZE, RULES
+from vlmo.registry import TASKS
+from vlmo.settings.option import RULES, NamesOf, OptionGroup
+from vlmo.settings.options import PATCH_SIZE, Options, active_tasks
 
 __all__ = ["PATCH_SIZE", "Settings"]
 
 
-def _strict_int(value: Any) -> Any:
-    """Whole floats are taken (1e3), booleans and text are not."""
-    if isinstance(value, bool | str):
-        raise ValueError("must be a whole number")
-    return value
-
-
-Int = Annotated[int, BeforeValidator(_strict_int)]
-PositiveInt = Annotated[Int, Field(gt=0)]
-Count = Annotated[Int, Field(ge=0)]
-NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Share = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
-
-
-class Settings(pydantic.BaseModel):
-    """All options (their meaning: `vlmo/config.py`); attributes are plain values."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
-
-    exp_name: Annotated[str, Field(min_length=1, pattern=r"^[^/\\]+$")]
-    seed: Annotated[Count, Field(lt=2**32)]
-    loss_names: dict[str, NotNegative]
-    batch_size: PositiveInt
-    datasets: Annotated[tuple[str, ...], Field(min_length=1)]
-    data_root: str
-    train_transform_keys: Annotated[tuple[str, ...], Field(min_length=1)]
-    val_transform_keys: Annotated[tuple[str, ...], Field(min_length=1)]
-    autocontrast: Literal["correct", "original"] = "correct"  # (defaults: options that the published config lacks)
-    image_size: PositiveInt
-    draw_false_image: Count
-    draw_false_text: Count
-    image_only: bool
-    text_only: bool
-    num_workers: Count
-    prefetch_factor: PositiveInt = 2
-    group_by_length: bool = False
-    tokenizer: Annotated[str, Field(min_length=1)]
-    vocab_size: PositiveInt
-    max_text_len: Annotated[Int, Field(ge=3)]
-    max_text_len_of_initckpt: Annotated[Int, Field(ge=3)]
-    whole_word_masking: bool
-    mlm_prob: Annotated[float, Field(gt=0, lt=1)]
-    vqav2_label_size: PositiveInt
-    mim_target: Literal["pixels", "dalle"] = "pixels"
-    mim_tokenizer: str = ""
-    mim_mask_ratio: Annotated[float, Field(gt=0, lt=1)] = 0.383
-    model_arch: str
-    drop_path_rate: Share
-    shared_ffn: bool = False
-    load_path: str
-    optim_type: Literal["adamw", "adam", "sgd"]
-    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)]
-    adamw_betas: tuple[Share, Share] = (0.9, 0.98)
-    weight_decay: NotNegative
-    decay_power: NotNegative | Literal["cosine"]
-    max_epoch: PositiveInt | None
-    max_steps: PositiveInt | None
-    warmup_steps: NotNegative
-    end_lr: NotNegative
-    gradient_clip_val: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
-    lr_mult: NotNegative
-    test_only: bool
-    get_recall_metric: bool
-    get_recall_rerank_metric: bool
-    k_test: PositiveInt
-    val_check_interval: Annotated[int | float, Field(gt=0)]
-    fast_dev_run: bool | PositiveInt
-    resume_from: str | None
-    resume_during_training: bool
-    checkpoint_every_n_steps: PositiveInt | None = None
-    checkpoint_every_n_minutes: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
-    keep_last: PositiveInt | None = None
-    max_nonfinite: PositiveInt = 10
-    log_dir: Annotated[str, Field(min_length=1)]
-    log_every_n_steps: PositiveInt = 50
-    contrast_gradient: Literal["own", "exact"] = "own"
-    activation_checkpointing: bool | Literal["offload"] = False
-    contrast_cache: bool = False
-    negatives: Literal["global", "local"] = "global"
-    per_gpu_batchsize: PositiveInt
-    num_gpus: Count | Annotated[tuple[Count, ...], Field(min_length=1)]
-    num_nodes: PositiveInt
-    accelerator: Literal["auto", "cpu", "gpu", "cuda"] = "auto"
-    strategy: Annotated[str, Field(min_length=1)] = "auto"
-    use_sharded_training: bool
-    compile: bool = False
-    deterministic: bool = False
-    profile_steps: Count = 0
-    precision: Literal[16, 32, "16", "32", "bf16", "auto"]
+class Settings(Options):
+    """All options of a run. What `from_config` returns also has the options of the tasks there are (`Task.Options`)."""
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any], known: Mapping[str, Iterable[str]] | None = None) -> "Settings":
-        """Checks `config` as a whole.
-
-        Args:
-            config: what sacred resolved.
-            known: names that exist, for any of "architectures", "datasets" and "losses".
+    def from_config(cls, config: Mapping[str, Any]) -> "Settings":
+        """Checks `config` as a whole, once its plugins are imported; what it lacks has the default.
 
         Raises:
             VLMoError: with one line for each problem found.
         """
-        settings, problems = cls.examine(config, known)
+        settings, problems = cls.examine(config)
         if problems:
             raise VLMoError("\n".join(problems))
         return settings
 
     @classmethod
-    def examine(
-        cls, config: Mapping[str, Any], known: Mapping[str, Iterable[str]] | None = None
-    ) -> tuple["Settings", list[str]]:
-        """As `from_config`, for those who go on looking: the settings as far as they are right, and the problems."""
-        problems: list[str] = []
-        bad: set[str] = set()
+    def examine(cls, config: Mapping[str, Any]) -> tuple["Settings", list[str]]:
+        """As `from_config`, for those who go on looking: the settings, defaults for what is wrong, and the problems.
+
+        Raises:
+            VLMoError: if a plugin cannot be imported: what there is to check against is unknown.
+        """
+        if config.get("plugins"):
+            plugins.load(config["plugins"])
+        plugins.load_installed()
+        model = _composed()
+        problems: dict[str, str] = {}
         try:
-            settings = cls.model_validate(config)
+            settings = model.model_validate(config)
         except pydantic.ValidationError as error:
-            problems, bad = _describe(error, config)
-            # fields that are wrong take the default, so that the rules among the others are still checked
-            from vlmo.config import resolve  # noqa: PLC0415  (config is a leaf; only needed to describe an error)
+            problems = _describe(error, config, model)
+            settings = model.model_validate({name: value for name, value in config.items() if name not in problems})
+        right = _Right(settings, set(problems)) if problems else settings
+        lines = list(problems.values())
+        for rule in (_unknown_names, *RULES):
+            with suppress(WrongOption):
+                lines.extend(rule(right))
+        for task in active_tasks(settings).values() if "loss_names" not in problems else ():
+            with suppress(WrongOption):
+                lines.extend(task.check(right))
+        return settings, lines
 
-            settings = cls.model_validate({**resolve(), **{k: v for k, v in config.items() if k not in bad}})
-        for fields, rule in RULES:
-            if not bad.intersection(fields):
-                problems += rule(settings)
-        return settings, problems + _unknown_names(settings, known or {}, bad)
+    @staticmethod
+    def defaults() -> dict[str, Any]:
+        """The default of every option, those of tasks included, as plain values: a config that can be changed."""
+        fields = _composed().model_fields
+        return {name: _plain(field.get_default(call_default_factory=True)) for name, field in fields.items()}
 
-    @property
-    def active(self) -> tuple[str, ...]:
-        """Names of the losses that are on."""
-        return tuple(name for name, weight in self.loss_names.items() if weight > 0)
+    @staticmethod
+    def meanings() -> dict[str, str]:
+        """What every option means."""
+        return {name: field.description or "" for name, field in _composed().model_fields.items()}
 
-    @property
-    def devices(self) -> int:
-        """Number of processes a node."""
-        return len(self.num_gpus) if isinstance(self.num_gpus, tuple) else max(self.num_gpus, 1)
+    @staticmethod
+    def groups() -> tuple[type[OptionGroup], ...]:
+        """The groups of options, general ones first, then those of tasks."""
+        return (*reversed(Options.__bases__), *_task_groups())
 
-    @property
-    def pairs_per_pass(self) -> int:
-        """Samples that one forward pass takes over all devices."""
-        return self.per_gpu_batchsize * self.devices * self.num_nodes
-
-    @property
-    def accumulation(self) -> int:
-        """Forward passes an optimizer step."""
-        return max(self.batch_size // self.pairs_per_pass, 1)
-
-    @property
-    def accumulated_batches(self) -> int:
-        """Batches of the training loader an optimizer step: with `contrast_cache` one holds all of it."""
-        return 1 if self.contrast_cache else self.accumulation
-
-    @property
-    def training_batch(self) -> int:
-        """Samples of a batch of a device's training loader."""
-        return self.per_gpu_batchsize * self.accumulation // self.accumulated_batches
-
-    @property
-    def run_name(self) -> str:
-        """Folder of the run within `log_dir`."""
-        return f"{self.exp_name}_seed{self.seed}_from_{Path(self.load_path).stem}"
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _unpickled, (dict(self),)  # (the class is made at run time: pickle would not find it)
 
 
-def _describe(error: pydantic.ValidationError, config: Mapping[str, Any]) -> tuple[list[str], set[str]]:
-    """One line a field that is wrong, and the names of those fields."""
+def _unpickled(values: dict[str, Any]) -> Settings:
+    plugins.load(values["plugins"])
+    return _composed().model_construct(**values)
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else copy.deepcopy(value)
+
+
+# --- the options of tasks ---------------------------------------------------------------------------------------------
+
+
+def _task_groups() -> tuple[type[OptionGroup], ...]:
+    groups = dict.fromkeys(task.Options for task in TASKS.values() if task.Options)
+    return tuple(group for group in groups if not any(group in other.__mro__[1:] for other in groups))
+
+
+def _composed() -> type[Settings]:
+    return _compose(_task_groups())
+
+
+@functools.cache
+def _compose(groups: tuple[type[OptionGroup], ...]) -> type[Settings]:
+    """`Settings` with the options of the groups.
+
+    Raises:
+        VLMoError: if two of them declare one option.
+    """
+    declared: dict[str, type] = dict.fromkeys(Settings.model_fields, Options)
+    for owner in dict.fromkeys(
+        owner for group in groups for owner in group.__mro__ if owner not in OptionGroup.__mro__
+    ):
+        for name in inspect.get_annotations(owner):
+            if name in declared or hasattr(Options, name):
+                other = declared.get(name, Options)
+                raise VLMoError(
+                    f"option {name}: {owner.__module__}.{owner.__qualname__} declares what "
+                    f"{other.__module__}.{other.__qualname__} has; take another name, or share one class of options"
+                )
+            declared[name] = owner
+    bases: tuple[Any, ...] = (*reversed(groups), Settings)
+    return pydantic.create_model("Settings", __base__=bases)
+
+
+# --- checking ---------------------------------------------------------------------------------------------------------
+
+
+class WrongOption(Exception):
+    """A rule has read an option that is wrong in itself: it has nothing to say."""
+
+
+class _Right:
+    """The settings for a rule: whatever is wrong in itself, or derived from that, cannot be read."""
+
+    def __init__(self, settings: Settings, wrong: set[str]) -> None:
+        self._settings, self._wrong = settings, wrong
+
+    def __getattr__(self, name: str) -> Any:
+        if name in self._wrong:
+            raise WrongOption(name)
+        derived = getattr(type(self._settings), name, None)
+        if isinstance(derived, property) and derived.fget:
+            return derived.fget(self)
+        return getattr(self._settings, name)
+
+
+def _describe(error: pydantic.ValidationError, config: Mapping[str, Any], model: type[Settings]) -> dict[str, str]:
+    """A line for each option that is wrong."""
     lines: dict[str, str] = {}
     for item in error.errors():
-        field = str(item["loc"][0])
+        name = str(item["loc"][0])
         if item["type"] == "extra_forbidden":
-            near = difflib.get_close_matches(field, Settings.model_fields, 1)
-            lines[field] = f"{field}: there is no such option" + (f"; did you mean {near[0]}?" if near else "")
-        elif item["type"] == "missing":
-            lines[field] = f"{field}: is missing; start from vlmo.config.resolve(...), which has every option"
+            near = difflib.get_close_matches(name, model.model_fields, 1)
+            lines[name] = f"{name}: there is no such option" + (f"; did you mean {near[0]}?" if near else "")
         else:
             what = item["msg"].removeprefix("Value error, ")
-            text = f"{field}={config[field]!r}: {what[0].lower()}{what[1:]}"
-            lines[field] = text if field not in lines else f"{lines[field]}; or {what[0].lower()}{what[1:]}"
-    return list(lines.values()), set(lines)
+            text = f"{name}={config[name]!r}: {what[0].lower()}{what[1:]}"
+            lines[name] = text if name not in lines else f"{lines[name]}; or {what[0].lower()}{what[1:]}"
+    return lines
 
 
-def _unknown_names(settings: Settings, known: Mapping[str, Iterable[str]], bad: set[str]) -> list[str]:
-    asked = {
-        "model_arch": ("architectures", (settings.model_arch,)),
-        "datasets": ("datasets", settings.datasets),
-        "loss_names": ("losses", tuple(settings.loss_names)),
-    }
-    problems = []
-    for field, (table, names) in asked.items():
-        if field in bad or table not in known:
-            continue
-        options = sorted(known[table])
-        for name in names:
-            if name not in options:
-                near = difflib.get_close_matches(name, options, 1)
-                hint = f"; did you mean {near[0]}?" if near else "."
-                problems.append(f"{field}: {name!r} is unknown{hint} Known: {', '.join(options)}")
-    return problems
+def _unknown_names(right: Any) -> list[str]:
+    """Of the options whose values are names in a registry. Defaults are not looked up, which would import a lot."""
+    lines = []
+    for option, field in _composed().model_fields.items():
+        for registry in (annotation.registry for annotation in field.metadata if isinstance(annotation, NamesOf)):
+            with suppress(WrongOption):
+                default = _names(field.get_default(call_default_factory=True))
+                asked = [name for name in _names(getattr(right, option)) if name not in default]
+                lines += [f"{option}: {registry.near(name)}" for name in asked if name not in registry]
+    return lines
+
+
+def _names(value: Any) -> list[str]:
+    return [value] if isinstance(value, str) else list(value)

@@ -1,49 +1,245 @@
-"""The contract of an objective: a loss, the heads it needs, and what is measured of it.
+"""The contract of a task: everything that one way of training or fine-tuning needs, in one place.
 
-An objective declares its heads but does not own them: VLMo registers each under its given name at the root, where
-released files have them. To add one, write `objectives/<name>.py` with a subclass of that name, and give it a weight
-in `loss_names` (`vlmo/config.py`).
+A task says which heads it has, which sequences it wants encoded, what its loss is, and everything that the rest of the
+program would otherwise have to know about it: options and rules, data sets, fields of the batch, metrics, prediction
+files, published numbers, and what `Predictor` and the command line offer with it.
+
+To add one, write a file with a subclass and `@TASKS.register("name")` above it: `vlmo/tasks/name.py`, or a module of
+your own that `plugins='["my_package.name"]'` loads. The name is then an entry of `loss_names`.
+
+In a step (`compute_tasks`), `requests` are asked of every task, all pairs are encoded together, and each task's
+`loss` gets the hidden states of its own requests. A task is handed what it needs (`Step`); it never sees the trainer.
 """
 
-from __future__ import annotations
-
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, ClassVar, NamedTuple
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchmetrics import Metric
 
-from vlmo.settings import PATCH_SIZE, Settings
+from vlmo.batch import IGNORE_INDEX, Batch, Field
+from vlmo.modules.model import Encode, Hidden, VLMoModel
+from vlmo.settings.option import OptionGroup
 
-if TYPE_CHECKING:  # the module imports the objectives
-    from vlmo.modules.vlmo_module import VLMo
-
-Batch = Mapping[str, Any]
-
-
-def num_samples(batch: Batch) -> int:
-    """How many samples a batch has; 0 if it lost all of them as unreadable."""
-    return next((len(batch[name]) for name in ("text_ids", "image") if name in batch), 0)
+Measured = tuple[Tensor, Tensor | int]  # a sum, and over how many things
 
 
 @dataclass
-class ObjectiveOutput:
-    """What one objective computed of a batch.
+class TaskOutput:
+    """What one task computed of a batch.
 
     Attributes:
         loss: scalar, weighted as published (the option `loss_names` multiplies it further).
-        outputs: tensors for people and metrics: "logits", "labels", ...
-        updates: per metric, the arguments of its update. A name with a slash ("dev/accuracy") names the phase itself.
-        scalars: numbers to log that are no losses.
+        outputs: tensors for users and other tasks: "logits", "labels", ...
+        measured: metrics by name, each a sum and a count, so that means over batches and processes weigh every item
+            alike. A name with a slash ("dev/accuracy") names the split itself.
+        scalars: numbers to log that are neither losses nor means.
     """
 
     loss: Tensor
     outputs: dict[str, Tensor] = field(default_factory=dict)
-    updates: dict[str, tuple[Any, ...]] = field(default_factory=dict)
+    measured: dict[str, Measured] = field(default_factory=dict)
     scalars: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a task is handed in a step.
+
+    Attributes:
+        heads: modules and parameters by their name in the state dict: those of all tasks, and the "pooler".
+        provided: outputs of tasks that were computed before, by the role that they provide.
+    """
+
+    batch: Batch
+    heads: Mapping[str, Any]
+    training: bool
+    provided: Mapping[str, TaskOutput] = field(default_factory=dict)
+
+
+class PredictionFiles(NamedTuple):
+    """What became of the predictions of a test run: files, numbers to log by tag, and lines to warn of."""
+
+    paths: list[Path] = []
+    metrics: dict[str, float] = {}
+    warnings: list[str] = []
+
+
+class Use(NamedTuple):
+    """One thing that a trained model can be used for: a method of `Predictor` and a command of `vlmo.predict`.
+
+    `run(predictor, columns..., **options)` gives a list with one result for each row. It gets every column as a list,
+    all of one length (None for an optional one that is not given), and works with the predictor's `model`, `tokenizer`,
+    `vocabulary`, `answers`, `compute` and `best`. Its signature and docstring are those of the method.
+
+    Attributes:
+        name: of the method.
+        run: see above; raises InputError for an input that cannot be used.
+        head: what the model must have at its root; `purpose` says what for, as in "answering needs ...".
+        columns: the inputs of a row that it needs; names that begin with "image" are images, the others texts.
+        result: key of the result in a row of JSON.
+        optional: inputs that it can also take.
+        options: options of the command, each with its default; they are arguments of `run`.
+        command: name of the command where it is another.
+
+    Tasks that offer the same thing give it the same name, columns and options; the model's heads tell which is meant.
+    """
+
+    name: str
+    run: Callable[..., list[Any]]
+    head: str
+    purpose: str
+    columns: tuple[str, ...]
+    result: str
+    optional: tuple[str, ...] = ()
+    options: Mapping[str, Any] = {}
+    command: str = ""
+
+
+class Task:
+    """Base of all tasks; one instance a model, which holds options but no weights and no state of a step.
+
+    Args:
+        options: the settings of a run; None: the defaults of the task's own options under `values`.
+        values: option values, for use without settings.
+    """
+
+    name: ClassVar[str]
+    # stage of pre-training that it belongs to; None: it is a fine-tuning task
+    stage: ClassVar[int | None] = None
+    # roles: what other tasks can build upon ("contrast": the similarities of all pairs), and what this one builds upon
+    provides: ClassVar[str] = ""
+    requires: ClassVar[str] = ""
+    # whether no other task can be on beside it
+    alone: ClassVar[bool] = False
+    # names of the data sets that it can be trained on; None: all that have what `reads` says
+    datasets: ClassVar[frozenset[str] | None] = None
+    reads: ClassVar[frozenset[str]] = frozenset({"image", "text"})
+    # whether it can be measured on the test split (test sets of challenges have no labels: val is measured as well)
+    test_has_labels: ClassVar[bool] = True
+    # whether a test run writes files of predictions (`predictions`, `write_predictions`)
+    writes_predictions: ClassVar[bool] = False
+    # whether the data say the names of its classes, which are then saved with the weights
+    named_classes: ClassVar[bool] = False
+
+    # experts that the model needs beside the vision expert, whether it has a text part, and its token types
+    experts: ClassVar[tuple[str, ...]] = ("text", "vl")
+    has_text: ClassVar[bool] = True
+    token_types: ClassVar[int] = 2  # 0 text, 1 image, 2 second image of a sample
+    # what of the model its loss runs through (see `vlmo/training/unused_parameters.py`): "text" and "image", one
+    # modality alone through its experts; "vl branch", one through the vision-language experts; "pair"; "pooler"
+    paths: ClassVar[tuple[str, ...]]
+    # beginnings of names of the parameters that are trained; None: all
+    trains: ClassVar[tuple[str, ...] | None] = None
+    # whether its heads are trained at `lr_mult` times the learning rate
+    head_group: ClassVar[bool] = False
+    # heads without which a loaded file cannot be evaluated
+    required_heads: ClassVar[tuple[str, ...]] = ()
+    # heads shared with other tasks' whole models: the option that gives the length of a weight's first axis
+    sized_by: ClassVar[Mapping[str, str]] = {}  # beginning of a parameter's name -> option
+
+    Options: ClassVar[type[OptionGroup] | None] = None
+    fields: ClassVar[Mapping[str, Field]]  # of the batch, those that it reads
+    metrics: ClassVar[tuple[str, ...]] = ("loss", "accuracy")
+    primary_metrics: ClassVar[tuple[str, ...]] = ("accuracy",)  # whose mean enters `val/the_metric`
+    uses: ClassVar[tuple[Use, ...]] = ()
+
+    def __init__(self, options: Any = None, **values: Any) -> None:
+        if options is None:
+            fields = self.Options.model_fields if self.Options else {}
+            own = {name: field.get_default(call_default_factory=True) for name, field in fields.items()}
+            options = SimpleNamespace(**(own | values))
+        self.options = options
+
+    # --- the model ---------------------------------------------------------------------------------------------------
+
+    def heads(self, width: int) -> dict[str, nn.Module | nn.Parameter]:
+        """Heads by name at the root of the model; one that another task has made is shared."""
+        raise NotImplementedError
+
+    # --- the step ----------------------------------------------------------------------------------------------------
+
+    def derive(self, batch: Batch) -> dict[str, Tensor]:
+        """Fields computed of the others, on the CPU: when a batch is collated, and again of each part of one."""
+        return {}
+
+    def prepare(self, step: Step) -> dict[str, Tensor]:
+        """Fields, one entry a sample, that need the whole batch before `contrast_cache` splits it into chunks."""
+        return {}
+
+    def requests(self, step: Step) -> list[Encode]:
+        """The sequences to encode; none if there is nothing to learn from: `loss` is not called then."""
+        raise NotImplementedError
+
+    def loss(self, step: Step, encoded: Sequence[Hidden]) -> TaskOutput:
+        """The loss from the hidden states of its requests."""
+        raise NotImplementedError
+
+    def num_items(self, batch: Batch) -> Tensor | int:
+        """How many things of the batch the loss is a mean over, up to a factor: the share of a chunk in the whole."""
+        return num_samples(batch)
+
+    # --- the run -----------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def check(cls, settings: Any) -> list[str]:
+        """Problems with the settings of a run that this task is part of, one line each with its remedy."""
+        return []
+
+    @classmethod
+    def check_files(cls, settings: Any) -> list[str]:
+        """Problems with files beside the data sets that a run needs, looked at before the model is built."""
+        return []
+
+    @classmethod
+    def published(cls, settings: Any) -> dict[str, float]:
+        """Published results (percent, by log tag) that a run with these settings can be compared with."""
+        return {}
+
+    def predictions(self, batch: Batch, output: TaskOutput | None, label_names: Sequence[str] | None) -> list[Any]:
+        """What a test run has to write of a batch, skipped samples included: rows that can be pickled."""
+        return []
+
+    def write_predictions(self, rows: list[Any], folder: Path, checkpoint: str) -> PredictionFiles:
+        """Writes the rows of all processes in the official form.
+
+        Args:
+            checkpoint: name of the evaluated file, for names.
+        """
+        raise NotImplementedError
+
+
+def compute_tasks(
+    model: VLMoModel, tasks: Sequence[Task], batch: Batch, provided: Mapping[str, TaskOutput] | None = None
+) -> dict[str, TaskOutput]:
+    """Computes tasks by name, their losses unweighted: those that others build upon first, all others together.
+
+    Args:
+        provided: outputs of tasks that were computed before, by role.
+    """
+    outputs: dict[str, TaskOutput] = {}
+    provided, heads, waiting = dict(provided or {}), model.heads, list(tasks)
+    while waiting:
+        awaited = {task.requires for task in waiting} & {task.provides for task in waiting if task.provides}
+        ready = [task for task in waiting if task.requires not in awaited]
+        ready = [task for task in ready if task.provides in awaited] or ready
+        step = Step(batch, heads, model.training, provided)
+        requests = {task: task.requests(step) for task in ready}
+        encoded = iter(model.encode([request for asked in requests.values() for request in asked]))
+        for task, asked in requests.items():
+            if asked:
+                outputs[task.name] = output = task.loss(step, [next(encoded) for _ in asked])
+                provided |= {task.provides: output} if task.provides else {}
+        waiting = [task for task in waiting if task not in ready]
+    return outputs
+
+
+def num_samples(batch: Mapping[str, Any]) -> int:
+    """How many samples a batch has; 0 if it lost all of them as unreadable."""
+    return next((len(batch[name]) for name in ("raw_index", "text_ids", "image") if name in batch), 0)
 
 
 def mean_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
@@ -51,111 +247,22 @@ def mean_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(logits, labels, reduction="sum") / max(len(labels), 1)
 
 
-def empty_batch(image_size: int, like: Tensor) -> dict[str, Any]:
-    """The fields that the objectives read, without any sample; on the device and with the type of `like`.
-
-    It is what a process computes whose images are all unreadable, because the others wait for its part of every
-    exchange: losses of 0 whose gradients are zeros.
-    """
-    texts = like.new_zeros(0, 8, dtype=torch.long)
-    images = like.new_zeros(0, 3, image_size, image_size)
-    batch: dict[str, Any] = dict.fromkeys(("text_ids", "text_ids_mlm", "text_masks", "text_labels_mlm"), texts)
-    batch |= dict.fromkeys(("image", "image_0", "image_1"), images)
-    patches = (image_size // PATCH_SIZE) ** 2
-    batch |= {"patch_mask": texts.new_zeros(0, patches, dtype=torch.bool), "visual_tokens": texts.new_zeros(0, patches)}
-    batch |= {"vqa_labels": texts[:, :0], "vqa_scores": images[:, 0, 0, :0], "answers": texts[:, 0], "table_name": []}
-    return batch
+def mean(value: Tensor, count: Tensor | int) -> Measured:
+    """For `TaskOutput.measured`, a mean over `count` things; nothing where there is none, whatever the value."""
+    value = value.detach().double()
+    if isinstance(count, int):  # (as a tensor it would have to be sent to the device)
+        return (value * count if count else value.new_zeros(())), count
+    return (value * count).where(count > 0, 0.0), count
 
 
-class Objective:
-    """Base of all objectives; stateless, one instance a model."""
-
-    name: ClassVar[str]
-    metrics: ClassVar[dict[str, type[Metric]]]
-    primary_metrics: ClassVar[tuple[str, ...]]  # metrics whose mean enters `val/the_metric`
-    requires: ClassVar[tuple[str, ...]] = ()  # objectives whose output this one reads
-    evaluation_heads: ClassVar[tuple[str, ...]] = ()  # heads without which a loaded file cannot be evaluated
-    # what of the model its loss runs through: see `reach.py`
-    paths: ClassVar[tuple[str, ...]]
-
-    def heads(self, embed_dim: int, settings: Settings) -> dict[str, nn.Module | nn.Parameter]:
-        """Heads by attribute name at the root of VLMo; one that another objective has registered is shared."""
-        raise NotImplementedError
-
-    def num_items(self, batch: Batch) -> Tensor | int:
-        """How many things of the batch the loss is a mean over, up to a factor: the share of a part in the whole."""
-        return num_samples(batch)
-
-    def prepare(self, model: VLMo, batch: Batch, done: Mapping[str, ObjectiveOutput]) -> dict[str, Any]:
-        """Fields, one entry a sample, that the loss needs of the whole batch before it is split into chunks."""
-        return {}
-
-    def compute(self, model: VLMo, batch: Batch, done: Mapping[str, ObjectiveOutput]) -> ObjectiveOutput:
-        """The loss of a batch; `done`: the objectives before this one."""
-        raise NotImplementedError
-
-
-@dataclass
-class Pairs:
-    """Texts with images to encode jointly.
-
-    Attributes:
-        text_ids, text_masks: (N, T).
-        images: (N, I, D), embedded.
-        read: (N, R) positions of the text whose hidden states are wanted.
-    """
-
-    text_ids: Tensor
-    text_masks: Tensor
-    images: Tensor
-    read: Tensor
-
-
-class PairObjective(Objective):
-    """An objective on pairs: it says which, all objectives' go through the model together, and it scores its own."""
-
-    def pairs(self, model: VLMo, batch: Batch, done: Mapping[str, ObjectiveOutput]) -> Pairs | None:
-        """The pairs that it needs, None if there is nothing to learn from; `done`: the objectives on one modality."""
-        raise NotImplementedError
-
-    def score(self, model: VLMo, batch: Batch, hidden: Tensor) -> ObjectiveOutput:
-        """The loss from the hidden states (N, R, D) of its pairs at the positions that it wanted to read."""
-        raise NotImplementedError
-
-
-def compute_all(
-    objectives: Sequence[Objective], model: VLMo, batch: Batch, done: Mapping[str, ObjectiveOutput]
-) -> dict[str, ObjectiveOutput]:
-    """The losses by name, unweighted; those on pairs come last, as all their pairs are encoded in one pass.
+def accuracy(predicted: Tensor, labels: Tensor) -> Measured:
+    """For `TaskOutput.measured`, the predictions that hit the label; labels of IGNORE_INDEX do not count.
 
     Args:
-        done: of objectives before these.
+        predicted: (N, classes) logits, or (N,) classes. labels: (N,)
     """
-    found = dict(done)
-    for objective in objectives:
-        if not isinstance(objective, PairObjective):
-            found[objective.name] = objective.compute(model, batch, found)
-    joint = [objective for objective in objectives if isinstance(objective, PairObjective)]
-    asked = {objective: pairs for objective in joint if (pairs := objective.pairs(model, batch, found)) is not None}
-    for objective, hidden in zip(asked, _encode_together(model, list(asked.values())), strict=True):
-        found[objective.name] = objective.score(model, batch, hidden)
-    return {name: output for name, output in found.items() if name not in done}
-
-
-def _encode_together(model: VLMo, asked: Sequence[Pairs]) -> list[Tensor]:
-    """(N, R, D) for each: one pass for all, so that small batches still fill a GPU."""
-    if not asked:
-        return []
-    longest, most = max(pairs.text_ids.shape[1] for pairs in asked), max(pairs.read.shape[1] for pairs in asked)
-
-    def together(rows: list[Tensor], width: int) -> Tensor:
-        return torch.cat([F.pad(each, (0, width - each.shape[1])) for each in rows])
-
-    hidden = model.encode_pairs(
-        model.embed_text(together([pairs.text_ids for pairs in asked], longest)),
-        torch.cat([pairs.images for pairs in asked]),
-        together([pairs.text_masks for pairs in asked], longest),
-        together([pairs.read for pairs in asked], most),
-    )
-    parts = hidden.split([len(pairs.text_ids) for pairs in asked])
-    return [part[:, : pairs.read.shape[1]] for part, pairs in zip(parts, asked, strict=True)]
+    if not predicted.numel():  # (a contrast of nothing has no class to choose)
+        return labels.new_zeros(()), 0
+    counted = labels != IGNORE_INDEX
+    classes = predicted.argmax(-1) if predicted.ndim > labels.ndim else predicted
+    return ((classes == labels) & counted).sum(), counted.sum()

@@ -1,24 +1,34 @@
-"""Image-text contrast (stage 3): which text belongs to which image?"""
-
-from __future__ import annotations
+"""Image-text contrast (stage 3): which text belongs to which image? (Paper: section 3.2.)"""
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import Any, ClassVar, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vlmo.batch import FIELDS
 from vlmo.distributed.collectives import all_gather_rows, gather_shapes
-from vlmo.metrics import Accuracy, Mean
-from vlmo.modules.heads import ITCHead
-from vlmo.settings import Settings
-from vlmo.tasks.base import Batch, Objective, ObjectiveOutput, mean_cross_entropy
-
-if TYPE_CHECKING:
-    from vlmo.modules.vlmo_module import VLMo
+from vlmo.modules.attention import first_positions
+from vlmo.modules.model import Encode, Hidden
+from vlmo.registry import TASKS
+from vlmo.settings.option import OptionGroup, option
+from vlmo.tasks.base import Step, Task, TaskOutput, accuracy, mean, mean_cross_entropy
 
 INITIAL_LOG_SCALE = math.log(1 / 0.07)
+
+
+class ITCHead(nn.Module):
+    """Projection into the contrastive space."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.fc = nn.Linear(width, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, D) -> (B, D) of unit length"""
+        return F.normalize(self.fc(x), dim=-1)
 
 
 def contrast(
@@ -28,12 +38,12 @@ def contrast(
     exact_gradient: bool,
     counts: Sequence[int] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """InfoNCE over the pairs of all processes, both ways.
+    """Computes InfoNCE over the pairs of all processes, both ways (paper: equations 2 and 3).
 
     Args:
         image, text: (B, D), unit length, of this process.
         log_scale: scalar, log of the inverse temperature.
-        exact_gradient: see `gather_own_first`.
+        exact_gradient: see `all_gather_rows`.
         counts: B of every process, by rank, where it is known already.
 
     Returns:
@@ -50,70 +60,121 @@ def contrast(
     return loss / 2, logits, labels
 
 
-def contrast_output(loss: Tensor, logits: Tensor, labels: Tensor, scales: Mapping[str, Tensor]) -> ObjectiveOutput:
-    """What is reported of a contrast: both directions' logits and accuracies, and the inverse temperatures."""
-    return ObjectiveOutput(
-        loss=loss,
-        outputs={"i2t_logits": logits, "t2i_logits": logits.t(), "labels": labels},
-        updates={
-            "loss": (loss, len(labels)),
-            "i2t_accuracy": (logits, labels),
-            "t2i_accuracy": (logits.t(), labels),
-        },
-        scalars={name: scale.detach().exp() for name, scale in scales.items()},
+class ContrastOptions(OptionGroup):
+    """Contrast"""
+
+    contrast_gradient: Literal["own", "exact"] = option(
+        "own", "over several devices: the gradient of the own rows (as published), or the exact one of the joint batch"
     )
 
 
-class ContrastObjective(Objective):
-    """Encodes images and texts apart and compares all with all: in two steps, for `contrast_cache.py`."""
+class ContrastTask(Task):
+    """Base of tasks that encode images and texts apart and compare all with all.
 
-    metrics = {"loss": Mean, "i2t_accuracy": Accuracy, "t2i_accuracy": Accuracy}
+    A subclass says what of the encoded sequences is compared (`features`) and how (`compare`). In between,
+    `contrast_cache` collects the features of many chunks.
+    """
+
+    provides = "contrast"
+    fields = {name: FIELDS[name] for name in ("image", "text_ids", "text_masks")}
+    metrics = ("loss", "i2t_accuracy", "t2i_accuracy")
     primary_metrics = ("i2t_accuracy", "t2i_accuracy")
+    Options = ContrastOptions
+    vl_branch: ClassVar[bool] = False  # whether features of the VL-FFN branch are compared too
 
-    def features(self, model: VLMo, batch: Batch) -> dict[str, Tensor]:
-        """What is compared: (B, D) each, of unit length, by name."""
-        raise NotImplementedError
+    def heads(self, width: int) -> dict[str, nn.Module | nn.Parameter]:
+        return {
+            "itc_text_proj": ITCHead(width),
+            "itc_image_proj": ITCHead(width),
+            "logit_scale": nn.Parameter(torch.tensor(INITIAL_LOG_SCALE)),
+        }
 
-    def compare(self, model: VLMo, features: Mapping[str, Tensor], shapes: list[list[int]]) -> ObjectiveOutput:
-        """The loss of a batch; shapes: of its texts on every process, as `gather_shapes` gives them."""
-        raise NotImplementedError
+    def requests(self, step: Step) -> list[Encode]:
+        ids, vl_branch = step.batch["text_ids"], self._has_vl_branch
+        positions = first_positions(ids)
+        return [
+            Encode(image=step.batch["image"], positions=positions, vl_branch=vl_branch),
+            Encode(text_ids=ids, text_masks=step.batch["text_masks"], positions=positions, vl_branch=vl_branch),
+        ]
 
-    def compute(self, model: VLMo, batch: Batch, done: Mapping[str, ObjectiveOutput]) -> ObjectiveOutput:
-        shapes = gather_shapes(batch["text_ids"])
-        return self.compare(model, self.features(model, batch), shapes)
+    def features(self, step: Step, encoded: Sequence[Hidden]) -> dict[str, Tensor]:
+        """Gives what is compared, (B, D) each, of unit length: "image", "text", of the VL-FFN branch "vl_image", ..."""
+        features = {}
+        for side, (hidden, vl_hidden) in zip(("image", "text"), encoded, strict=True):
+            features[side] = step.heads[f"itc_{side}_proj"](hidden[:, 0])
+            if vl_hidden is not None:
+                features[f"vl_{side}"] = step.heads[f"itc_vl_{side}_proj"](vl_hidden[:, 0])
+        return features
+
+    def compare(
+        self, step: Step, features: Mapping[str, Tensor], shapes: Sequence[Sequence[int]] | None = None
+    ) -> TaskOutput:
+        """Computes the loss of a batch from its features; shapes: of its texts on every process, if they are known."""
+        if shapes is None:
+            shapes = gather_shapes(step.batch["text_ids"].to(features["text"].device))
+        counts = [count for count, _ in shapes]
+        exact = self.options.contrast_gradient == "exact"
+        log_scale = step.heads["logit_scale"]
+        output = contrast_output(*contrast(features["image"], features["text"], log_scale, exact, counts), shapes)
+        output.scalars = {"logit_scale": log_scale.detach().exp()}
+        if "vl_image" in features:
+            log_scale = step.heads["logit_vl_scale"]
+            vl_loss, vl_logits, _ = contrast(features["vl_image"], features["vl_text"], log_scale, exact, counts)
+            output.loss = (output.loss + vl_loss) / 2
+            output.measured["loss"] = mean(output.loss, len(vl_logits))
+            output.outputs |= {"vl_i2t_logits": vl_logits, "vl_t2i_logits": vl_logits.t()}
+            output.scalars["logit_vl_scale"] = log_scale.detach().exp()
+        return output
+
+    def loss(self, step: Step, encoded: Sequence[Hidden]) -> TaskOutput:
+        return self.compare(step, self.features(step, encoded))
+
+    def scores(self, heads: Mapping[str, Any], image: Tensor, text: Tensor) -> Tensor:
+        """Compares all images with all texts at the learnt temperature: (I, D), (T, D) features -> (I, T) logits."""
+        return heads["logit_scale"].detach().float().exp() * image @ text.t()
+
+    @property
+    def _has_vl_branch(self) -> bool:
+        return self.vl_branch and not self.options.shared_ffn
 
 
-class ITC(ContrastObjective):
+def contrast_output(loss: Tensor, logits: Tensor, labels: Tensor, shapes: Sequence[Sequence[int]]) -> TaskOutput:
+    """Gives what a contrast must say for the tasks that build upon it: similarities both ways, and their metrics.
+
+    Args:
+        logits: (N, N) image-to-text similarities of all processes' pairs, the own first.
+        labels: (N,) the column of each row's own text.
+        shapes: of the texts on every process, as `gather_shapes` gives them.
+    """
+    return TaskOutput(
+        loss=loss,
+        outputs={
+            "i2t_logits": logits,
+            "t2i_logits": logits.t(),
+            "labels": labels,
+            "shapes": torch.tensor(shapes),
+        },
+        measured={
+            "loss": mean(loss, len(labels)),
+            "i2t_accuracy": accuracy(logits, labels),
+            "t2i_accuracy": accuracy(logits.t(), labels),
+        },
+    )
+
+
+@TASKS.register("itc")
+class ITC(ContrastTask):
     """Mean of the contrast on the L/V-FFN features and of that on the VL-FFN features, if there is a VL-FFN."""
 
     name = "itc"
+    stage = 3
     paths = ("text", "image", "vl branch")
+    vl_branch = True
 
-    def heads(self, embed_dim: int, settings: Settings) -> dict[str, nn.Module | nn.Parameter]:
-        heads: dict[str, nn.Module | nn.Parameter] = {
-            "itc_text_proj": ITCHead(embed_dim),
-            "itc_image_proj": ITCHead(embed_dim),
-        }
+    def heads(self, width: int) -> dict[str, nn.Module | nn.Parameter]:
+        heads: dict[str, Any] = {"itc_text_proj": ITCHead(width), "itc_image_proj": ITCHead(width)}
         scale = nn.Parameter(torch.tensor(INITIAL_LOG_SCALE))
-        if settings.shared_ffn:  # no VL-FFN
+        if not self._has_vl_branch:
             return heads | {"logit_scale": scale}
-        heads |= {"itc_vl_text_proj": ITCHead(embed_dim), "itc_vl_image_proj": ITCHead(embed_dim)}
+        heads |= {"itc_vl_text_proj": ITCHead(width), "itc_vl_image_proj": ITCHead(width)}
         return heads | {"logit_scale": scale, "logit_vl_scale": nn.Parameter(torch.tensor(INITIAL_LOG_SCALE))}
-
-    def features(self, model: VLMo, batch: Batch) -> dict[str, Tensor]:
-        return model.encode_apart(batch, vl_branch=not model.settings.shared_ffn)
-
-    def compare(self, model: VLMo, features: Mapping[str, Tensor], shapes: list[list[int]]) -> ObjectiveOutput:
-        counts = [count for count, _ in shapes]
-        exact = model.settings.contrast_gradient == "exact"
-        loss, logits, labels = contrast(features["image"], features["text"], model.logit_scale, exact, counts)
-        scales, vl_outputs = {"logit_scale": model.logit_scale}, {}
-        if not model.settings.shared_ffn:
-            vl_feats = features["vl_image"], features["vl_text"]
-            vl_loss, vl_logits, _ = contrast(*vl_feats, model.logit_vl_scale, exact, counts)
-            loss = (loss + vl_loss) / 2
-            scales["logit_vl_scale"] = model.logit_vl_scale
-            vl_outputs = {"vl_i2t_logits": vl_logits, "vl_t2i_logits": vl_logits.t()}
-        output = contrast_output(loss, logits, labels, scales)
-        output.outputs |= vl_outputs | {"shapes": torch.tensor(shapes)}
-        return output

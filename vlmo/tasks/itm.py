@@ -1,28 +1,34 @@
 """Image-text matching with hard negatives: one true pair against two that the contrast finds hard to tell from true."""
 
-from __future__ import annotations
-
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlmo.distributed.collectives import all_gather_rows, fetch_rows, world_size
-from vlmo.distributed.wire_format import from_bytes, pack_texts, text_width, to_bytes, unpack_texts
-from vlmo.metrics import Accuracy, Mean
+from vlmo.batch import FIELDS
+from vlmo.distributed.collectives import fetch_pairs, world_size
 from vlmo.modules.attention import first_positions
-from vlmo.modules.heads import ITMHead
-from vlmo.settings import Settings
-from vlmo.tasks.base import Batch, ObjectiveOutput, PairObjective, Pairs, mean_cross_entropy
+from vlmo.modules.model import Encode, Hidden
+from vlmo.registry import TASKS
+from vlmo.settings.option import OptionGroup, option
+from vlmo.tasks.base import Step, Task, TaskOutput, Use, accuracy, mean, mean_cross_entropy
 
-if TYPE_CHECKING:
-    from vlmo.modules.vlmo_module import VLMo
+
+class ITMHead(nn.Module):
+    """Match or no match."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.fc = nn.Linear(width, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, D) -> (B, 2): logits of no match, match"""
+        return self.fc(x)
 
 
 def draw_negatives(logits: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """One hard negative a row, drawn by the softmax of its similarities with the own pair (the diagonal) left out.
+    """Draws one hard negative a row, by the softmax of its similarities with the own pair (the diagonal) left out.
 
     Args:
         logits: (B, N), the B own rows of the similarities to all N pairs, own pairs first.
@@ -38,81 +44,103 @@ def draw_negatives(logits: Tensor, generator: torch.Generator | None = None) -> 
 
 
 def same_chunk(size: int, chunk_size: int, device: torch.device) -> Tensor:
-    """(size, size) bool: pairs of the same forward pass; a pair that is alone in its own may look at all."""
+    """Tells which pairs are of the same forward pass, (size, size) bool; one alone in its own may look at all."""
     chunk = torch.arange(size, device=device) // chunk_size
     same = chunk[:, None] == chunk
     return same | (same.sum(1, keepdim=True) < 2)
 
 
-class ITM(PairObjective):
+def match(predictor: Any, image: Any, text: Any) -> list[float]:
+    """Gives the probability that an image and a text belong together (in training one pair of three does)."""
+
+    def logits(model: Any, batch: Any) -> Tensor:
+        hidden = model.encode_pair(batch["text_ids"], batch["text_masks"], batch["image"])
+        return model.itm_score(model.pooler(hidden))
+
+    return predictor.compute(logits, image=image, text=text).softmax(-1)[:, 1].tolist()
+
+
+class ITMOptions(OptionGroup):
+    """Matching"""
+
+    negatives: Literal["global", "local"] = option(
+        "global", "negatives come from all pairs that are contrasted, or from those of the same pass (local)"
+    )
+
+
+@TASKS.register("itm")
+class ITM(Task):
     """Each pair three times: as it is, its text with another image, its image with another text."""
 
     name = "itm"
-    requires = ("itc",)
-    metrics = {"loss": Mean, "accuracy": Accuracy}
-    primary_metrics = ("accuracy",)
+    stage = 3
+    provides = "matching"
+    requires = "contrast"
     paths = ("pair", "pooler")
+    fields = {name: FIELDS[name] for name in ("image", "text_ids", "text_masks")}
+    Options = ITMOptions
+    uses = (Use("match", match, "itm_score", "matching", ("image", "text"), "match"),)
 
-    def heads(self, embed_dim: int, settings: Settings) -> dict[str, nn.Module | nn.Parameter]:
-        return {"itm_score": ITMHead(embed_dim)}
+    def heads(self, width: int) -> dict[str, nn.Module | nn.Parameter]:
+        return {"itm_score": ITMHead(width)}
 
-    def prepare(self, model: VLMo, batch: Batch, done: Mapping[str, ObjectiveOutput]) -> dict[str, Tensor]:
-        """`negative_image`, `negative_text_ids` and `negative_text_masks`; nothing where a single pair is all."""
-        image, size = batch["image"], len(batch["image"])
-        similarities = done["itc"].outputs
+    @classmethod
+    def check(cls, settings: Any) -> list[str]:
+        if settings.test_only or settings.pairs_per_pass >= 2:
+            return []
+        return [
+            "per_gpu_batchsize=1: matching needs a second pair to draw a negative from; set per_gpu_batchsize=2 or more"
+        ]
+
+    def prepare(self, step: Step) -> dict[str, Tensor]:
+        """Gives `negative_image`, `negative_text_ids`, `negative_text_masks`; nothing where a single pair is all."""
+        similarities = step.provided["contrast"].outputs
         if similarities["labels"].numel() < 2:
             return {}
+        size = len(step.batch["image"])
         rows = [similarities[f"{direction}_logits"][:size] for direction in ("t2i", "i2t")]
-        device = rows[0].device
-        if model.settings.negatives == "local":
-            near = same_chunk(size, model.settings.per_gpu_batchsize, device)
+        if self.options.negatives == "local":
+            near = same_chunk(size, self.options.per_gpu_batchsize, rows[0].device)
             rows = [each[:, :size].masked_fill(~near, -torch.inf) for each in rows]
         draw = None
-        if not model.training:  # an evaluation draws alike whichever process meets the batch, and whenever
-            draw = torch.Generator(image.device).manual_seed(int(batch["text_ids"].sum()))
+        if not step.training:  # an evaluation draws alike whichever process meets the batch, and whenever
+            draw = torch.Generator(rows[0].device).manual_seed(int(step.batch["text_ids"].sum()))
         other_image, other_text = (draw_negatives(each, draw) for each in rows)
-        shapes = similarities["shapes"].tolist()
-        words = model.settings.vocab_size
-        texts = pack_texts(batch["text_ids"].to(device), batch["text_masks"].to(device), words)
-        texts = all_gather_rows(texts, shapes=[(count, length * text_width(words)) for count, length in shapes])
-        ids, masks = unpack_texts(texts[other_text], words)  # (B, T)
-        # the batch of `contrast_cache` lies beside the device, which only processes that exchange rows need
-        source = image.to(device) if world_size() > 1 else image
-        counts = [count for count, _ in shapes]
-        negative = fetch_rows(source, other_image.to(source.device), counts, to_bytes, from_bytes)
-        return {
-            "negative_image": negative.to(image.device, image.dtype),
-            "negative_text_ids": ids,
-            "negative_text_masks": masks,
-        }
+        image, ids, masks = fetch_pairs(
+            step.batch["image"],
+            step.batch["text_ids"],
+            step.batch["text_masks"],
+            other_image,
+            other_text,
+            similarities["shapes"].tolist(),
+            self.options.vocab_size,
+        )
+        return {"negative_image": image, "negative_text_ids": ids, "negative_text_masks": masks}
 
-    def pairs(self, model: VLMo, batch: Batch, done: Mapping[str, ObjectiveOutput]) -> Pairs | None:
+    def requests(self, step: Step) -> list[Encode]:
+        batch: Mapping[str, Any] = step.batch
+        image, ids, masks = batch["image"], batch["text_ids"], batch["text_masks"]
         other: Mapping[str, Tensor] = batch
         if "negative_image" not in batch:
-            other = self.prepare(model, batch, done) if done else {}
+            other = self.prepare(step) if step.provided else {}
         if not other:  # a single pair has no negative
-            if world_size() == 1 or not done:
-                return None
+            if world_size() == 1 or not step.provided:
+                return []
             # the other processes wait for a gradient from here, if only of nothing
-            other = {f"negative_{name}": batch[name][:0] for name in ("image", "text_ids", "text_masks")}
-        size = len(other["negative_image"])
-        longest = max(batch["text_ids"].shape[1], other["negative_text_ids"].shape[1])
-        texts: list[Tensor] = []
-        for name in ("text_ids", "text_masks"):
-            sides = batch[name][:size], other[f"negative_{name}"]
-            own, negative = (F.pad(side, (0, longest - side.shape[1])) for side in sides)  # 0: [PAD], and its mask
-            texts.append(torch.cat([own, own, negative]))
-        images = model.embed_image(torch.cat([batch["image"][:size], other["negative_image"]]), token_type=1)
-        ids, masks = texts
-        return Pairs(ids, masks, torch.cat([images, images[:size]]), first_positions(ids))
+            image, ids, masks = image[:0], ids[:0], masks[:0]
+            other = {"negative_image": image, "negative_text_ids": ids, "negative_text_masks": masks}
+        positions = first_positions(ids)
+        return [
+            Encode(image, ids, masks, positions),
+            Encode(other["negative_image"], ids, masks, positions),
+            Encode(image, other["negative_text_ids"], other["negative_text_masks"], positions),
+        ]
 
-    def score(self, model: VLMo, batch: Batch, hidden: Tensor) -> ObjectiveOutput:
-        logits = model.itm_score(model.pooler(hidden))
+    def loss(self, step: Step, encoded: Sequence[Hidden]) -> TaskOutput:
+        hidden = torch.cat([each for each, _ in encoded])
+        logits = step.heads["itm_score"](step.heads["pooler"](hidden))
         labels = torch.zeros(len(logits), dtype=torch.long, device=logits.device)
         labels[: len(logits) // 3] = 1
         loss = mean_cross_entropy(logits.float(), labels)
-        return ObjectiveOutput(
-            loss=loss,
-            outputs={"logits": logits, "labels": labels},
-            updates={"loss": (loss, len(labels)), "accuracy": (logits, labels)},
-        )
+        measured = {"loss": mean(loss, len(labels)), "accuracy": accuracy(logits, labels)}
+        return TaskOutput(loss, {"logits": logits, "labels": labels}, measured)

@@ -1,90 +1,154 @@
-"""Masked language modelling on pairs (stage 3): the words of the text from the rest of it and the image."""
+"""Masked language modelling on pairs (stage 3): the tokens of the text from the rest of it and the image."""
 
-from __future__ import annotations
-
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from itertools import islice
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlmo.metrics import IGNORE_INDEX, Accuracy, Mean
-from vlmo.modules.heads import MLMHead
-from vlmo.modules.linear_cross_entropy import CHUNK
-from vlmo.settings import Settings
-from vlmo.tasks.base import Batch, ObjectiveOutput, PairObjective, Pairs, mean_cross_entropy
-
-if TYPE_CHECKING:
-    from vlmo.modules.vlmo_module import VLMo
+from vlmo.batch import FIELDS, IGNORE_INDEX, Batch
+from vlmo.errors import InputError
+from vlmo.modules.linear_cross_entropy import CHUNK, linear_cross_entropy
+from vlmo.modules.model import Encode, Hidden
+from vlmo.modules.transformer import BERT_NORM_EPS
+from vlmo.registry import TASKS
+from vlmo.tasks.base import Step, Task, TaskOutput, Use, accuracy, mean, mean_cross_entropy
 
 STAGE3_WEIGHT = 0.25
 
 
-def locate_masked_words(labels: Tensor) -> dict[str, Tensor]:
-    """Where the masked words of texts are; on a GPU this waits for the device, so it is best done before.
+class _Transform(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.dense = nn.Linear(width, width)
+        self.LayerNorm = nn.LayerNorm(width, eps=BERT_NORM_EPS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.LayerNorm(F.gelu(self.dense(x)))
+
+
+class MLMHead(nn.Module):
+    """BERT's head: transform, then a decoder that is not tied to the word embedding."""
+
+    def __init__(self, width: int, vocab_size: int) -> None:
+        super().__init__()
+        self.transform = _Transform(width)
+        self.decoder = nn.Linear(width, vocab_size, bias=False)
+        self.bias = nn.Parameter(torch.zeros(vocab_size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., vocabulary)"""
+        return F.linear(self.transform(x), self.decoder.weight, self.bias)
+
+    def loss(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Gives the mean cross-entropy for (N, D) and (N,) labels, and the predicted tokens, without all logits."""
+        return linear_cross_entropy(self.transform(x), self.decoder.weight, self.bias, labels)
+
+
+def locate_masked_tokens(labels: Tensor) -> dict[str, Tensor]:
+    """Finds the masked tokens of texts; on a GPU this would wait for the device.
 
     Args:
-        labels: (B, T), -100 where a token was not masked.
+        labels: (B, T), IGNORE_INDEX where a token was not masked.
 
     Returns:
-        masked_read: (B, R) their positions, R being the most in one text; shorter rows are filled up with 0.
+        masked_positions: (B, R) their positions, R being the most in one text; shorter rows are filled up with 0.
         masked_kept: (M,) numbers of the B * R that are no filling.
     """
     masked = labels != IGNORE_INDEX
     counts = masked.sum(dim=1)
     most = max(int(counts.max()), 1) if len(labels) else 1
     real = torch.arange(most, device=labels.device) < counts[:, None]
-    read = labels.new_zeros(len(labels), most)
-    read[real] = masked.nonzero()[:, 1]
-    return {"masked_read": read, "masked_kept": real.flatten().nonzero()[:, 0]}
+    positions = labels.new_zeros(len(labels), most)
+    positions[real] = masked.nonzero()[:, 1]
+    return {"masked_positions": positions, "masked_kept": real.flatten().nonzero()[:, 0]}
 
 
-def masked_words(batch: Batch) -> tuple[Tensor, Tensor]:
-    """`masked_read` and `masked_kept` of a batch, which may have them already."""
-    found = batch if "masked_kept" in batch else locate_masked_words(batch["text_labels_mlm"])
-    return found["masked_read"], found["masked_kept"]
+class MaskedTokens(Task):
+    """Base of the tasks that predict masked tokens."""
 
-
-def masked_word_loss(model: VLMo, batch: Batch, hidden: Tensor, weight: float) -> ObjectiveOutput:
-    """Cross-entropy over the masked words; the head runs on those alone, its vocabulary being most of its cost.
-
-    Args:
-        hidden: (B, R, D), read at `masked_read`.
-
-    Returns:
-        with outputs "labels" and, of few words, "logits".
-    """
-    read, kept = masked_words(batch)
-    labels = batch["text_labels_mlm"].gather(1, read).flatten()[kept]  # (M,)
-    words = hidden.flatten(0, 1)[kept]  # (M, D)
-    outputs = {"labels": labels}
-    if len(labels) > CHUNK:
-        loss, predicted = model.mlm_score.loss(words, labels)
-    else:
-        outputs["logits"] = predicted = model.mlm_score(words)  # (M, vocabulary)
-        # (a batch may have no masked word, without whole-word masking)
-        loss = mean_cross_entropy(predicted.float(), labels)
-    updates = {"loss": (weight * loss, len(labels)), "accuracy": (predicted, labels)}
-    return ObjectiveOutput(weight * loss, outputs, updates=updates)
-
-
-class MLM(PairObjective):
-    """Weighted by 0.25, as published."""
-
-    name = "mlm"
-    metrics = {"loss": Mean, "accuracy": Accuracy}
     primary_metrics = ("accuracy",)
-    paths = ("pair",)
+    sized_by = {"mlm_score.decoder.": "vocab_size", "mlm_score.bias": "vocab_size"}
+    weight: float
 
-    def heads(self, embed_dim: int, settings: Settings) -> dict[str, nn.Module | nn.Parameter]:
-        return {"mlm_score": MLMHead(embed_dim, settings.vocab_size)}
+    def heads(self, width: int) -> dict[str, nn.Module | nn.Parameter]:
+        return {"mlm_score": MLMHead(width, self.options.vocab_size)}
+
+    def derive(self, batch: Batch) -> dict[str, Tensor]:
+        return locate_masked_tokens(batch["text_labels_mlm"])
 
     def num_items(self, batch: Batch) -> Tensor | int:
         return (batch["text_labels_mlm"] != IGNORE_INDEX).sum()
 
-    def pairs(self, model: VLMo, batch: Batch, done: Mapping[str, ObjectiveOutput]) -> Pairs:
-        image = model.embed_image(batch["image"], token_type=1)
-        return Pairs(batch["text_ids_mlm"], batch["text_masks"], image, masked_words(batch)[0])
+    def loss(self, step: Step, encoded: Sequence[Hidden]) -> TaskOutput:
+        """Computes cross-entropy over the masked tokens; the head runs on those alone, being most of the cost.
 
-    def score(self, model: VLMo, batch: Batch, hidden: Tensor) -> ObjectiveOutput:
-        return masked_word_loss(model, batch, hidden, STAGE3_WEIGHT)
+        Outputs are "labels" and, of few tokens, "logits".
+        """
+        ((hidden, _),) = encoded  # (B, R, D)
+        located = _located(step.batch)
+        kept = located["masked_kept"]
+        labels = step.batch["text_labels_mlm"].gather(1, located["masked_positions"]).flatten()[kept]  # (M,)
+        tokens = hidden.flatten(0, 1)[kept]  # (M, D)
+        outputs, head = {"labels": labels}, step.heads["mlm_score"]
+        if len(labels) > CHUNK:
+            loss, predicted = head.loss(tokens, labels)
+        else:
+            outputs["logits"] = predicted = head(tokens)  # (M, vocabulary)
+            # (a batch may have no masked token, without whole-word masking)
+            loss = mean_cross_entropy(predicted.float(), labels)
+        loss = self.weight * loss
+        return TaskOutput(loss, outputs, {"loss": mean(loss, len(labels)), "accuracy": accuracy(predicted, labels)})
+
+
+def _located(batch: Mapping[str, Any]) -> Mapping[str, Tensor]:
+    """Gives `masked_positions` and `masked_kept`, which batches that were not collated lack."""
+    return batch if "masked_kept" in batch else locate_masked_tokens(batch["text_labels_mlm"])
+
+
+def fill_mask(predictor: Any, text: Any, image: Any = None, top_k: int = 5) -> list[Any]:
+    """Gives the likeliest tokens for each [MASK] of a text, which an image may illustrate, best first."""
+    words, mask_id = predictor.vocabulary, predictor.tokenizer.mask_token_id
+    counts = [predictor.token_ids(each).count(mask_id) for each in text]
+    if 0 in counts:
+        cut = f"its first {predictor.model.max_text_len} tokens"
+        raise InputError(f"{text[counts.index(0)]!r}: has no [MASK] among {cut}")
+
+    def logits(model: Any, batch: Any) -> Tensor:
+        ids, masks = batch["text_ids"], batch["text_masks"]
+        hidden = model.encode_pair(ids, masks, batch["image"]) if image else model.encode_text(ids, masks)[0]
+        return model.mlm_score(hidden[:, : ids.shape[1]][ids == mask_id])[:, : len(words)]
+
+    scores = iter(predictor.compute(logits, text=text, image=image).softmax(-1))
+    return [[predictor.best(row, words, top_k) for row in islice(scores, count)] for count in counts]
+
+
+@TASKS.register("mlm")
+class MLM(MaskedTokens):
+    """Weighted by 0.25, as published."""
+
+    name = "mlm"
+    stage = 3
+    paths = ("pair",)
+    fields = {name: FIELDS[name] for name in ("image", "text_ids_mlm", "text_masks", "text_labels_mlm")}
+    weight = STAGE3_WEIGHT
+    uses = (
+        Use(
+            "fill_mask",
+            fill_mask,
+            "mlm_score",
+            "filling in words",
+            ("text",),
+            "masks",
+            optional=("image",),
+            options={"top_k": 5},
+            command="fill",
+        ),
+    )
+
+    def requests(self, step: Step) -> list[Encode]:
+        batch = step.batch
+        positions = _located(batch)["masked_positions"]
+        return [Encode(batch["image"], batch["text_ids_mlm"], batch["text_masks"], positions)]

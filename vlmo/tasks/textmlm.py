@@ -1,32 +1,45 @@
-"""Masked language modelling on text alone (stage 2)."""
+"""Masked language modelling on text alone (stage 2; paper: section 3.3)."""
 
-from __future__ import annotations
+from typing import Any
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
-
-from torch import nn
-
-from vlmo.settings import Settings
-from vlmo.tasks.base import Batch, Objective, ObjectiveOutput
-from vlmo.tasks.mlm import MLM, masked_word_loss, masked_words
-
-if TYPE_CHECKING:
-    from vlmo.modules.vlmo_module import VLMo
+from vlmo.batch import FIELDS
+from vlmo.modules.model import Encode
+from vlmo.registry import TASKS
+from vlmo.tasks.base import Step
+from vlmo.tasks.mlm import MaskedTokens, _located
 
 
-class TextMLM(Objective):
-    """Words of a text from the rest of it, through the language experts."""
+@TASKS.register("textmlm")
+class TextMLM(MaskedTokens):
+    """Tokens of a text from the rest of it, through the language experts; the shared attention stays as it is."""
 
     name = "textmlm"
-    metrics = MLM.metrics
-    primary_metrics = MLM.primary_metrics
+    stage = 2
+    alone = True
+    reads = frozenset({"text"})
+    datasets = frozenset({"wikibk"})
+    experts = ("text",)
     paths = ("text",)
+    # the shared attention and the vision experts keep what stage 1 learnt
+    trains = (
+        "text_embeddings",
+        "token_type_embeddings",
+        "mlp_text",
+        "norm2_text",
+        "mlm_score",
+        "relative_position_bias_table",
+        "transformer.norm",
+    )
+    fields = {name: FIELDS[name] for name in ("text_ids_mlm", "text_masks", "text_labels_mlm")}
+    weight = 1.0
 
-    def heads(self, embed_dim: int, settings: Settings) -> dict[str, nn.Module | nn.Parameter]:
-        return MLM().heads(embed_dim, settings)
+    @classmethod
+    def check(cls, settings: Any) -> list[str]:
+        if not settings.shared_ffn:
+            return []
+        return ["shared_ffn=True: stage 2 trains the language experts, and without experts there are none"]
 
-    def compute(self, model: VLMo, batch: Batch, done: Mapping[str, ObjectiveOutput]) -> ObjectiveOutput:
-        read, _ = masked_words(batch)
-        hidden, _ = model.encode_text(batch["text_ids_mlm"], batch["text_masks"], vl_branch=False, read=read)
-        return masked_word_loss(model, batch, hidden, weight=1.0)
+    def requests(self, step: Step) -> list[Encode]:
+        batch = step.batch
+        positions = _located(batch)["masked_positions"]
+        return [Encode(text_ids=batch["text_ids_mlm"], text_masks=batch["text_masks"], positions=positions)]

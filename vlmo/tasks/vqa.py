@@ -1,27 +1,33 @@
 """Visual question answering as classification over the frequent answers, with soft scores."""
 
-from __future__ import annotations
-
-from collections.abc import Mapping
+import json
+from collections.abc import Iterable, Sequence
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlmo.metrics import Mean, VQAScore
+from vlmo.batch import FIELDS, FLAG, Field
+from vlmo.errors import VLMoError
+from vlmo.files import atomic_write
 from vlmo.modules.attention import first_positions
 from vlmo.modules.heads import classifier
-from vlmo.settings import Settings
-from vlmo.tasks.base import Batch, ObjectiveOutput, PairObjective, Pairs
+from vlmo.modules.model import Encode, Hidden
+from vlmo.registry import TASKS
+from vlmo.settings.groups import PositiveInt
+from vlmo.settings.option import OptionGroup, option
+from vlmo.tasks.base import Measured, PredictionFiles, Step, Task, TaskOutput, Use, mean
 
-if TYPE_CHECKING:
-    from vlmo.modules.vlmo_module import VLMo
+# scores of VQA v2 test-dev in percent (paper: table 1), by size, at 480 px
+PUBLISHED = {"base": 76.6, "base_plus": 78.5, "large": 79.9}
+PUBLISHED_AT = 480  # image size
 
 
 def dense_targets(labels: Any, scores: Any, num_answers: int, device: torch.device) -> Tensor:
-    """Scores of all answers, 0 where an answer was not given.
+    """Gives the scores of all answers, 0 where an answer was not given.
 
     Args:
         labels, scores: (B, K) tensors, label -1 where a question has fewer than K answers; or lists of lists.
@@ -42,35 +48,130 @@ def dense_targets(labels: Any, scores: Any, num_answers: int, device: torch.devi
     return targets.scatter_(1, columns, scores.float().to(device))[:, :num_answers]
 
 
-class VQA(PairObjective):
+def answer_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """Takes (B, answers) both; mean over all elements times the number of answers, as published; 0 without any."""
+    return F.binary_cross_entropy_with_logits(logits.float(), targets, reduction="sum") / max(len(logits), 1)
+
+
+def soft_accuracy(logits: Tensor, targets: Tensor) -> Measured:
+    """Sums the scores that the annotators' answers give to the predicted answers; logits, targets: (N, answers)."""
+    return targets.gather(1, logits.argmax(-1, keepdim=True)).sum(dtype=torch.float64), len(logits)
+
+
+class Answered(NamedTuple):
+    """One row of the file that the VQA server takes; the answer is empty where the image cannot be decoded."""
+
+    question: int
+    answer: str
+
+
+def vqa_json(rows: Iterable[tuple[int, str]]) -> str:
+    """The VQA server's format, in the order of the questions' numbers."""
+    return json.dumps([{"question_id": question, "answer": answer} for question, answer in sorted(rows)])
+
+
+def answer(predictor: Any, image: Any, question: Any, top_k: int = 1) -> list[Any]:
+    """Gives the likeliest answers to a question about an image, best first; scores are independent of each other.
+
+    Raises:
+        VLMoError: also if the answers' texts are not known.
+    """
+    names = predictor.answers
+    if not names:
+        raise VLMoError(
+            "the checkpoint does not hold its answers: give answers=FILE, the JSON list of answers beside the tables"
+        )
+
+    def logits(model: Any, batch: Any) -> Tensor:
+        hidden = model.encode_pair(batch["text_ids"], batch["text_masks"], batch["image"])
+        return model.vqa_classifier(model.pooler(hidden))[:, : len(names)]
+
+    scores = predictor.compute(logits, image=image, text=question).sigmoid()
+    return [predictor.best(row, names, top_k) for row in scores]
+
+
+class VQAOptions(OptionGroup):
+    """Visual question answering"""
+
+    vqav2_label_size: PositiveInt = option(3129, "number of answers")
+
+
+@TASKS.register("vqa")
+class VQA(Task):
     """Binary cross-entropy over the answers, times their number."""
 
     name = "vqa"
-    metrics = {"loss": Mean, "score": VQAScore}
-    primary_metrics = ("score",)
-    evaluation_heads = ("vqa_classifier",)
+    datasets = frozenset({"vqa"})
+    test_has_labels = False
+    named_classes = True
+    writes_predictions = True
     paths = ("pair", "pooler")
+    head_group = True
+    required_heads = ("vqa_classifier",)
+    sized_by = {"vqa_classifier.3.": "vqav2_label_size"}
+    Options = VQAOptions
+    fields = {
+        **{name: FIELDS[name] for name in ("image", "text_ids", "text_masks")},
+        "vqa_labels": Field(("K",), padding=-1),
+        "vqa_scores": Field(("K",), torch.float32, padding=0),
+        "answered": FLAG,  # whether anything is known of the answers, which of test sets it is not
+    }
+    metrics = ("loss", "score")
+    primary_metrics = ("score",)
+    uses = (
+        Use("answer", answer, "vqa_classifier", "answering", ("image", "question"), "answers", options={"top_k": 5}),
+    )
 
-    def heads(self, embed_dim: int, settings: Settings) -> dict[str, nn.Module | nn.Parameter]:
-        return {"vqa_classifier": classifier(embed_dim, 2 * embed_dim, settings.vqav2_label_size)}
+    def heads(self, width: int) -> dict[str, nn.Module | nn.Parameter]:
+        return {"vqa_classifier": classifier(width, 2 * width, self.options.vqav2_label_size)}
 
-    def pairs(self, model: VLMo, batch: Batch, done: Mapping[str, ObjectiveOutput]) -> Pairs:
-        ids, image = batch["text_ids"], model.embed_image(batch["image"], token_type=1)
-        return Pairs(ids, batch["text_masks"], image, first_positions(ids))
+    def requests(self, step: Step) -> list[Encode]:
+        ids = step.batch["text_ids"]
+        return [Encode(step.batch["image"], ids, step.batch["text_masks"], first_positions(ids))]
 
-    def score(self, model: VLMo, batch: Batch, hidden: Tensor) -> ObjectiveOutput:
-        logits = model.vqa_classifier(model.pooler(hidden))
+    def loss(self, step: Step, encoded: Sequence[Hidden]) -> TaskOutput:
+        batch: Any = step.batch
+        logits = step.heads["vqa_classifier"](step.heads["pooler"](encoded[0][0]))
         targets = dense_targets(batch["vqa_labels"], batch["vqa_scores"], logits.shape[1], logits.device)
-        loss = answer_loss(logits, targets)
-        output = ObjectiveOutput(loss=loss, outputs={"logits": logits, "targets": targets})
-        if "answered" in batch and not model.training:  # of the questions of a test set nothing is known to measure
+        output = TaskOutput(answer_loss(logits, targets), {"logits": logits, "targets": targets})
+        measured_loss = output.loss
+        if "answered" in batch and not step.training and not batch["answered"].all():
             logits, targets = logits[batch["answered"]], targets[batch["answered"]]
+            measured_loss = answer_loss(logits, targets)
         if len(logits):
-            measured = loss if len(logits) == len(output.outputs["logits"]) else answer_loss(logits, targets)
-            output.updates = {"loss": (measured, len(logits)), "score": (logits, targets)}
+            output.measured = {"loss": mean(measured_loss, len(logits)), "score": soft_accuracy(logits, targets)}
         return output
 
+    @classmethod
+    def published(cls, settings: Any) -> dict[str, float]:
+        size = settings.model_arch.removeprefix("vlmo_").removesuffix("_patch16")
+        fits = settings.image_size == PUBLISHED_AT and size in PUBLISHED
+        return {"vqa/test-dev/score": PUBLISHED[size]} if fits else {}
 
-def answer_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """(B, answers) both; mean over all elements times the number of answers, as published; 0 without any question."""
-    return F.binary_cross_entropy_with_logits(logits.float(), targets, reduction="sum") / max(len(logits), 1)
+    def predictions(self, batch: Any, output: TaskOutput | None, label_names: Sequence[str] | None) -> list[Answered]:
+        """Every question once, also those whose image cannot be decoded; none where the answers have no names."""
+        if not label_names:
+            return []
+        rows = [Answered(targets["qid"], "") for targets in batch["skipped_targets"]]
+        if output is not None:
+            # a model may have room for more answers than there are
+            best = output.outputs["logits"][:, : len(label_names)].argmax(-1).tolist()
+            rows += [
+                Answered(question, label_names[label])
+                for question, label in zip(batch["qid"].tolist(), best, strict=True)
+            ]
+        return rows
+
+    def write_predictions(self, rows: list[Answered], folder: Path, checkpoint: str) -> PredictionFiles:
+        """Writes `vqa_submit_{checkpoint}.json`."""
+        if not rows:  # the answers have no names
+            return PredictionFiles()
+        path = folder / f"vqa_submit_{checkpoint}.json"
+        with atomic_write(path) as file:
+            file.write(vqa_json(rows).encode())
+        unread = sum(not row.answer for row in rows)
+        warning = (
+            f"{path}: {unread} of {len(rows)} answers are empty, as the images of these questions cannot be decoded; "
+            "the server counts them as wrong"
+        )
+        return PredictionFiles([path], {}, [warning] if unread else [])

@@ -14,20 +14,16 @@ demands, to `VLMo.backward`, which calls `second_pass`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from vlmo.distributed.collectives import gather_shapes, mean_gradients
-from vlmo.tasks import ObjectiveOutput, num_samples
-from vlmo.tasks.base import Batch, compute_all
-from vlmo.tasks.itc import ContrastObjective
-
-if TYPE_CHECKING:
-    from vlmo.modules.vlmo_module import VLMo
+from vlmo.distributed.collectives import mean_gradients
+from vlmo.tasks.base import Step, Task, TaskOutput, compute_tasks, num_samples
+from vlmo.tasks.itc import ContrastTask
 
 Features = dict[str, Tensor]
 
@@ -36,17 +32,17 @@ class ContrastCache:
     """Takes a model's training steps; holds what the first pass of a step leaves for its second.
 
     Args:
-        model: with one contrastive objective.
+        model: `VLMo` with one contrastive task.
         chunk_size: pairs that are encoded at a time; they alone are moved to the model's device.
     """
 
-    def __init__(self, model: VLMo, chunk_size: int) -> None:
+    def __init__(self, model: Any, chunk_size: int) -> None:
         self.model, self.chunk_size = model, chunk_size
-        (self.contrast,) = (o for o in model.objectives if isinstance(o, ContrastObjective))
-        self.others = [o for o in model.objectives if o is not self.contrast]
+        (self.contrast,) = (task for task in model.tasks if isinstance(task, ContrastTask))
+        self.others: list[Task] = [task for task in model.tasks if task is not self.contrast]
 
-    def first_pass(self, batch: Batch) -> dict[str, ObjectiveOutput]:
-        """The contrast of the whole batch, by its name; its weighted loss has a graph down to the features."""
+    def first_pass(self, batch: Mapping[str, Any]) -> dict[str, TaskOutput]:
+        """Gives the contrast of the whole batch, by its name; its weighted loss has a graph down to the features."""
         device, weights = self.model.device, self.model.settings.loss_names
         self.autocast = torch.autocast(
             device.type, torch.get_autocast_dtype(device.type), torch.is_autocast_enabled(device.type)
@@ -55,41 +51,43 @@ class ContrastCache:
         found: list[Features] = []
         for chunk in self._chunks(batch):
             self.states.append(_random_state(device))
-            with torch.no_grad(), self.model.attention_masks.one_step():
-                found.append(self.contrast.features(self.model, chunk))
+            with torch.no_grad():
+                found.append(self._features(chunk))
         self.features = {n: torch.cat([each[n].float() for each in found]).requires_grad_() for n in found[0]}
-        output = self.contrast.compare(self.model, self.features, gather_shapes(batch["text_ids"].to(device)))
+        step = Step(batch, self.model.heads, training=True)  # type: ignore[arg-type]
+        output = self.contrast.compare(step, self.features)
         # of value 0: its gradient is the factor that the precision scales losses by, for those of the second pass
         self.unit = torch.zeros((), device=device, requires_grad=True)
         output.loss = output.loss * weights[self.contrast.name] + self.unit
         self.batch = dict(batch)
-        for objective in self.others:
-            self.batch |= objective.prepare(self.model, self.batch, {self.contrast.name: output})
+        provided = {self.contrast.provides: output}
+        for task in self.others:
+            self.batch |= task.prepare(Step(self.batch, self.model.heads, True, provided))  # type: ignore[arg-type]
         return {self.contrast.name: output}
 
-    def second_pass(self, loss: Tensor, measure: Callable[[dict[str, ObjectiveOutput]], None]) -> None:
+    def second_pass(self, loss: Tensor, measure: Callable[[dict[str, TaskOutput]], None]) -> None:
         """Adds the gradient of the whole batch to the parameters, as the mean over all processes.
 
         Args:
             loss: of the first pass, possibly multiplied.
-            measure: called with the outputs of the other objectives in each chunk, by name; their tensors are as large
-                as the chunk's, so nothing of them should be kept.
+            measure: called with the outputs of the other tasks in each chunk, by name; their tensors are as large as
+                the chunk's, so nothing of them should be kept.
         """
         loss.backward()
-        items = {o.name: max(float(o.num_items(self.batch)), 1.0) for o in self.others}
+        items = {task.name: max(float(task.num_items(self.batch)), 1.0) for task in self.others}  # type: ignore
         start = 0
         for chunk, state in zip(self._chunks(self.batch), self.states, strict=True):
             end = start + num_samples(chunk)
-            with self.autocast, self.model.attention_masks.one_step():
+            with self.autocast:
                 with _replayed(state, self.model.device):
-                    features = self.contrast.features(self.model, chunk)
+                    features = self._features(chunk)
                 fed = [(features[n].float() * _gradient(whole)[start:end]).sum() for n, whole in self.features.items()]
-                outputs = compute_all(self.others, self.model, chunk, {})
-                for objective in self.others:
-                    if objective.name in outputs:
-                        share = float(objective.num_items(chunk)) / items[objective.name]
-                        weight = share * self.model.settings.loss_names[objective.name]
-                        fed.append(outputs[objective.name].loss * weight * _gradient(self.unit))
+                outputs = compute_tasks(self.model, self.others, chunk)  # type: ignore[arg-type]
+                for task in self.others:
+                    if task.name in outputs:
+                        share = float(task.num_items(chunk)) / items[task.name]  # type: ignore[arg-type]
+                        weight = share * self.model.settings.loss_names[task.name]
+                        fed.append(outputs[task.name].loss * weight * _gradient(self.unit))
             torch.stack(fed).sum().backward()
             if num_samples(chunk):
                 measure(outputs)
@@ -97,12 +95,18 @@ class ContrastCache:
         del self.features, self.batch, self.states
         mean_gradients(self.model.parameters())
 
-    def _chunks(self, batch: Batch) -> Iterator[dict[str, Any]]:
+    def _features(self, chunk: Mapping[str, Any]) -> Features:
+        step = Step(chunk, self.model.heads, training=True)  # type: ignore[arg-type]
+        return self.contrast.features(step, self.model.encode(self.contrast.requests(step)))
+
+    def _chunks(self, batch: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         for chunk in chunks(batch, self.chunk_size):
+            for task in self.others:  # (on the CPU, where the chunk still lies)
+                chunk |= task.derive(chunk)  # type: ignore[arg-type]
             yield {n: v.to(self.model.device) if isinstance(v, Tensor) else v for n, v in chunk.items()}
 
 
-def chunks(batch: Batch, size: int) -> Iterator[dict[str, Any]]:
+def chunks(batch: Mapping[str, Any], size: int) -> Iterator[dict[str, Any]]:
     """The batch in parts of `size` samples, in order; texts are cut to the longest of their part.
 
     Fields that are not one entry a sample are left out.

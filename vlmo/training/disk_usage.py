@@ -3,15 +3,17 @@
 import math
 from collections.abc import Mapping
 
-from vlmo.modules import VLMo
+from torch import nn
+
 from vlmo.settings import Settings
+from vlmo.training.optimizer import state_share
 
 
-def checkpoint_size(model: VLMo) -> int:
+def checkpoint_size(model: nn.Module, optim_type: str) -> int:
     """Bytes of a training checkpoint: the weights, and what the optimizer keeps of those that are trained."""
-    kept = {"adamw": 2, "adam": 2, "sgd": 1}[model.settings.optim_type]
     trained = sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
-    return sum(tensor.nbytes for tensor in model.state_dict().values()) + kept * trained
+    weights = sum(tensor.nbytes for tensor in model.state_dict().values())
+    return weights + int(state_share(optim_type) * trained)
 
 
 def num_checkpoints(s: Settings, texts: Mapping[str, int]) -> int:

@@ -21,10 +21,10 @@ def explain_failures(settings: Settings, trainer: Trainer) -> Iterator[None]:
     try:
         yield
     except VLMoError as error:
-        if not str(error).startswith("Caught VLMoError in DataLoader worker"):
+        if _raised_in(error)[-1] != "torch._utils":
             raise
-        # torch hands on the whole traceback of the loader process as the message
-        raise VLMoError(str(error).strip().rpartition("VLMoError: ")[2]) from error
+        # raised in a loader process: torch raises the same type here, with the traceback of there as its message
+        raise VLMoError(str(error).strip().rpartition(f"{VLMoError.__name__}: ")[2]) from error
     except (MemoryError, RuntimeError, OSError, EOFError) as error:  # (torch.OutOfMemoryError is a RuntimeError)
         explanation = _explanation(error, settings, trainer)
         if explanation is None:
@@ -32,14 +32,18 @@ def explain_failures(settings: Settings, trainer: Trainer) -> Iterator[None]:
         raise VLMoError(explanation) from error
 
 
+def _raised_in(error: BaseException) -> list[str]:
+    """Modules that an error went through, the one that raised it last."""
+    return [frame.f_globals.get("__name__", "") for frame, _ in walk_tb(error.__traceback__)]
+
+
 def _explanation(error: Exception, settings: Settings, trainer: Trainer) -> str | None:
-    text = str(error)
     if isinstance(error, torch.OutOfMemoryError):
         return _less_memory("the GPU's", settings, trainer)
-    if isinstance(error, MemoryError) or "can't allocate memory" in text:
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):  # (torch's on a CPU has no type)
         return _less_memory("the machine's", settings, trainer)
-    how = (text or type(error).__name__).splitlines()[0]
-    if text.startswith("DataLoader worker") or _is_of_a_pipe(error):
+    if _is_of_a_loader_process(error):
+        how = (str(error) or type(error).__name__).splitlines()[0]
         return (
             f"a process that loads data has died at step {trainer.global_step + 1} ({how}). Mostly the machine has run "
             f"out of memory (lower num_workers, now {settings.num_workers}) or of shared memory (a container needs a "
@@ -49,12 +53,12 @@ def _explanation(error: Exception, settings: Settings, trainer: Trainer) -> str 
     return None
 
 
-def _is_of_a_pipe(error: Exception) -> bool:
-    """Did it come up between two processes? One that dies while it hands over a batch is noticed as a broken pipe."""
-    if not isinstance(error, OSError | EOFError):
-        return False
-    modules = (frame.f_globals.get("__name__", "") for frame, _ in walk_tb(error.__traceback__))
-    return any(module.startswith("multiprocessing.") for module in modules)
+def _is_of_a_loader_process(error: Exception) -> bool:
+    """Whether a loader process died: the loader says so, or, while a batch is handed over, a broken pipe does."""
+    modules = _raised_in(error)
+    if isinstance(error, OSError | EOFError):
+        return any(module.startswith("multiprocessing.") for module in modules)
+    return modules[-1].startswith("torch.utils.data.")
 
 
 def _less_memory(whose: str, settings: Settings, trainer: Trainer) -> str:

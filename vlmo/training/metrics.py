@@ -1,72 +1,91 @@
-"""What is measured in the steps: every metric of every objective, for each phase, summed over the processes."""
+"""What is measured in the steps: every metric of every task as a sum and a count, by phase, over all processes."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vlmo.distributed.collectives import sum_over_processes, world_size
-from vlmo.metrics import Mean
-from vlmo.tasks import Objective, ObjectiveOutput
+from vlmo.tasks.base import Measured, Task, TaskOutput
 
 STEP = "step"  # since the last optimizer step; the other phases are what they are called, over an epoch
 PHASES = ("train", "val", "test")
 
 
-class Metrics(nn.Module):
-    """Means that are weighted by the samples behind them, over all passes, batches and processes."""
+class Ratio:
+    """A mean: a sum over a count, both float64, so that sums over millions of samples stay exact.
 
-    def __init__(self, objectives: Sequence[Objective]) -> None:
-        super().__init__()
-        self.metrics = nn.ModuleDict(
-            {
-                f"{phase}/{objective.name}/{key}": metric()
-                for phase in (STEP, *PHASES)
-                for objective in objectives
-                for key, metric in objective.metrics.items()
-            }
-        )
+    Attributes:
+        update_count: updates since it was begun.
+    """
 
-    def _of(self, phase: str) -> Iterator[tuple[str, str, Mean]]:
-        """Objective, key and metric."""
-        for name, metric in self.metrics.items():
-            of, objective, key = name.split("/", 2)
-            if of == phase:
-                yield objective, key, cast(Mean, metric)
+    def __init__(self) -> None:
+        self.reset()
 
-    def update(self, phase: str, outputs: Mapping[str, ObjectiveOutput]) -> None:
-        """Adds a batch, by objective."""
+    def reset(self) -> None:
+        self.total: Tensor | None = None
+        self.count: Tensor | float = 0.0
+        self.update_count = 0
+
+    def update(self, measured: Measured) -> None:
+        total, count = measured[0].detach().double(), measured[1]
+        self.total = total if self.total is None else self.total + total
+        self.count = self.count + (count.detach().double() if isinstance(count, Tensor) else count)
+        self.update_count += 1
+
+    def sums(self) -> Tensor:
+        """(2,) float64: total and count so far, of this process alone."""
+        if self.total is None:
+            return torch.zeros(2, dtype=torch.float64)
+        return torch.stack([self.total, torch.as_tensor(self.count, dtype=torch.float64).to(self.total.device)])
+
+    def restore(self, sums: Tensor, updates: int) -> None:
+        """Goes on from `sums` (those of several processes add up) after as many updates."""
+        self.total, self.count = sums.double().unbind()
+        self.update_count = updates
+
+
+class Metrics:
+    """Means that are weighted by the items behind them, over all passes, batches and processes.
+
+    Attributes:
+        ratios: by "phase/task/metric".
+    """
+
+    def __init__(self, tasks: Sequence[Task]) -> None:
+        self.ratios = {
+            f"{phase}/{task.name}/{key}": Ratio() for phase in (STEP, *PHASES) for task in tasks for key in task.metrics
+        }
+
+    def update(self, phase: str, outputs: Mapping[str, TaskOutput]) -> None:
+        """Adds a batch, by task."""
         for name, output in outputs.items():
-            for key, arguments in output.updates.items():
-                for of in (phase, STEP) if phase == "train" else (phase,):
-                    cast(Mean, self.metrics[f"{of}/{name}/{key}"]).update(*arguments)
+            for key, measured in output.measured.items():
+                self.ratios[f"{phase}/{name}/{key}"].update(measured)
+                if phase == "train":
+                    self.ratios[f"{STEP}/{name}/{key}"].update(measured)
 
-    def compute_step(self) -> dict[str, Tensor]:
-        """By log tag, what was measured in training since the last call; all processes must call it.
+    def compute_step(self, device: torch.device) -> dict[tuple[str, str], Tensor]:
+        """Gives, by task and metric, what was measured in training since the last call; all processes must call it.
 
         One exchange for all numbers, and no wait for the device. What this process did not measure itself is left out.
         """
-        metrics = {f"{name}/train/{key}": metric for name, key, metric in self._of(STEP)}
-        totals = torch.stack([torch.stack([metric.total, metric.count]) for metric in metrics.values()])
-        totals = sum_over_processes(totals)
-        means = {
-            tag: (total / count).float()
-            for (tag, metric), (total, count) in zip(metrics.items(), totals, strict=True)
-            if metric.update_called
-        }
-        for metric in metrics.values():
-            metric.reset()
-        return means
+        return {key: mean for key, mean, ratio in self._compute(STEP, device) if ratio.update_count}
 
-    def compute_epoch(self, phase: str) -> dict[tuple[str, str], Tensor]:
-        """By objective and key, what was measured since the last call; all processes must call it."""
-        values = {}
-        for name, key, metric in self._of(phase):
-            if not (metric.update_called or world_size() > 1):
-                continue  # (computing is collective: every process takes part, also one that saw no sample)
-            value = metric.compute()
-            if metric.update_called or not value.isnan():
-                values[name, key] = value
-            metric.reset()
-        return values
+    def compute_epoch(self, phase: str, device: torch.device) -> dict[tuple[str, str], Tensor]:
+        """Gives, by task and metric, what was measured since the last call; all processes must call it."""
+        together = world_size() > 1
+        return {
+            key: mean
+            for key, mean, ratio in self._compute(phase, device)
+            if ratio.update_count or (together and not mean.isnan())
+        }
+
+    def _compute(self, phase: str, device: torch.device) -> Iterator[tuple[tuple[str, str], Tensor, Ratio]]:
+        """Gives task and metric, the mean over all processes, and this process's ratio, which begins anew after."""
+        ratios = {name: ratio for name, ratio in self.ratios.items() if name.startswith(f"{phase}/")}
+        sums = sum_over_processes(torch.stack([ratio.sums().to(device) for ratio in ratios.values()]))
+        for (name, ratio), (total, count) in zip(ratios.items(), sums, strict=True):
+            _, task, key = name.split("/", 2)
+            yield (task, key), (total / count).float(), ratio
+            ratio.reset()

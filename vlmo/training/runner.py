@@ -3,57 +3,71 @@
 Order matters: whatever can be wrong is looked at before the model is built and before anything is written.
 """
 
-import importlib.util
-import json
 import logging
 import os
-import shutil
-import tempfile
+import sys
 import warnings
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-from pytorch_lightning.callbacks import Callback, LearningRateMonitor
+from pytorch_lightning.callbacks import Callback, LearningRateMonitor, TQDMProgressBar
+from pytorch_lightning.loggers import Logger
+from pytorch_lightning.strategies import Strategy
 
 from vlmo.checkpoints import loading as checkpoint
 from vlmo.datamodules.multitask_datamodule import MTDataModule
-from vlmo.datasets import DATASETS
-from vlmo.errors import VLMoError
-from vlmo.files import atomic_write, existing_folder
 from vlmo.modules import VLMo
-from vlmo.modules.multiway_transformer import ARCHITECTURES
 from vlmo.settings import Settings
-from vlmo.tasks import objective_names
-from vlmo.training.callbacks.console import console_callbacks, summary
-from vlmo.training.callbacks.nonfinite import NonFinite
-from vlmo.training.callbacks.predictions import NLVR2Predictions, VQAPredictions
-from vlmo.training.callbacks.process_watchdog import ProcessWatchdog, explain
+from vlmo.training.callbacks.console import ConsoleLine
+from vlmo.training.callbacks.predictions import Predictions
+from vlmo.training.callbacks.process_watchdog import ProcessWatchdog
 from vlmo.training.callbacks.profile import StepProfile
 from vlmo.training.callbacks.retrieval import RetrievalEvaluation
 from vlmo.training.callbacks.signals import StopSignals
-from vlmo.training.callbacks.unreadable import UnreadableImages
-from vlmo.training.checkpointing.checkpoints import Checkpoints, newest_intact
-from vlmo.training.checkpointing.resume import Resume
+from vlmo.training.callbacks.skipping import NonFinite, UnreadableImages
+from vlmo.training.checkpointing.checkpoints import Checkpoints
+from vlmo.training.checkpointing.files import check_resume, resume_path
 from vlmo.training.environment import Environment, choose_environment
 from vlmo.training.error_translation import explain_failures
-from vlmo.training.label_names import resolve_label_names
 from vlmo.training.loggers import build_loggers
-from vlmo.training.results import results
+from vlmo.training.preparation import check_log_dir, next_run_folder, resolve_label_names, save_settings
 from vlmo.training.strategy import ShardedBlocks, build_strategy
+from vlmo.training.summary import results, summary
 
 log = logging.getLogger(__name__)
 
-KNOWN: dict[str, Iterable[str]] = {
-    "architectures": ARCHITECTURES,
-    "datasets": DATASETS,
-    "losses": objective_names(),
-}
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run whose settings, files and devices have been checked.
+
+    Attributes:
+        folder: of the run; it need not be there yet.
+        loggers: that the settings ask for.
+        label_names: of the classes, where they have names.
+        resumed_from: the checkpoint that training goes on from.
+    """
+
+    settings: Settings
+    environment: Environment
+    datamodule: MTDataModule
+    model: VLMo
+    folder: Path
+    loggers: list[Logger] = field(default_factory=list)
+    label_names: list[str] | None = None
+    resumed_from: Path | None = None
 
 
-def run(config: Mapping[str, Any]) -> dict[str, float]:
+def run(
+    config: Mapping[str, Any], *, callbacks: Iterable[Callback] = (), loggers: Iterable[Logger] = ()
+) -> dict[str, float]:
     """Trains, or evaluates with `test_only`, as the config says.
+
+    Args:
+        callbacks, loggers: of Lightning's, beside those that the config asks for.
 
     Returns:
         the numbers that were measured last, by log tag.
@@ -61,109 +75,117 @@ def run(config: Mapping[str, Any]) -> dict[str, float]:
     Raises:
         VLMoError: for anything wrong with the config, the files or the machine, before the model is built.
     """
-    settings = Settings.from_config(config, KNOWN)
+    return execute(prepare(config), callbacks, loggers)
+
+
+def prepare(config: Mapping[str, Any]) -> Prepared:
+    """Checks everything, then builds the model. Raises VLMoError as `run` does."""
+    settings = Settings.from_config(config)
     environment = choose_environment(settings)
-    if settings.compile:
-        check_compiler(environment.accelerator)
     datamodule = MTDataModule(settings)
-    stage = "test" if settings.test_only else "fit"
-    datamodule.check(stage)
+    datamodule.check("test" if settings.test_only else "fit")
     loaded = checkpoint.read(settings.load_path) if settings.load_path else None
     if loaded:
         checkpoint.refuse_foreign(loaded)
-    answers, vocabulary = resolve_label_names(settings, datamodule, loaded.metadata if loaded else None)
-    resume = resume_path(settings)
+    label_names, vocabulary = resolve_label_names(settings, datamodule, loaded.metadata if loaded else None)
+    resumed_from = None if settings.test_only else resume_path(settings)
     check_log_dir(settings)
+    folder = next_run_folder(settings)
+    loggers = [] if settings.fast_dev_run else build_loggers(settings, folder)
 
     _quieten()
     for notice in environment.notices:
         log.warning(notice)
     pl.seed_everything(settings.seed, workers=True, verbose=False)
-    model = VLMo(dict(config), loaded)
-    del loaded  # (its tensors would stay in memory beside the model's)
-    model.answers, model.vocabulary = answers, vocabulary
-    if resume:
-        check_resume(resume, model)
+    model = VLMo(settings, loaded, label_names=label_names, vocabulary=vocabulary)
+    if resumed_from:
+        check_resume(resumed_from, model)
     if settings.compile:
-        model.transformer.compile_steps()
-    trainer = build_trainer(settings, environment, datamodule, model, answers, resume)
+        model.transformer.compile_blocks()
+    return Prepared(settings, environment, datamodule, model, folder, loggers, label_names, resumed_from)
+
+
+def execute(prepared: Prepared, callbacks: Iterable[Callback] = (), loggers: Iterable[Logger] = ()) -> dict[str, float]:
+    """Trains or evaluates, and prints what came of it; returns the numbers by log tag."""
+    settings, model = prepared.settings, prepared.model
+    trainer = build_trainer(prepared, callbacks, loggers)
     if settings.test_only:
         _warn_of_resizing(model, settings)
     if trainer.is_global_zero:
-        print(summary(settings, environment, model), flush=True)
-
+        print(summary(settings, prepared.environment, model), flush=True)
     try:
-        if settings.test_only:
-            measured = _evaluate(settings, trainer, model, datamodule)
-        else:
-            measured = _train(settings, trainer, model, datamodule, resume)
+        metrics = _evaluate(prepared, trainer) if settings.test_only else _train(prepared, trainer)
     except RuntimeError as error:
-        raise explain(error, trainer) from error
+        watchdog = _own(trainer, ProcessWatchdog)
+        raise watchdog.explain(error, trainer) if watchdog else error from error
     if trainer.is_global_zero:
-        print(results(settings, measured), flush=True)
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            for path in callback.written if isinstance(callback, VQAPredictions | NLVR2Predictions) else ():
+        print(results(settings, metrics), flush=True)
+        if settings.test_only and not settings.fast_dev_run:
+            predictions = _own(trainer, Predictions)
+            for path in predictions.written if predictions else ():
                 print(f"  predictions: {path}", flush=True)
-        if trainer.logger and not settings.test_only:  # (not trainer.log_dir, which waits for the other processes)
-            print(f"  logs and checkpoints: {trainer.logger.log_dir}", flush=True)
-    return measured
+        elif not settings.fast_dev_run:
+            print(f"  logs and checkpoints: {trainer.default_root_dir}", flush=True)
+    return metrics
 
 
-def _train(
-    settings: Settings, trainer: pl.Trainer, model: VLMo, datamodule: MTDataModule, resume: Path | None
-) -> dict[str, float]:
+def _train(prepared: Prepared, trainer: pl.Trainer) -> dict[str, float]:
     """The numbers of the last step and the last validation."""
-    _save_settings(settings, trainer)
+    settings, model, datamodule = prepared.settings, prepared.model, prepared.datamodule
+    if trainer.is_global_zero and not settings.fast_dev_run:
+        save_settings(settings, Path(trainer.default_root_dir))
     with explain_failures(settings, trainer):
-        trainer.fit(model, datamodule=datamodule, ckpt_path=resume)
-    if trainer.global_step != model.validated_at and datamodule.has("val"):  # training ended between two validations
+        trainer.fit(model, datamodule=datamodule, ckpt_path=prepared.resumed_from)
+    ended_between_validations = trainer.global_step != _own(trainer, Checkpoints).validated_at
+    if ended_between_validations and datamodule.has("val"):
         if isinstance(trainer.strategy, ShardedBlocks):
             log.warning("not validated at the end: FSDP cannot; evaluate last.ckpt with test_only=True")
         else:
             trainer.validate(model, datamodule=datamodule, verbose=False)
-    return _measured(trainer)
+    return _metrics(trainer)
 
 
-def _evaluate(settings: Settings, trainer: pl.Trainer, model: VLMo, datamodule: MTDataModule) -> dict[str, float]:
-    """The numbers of a test run. The answers to VQA's test are not known: what is held out of val shows the score."""
-    measured: dict[str, float] = {}
+def _evaluate(prepared: Prepared, trainer: pl.Trainer) -> dict[str, float]:
+    """The numbers of a test run; of val too, where the labels of test are not known."""
+    model, datamodule = prepared.model, prepared.datamodule
+    metrics: dict[str, float] = {}
     testable = datamodule.has("test")  # if not, recall on val is what there is to measure
-    if not testable or ("vqa" in settings.active and datamodule.has("val")):
+    test_has_labels = all(task.test_has_labels for task in model.tasks)
+    if not testable or (not test_has_labels and datamodule.has("val")):
         trainer.validate(model, datamodule=datamodule, verbose=False)
-        measured = _measured(trainer)
+        metrics = _metrics(trainer)
     if testable:
         trainer.test(model, datamodule=datamodule, verbose=False)
-    return measured | _measured(trainer)
+    return metrics | _metrics(trainer)
 
 
-def _measured(trainer: pl.Trainer) -> dict[str, float]:
+def _metrics(trainer: pl.Trainer) -> dict[str, float]:
     return {name: float(value) for name, value in trainer.callback_metrics.items()}
 
 
-def build_trainer(
-    settings: Settings,
-    environment: Environment,
-    datamodule: MTDataModule,
-    model: VLMo,
-    answers: list[str] | None = None,
-    resumed_from: Path | None = None,
-) -> pl.Trainer:
-    """Lightning's Trainer with this project's loggers and callbacks.
+def _own(trainer: pl.Trainer, kind: Any) -> Any:
+    """Gives the trainer's callback of that class, None if it has none."""
+    found = (callback for callback in trainer.callbacks if isinstance(callback, kind))  # type: ignore[attr-defined]
+    return next(found, None)
 
-    Args:
-        answers: of the VQA labels.
-        resumed_from: the checkpoint that the run will go on from.
-    """
-    strategy, callbacks = build_strategy(environment.strategy, model)
-    callbacks += _callbacks(settings, datamodule, answers)
+
+def build_trainer(prepared: Prepared, callbacks: Iterable[Callback] = (), loggers: Iterable[Logger] = ()) -> pl.Trainer:
+    """Lightning's Trainer with this project's loggers and callbacks, and those given."""
+    settings, environment = prepared.settings, prepared.environment
+    all_loggers = [] if settings.fast_dev_run else [*prepared.loggers, *loggers]
+    learning_rate = [LearningRateMonitor(logging_interval="step")] if all_loggers else []
+    strategy: Strategy | str = environment.strategy
+    needed: list[Callback] = []
+    if strategy != "auto":  # which is a single process
+        strategy, needed = build_strategy(environment.strategy, prepared.model)
     plugins: list[Any] = [environment.cluster] if environment.cluster else []
-    checkpoints = None
-    if not (settings.fast_dev_run or settings.test_only):
-        resume = Resume(settings)
-        checkpoints = Checkpoints(settings, resume, not datamodule.has("val"), resumed_from)
-        callbacks += [resume, checkpoints]  # in this order: the one knows the place that the other saves
+    stop = StopSignals()
+    last: list[Callback] = [stop]
+    if not settings.test_only:
+        each_epoch = not prepared.datamodule.has("val")
+        checkpoints = Checkpoints(settings, stop, each_epoch, prepared.resumed_from)
+        last = [checkpoints, stop]
         plugins.append(checkpoints.io)
-    callbacks.append(StopSignals(settings, checkpoints))
     return pl.Trainer(
         accelerator=environment.accelerator,
         devices=environment.devices,
@@ -184,28 +206,29 @@ def build_trainer(
         num_sanity_val_steps=0,  # the checks have been made, and recall over two batches means nothing
         use_distributed_sampler=False,  # the data module shares out the samples itself
         enable_model_summary=False,  # ours says more
-        logger=False if settings.fast_dev_run else build_loggers(settings),
-        default_root_dir=os.path.join(settings.log_dir, settings.run_name),
+        logger=all_loggers or False,
+        default_root_dir=prepared.folder,
         enable_checkpointing=False,  # ours write from any batch, and what a full disk refuses does not end the run
-        callbacks=callbacks,
+        callbacks=[*needed, *_callbacks(prepared), *learning_rate, *callbacks, *last],
     )
 
 
-def _callbacks(settings: Settings, datamodule: MTDataModule, answers: list[str] | None) -> list[Callback]:
-    callbacks: list[Callback] = [ProcessWatchdog(), UnreadableImages(), NonFinite(settings.max_nonfinite)]
+def _callbacks(prepared: Prepared) -> list[Callback]:
+    """Those that this run has a use for."""
+    settings = prepared.settings
+    callbacks: list[Callback] = [UnreadableImages(), TQDMProgressBar(refresh_rate=1 if sys.stderr.isatty() else 0)]
+    if settings.devices * settings.num_nodes > 1 or "LOCAL_RANK" in os.environ:
+        callbacks.append(ProcessWatchdog())
     if settings.get_recall_metric:
-        callbacks.append(RetrievalEvaluation(rerank=settings.k_test if settings.get_recall_rerank_metric else 0))
-    if settings.test_only and not settings.fast_dev_run:
-        folder, name = Path(settings.log_dir), Path(settings.load_path).stem
-        if answers is not None:
-            callbacks.append(VQAPredictions(folder / f"vqa_submit_{name}.json", answers))
-        if "nlvr2" in settings.active:
-            callbacks.append(NLVR2Predictions(folder, name))
-    callbacks += console_callbacks(settings)
+        rerank = settings.k_test if settings.get_recall_rerank_metric else 0
+        callbacks.append(RetrievalEvaluation(settings.per_gpu_batchsize, rerank))
+    if not settings.test_only:
+        weights = {name: settings.loss_names[name] for name in settings.active}
+        callbacks += [NonFinite(settings.max_nonfinite), ConsoleLine(settings.log_every_n_steps, weights)]
+    elif not settings.fast_dev_run and any(task.writes_predictions for task in prepared.model.tasks):
+        callbacks.append(Predictions(Path(settings.log_dir), Path(settings.load_path).stem, prepared.label_names))
     if settings.profile_steps:
         callbacks.append(StepProfile(settings.profile_steps))
-    if not settings.fast_dev_run:
-        callbacks.append(LearningRateMonitor(logging_interval="step"))
     return callbacks
 
 
@@ -218,49 +241,6 @@ def _warn_of_resizing(model: VLMo, settings: Settings) -> None:
                 f"{settings.load_path}: is of another image size, its positions are adapted to image_size="
                 f"{settings.image_size} ({report.resized[name]}) without training at it: expect lower numbers"
             )
-
-
-def resume_path(settings: Settings) -> Path | None:
-    """The checkpoint that training continues from, if any."""
-    if settings.test_only:
-        return None
-    if settings.resume_from:
-        if not Path(settings.resume_from).exists():  # (DeepSpeed's are folders)
-            raise VLMoError(f"resume_from={settings.resume_from}: there is no such file")
-        return Path(settings.resume_from)
-    return newest_intact(settings) if settings.resume_during_training else None
-
-
-def check_resume(path: Path, model: VLMo) -> None:
-    """Resuming takes over the state of a run as a whole, so the model must be the same."""
-    if path.is_dir():
-        return  # sharded: Lightning's to read
-    found = checkpoint.read(path)
-    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
-    if found.container != "state_dict" or {name: t.shape for name, t in found.tensors.items()} != shapes:
-        raise VLMoError(
-            f"{path}: is not a checkpoint of this model and task that this project saved, so training cannot be "
-            f"resumed from it; to start from its weights give it with load_path instead"
-        )
-
-
-def check_log_dir(settings: Settings) -> None:
-    folder = existing_folder(settings.log_dir)
-    try:
-        with tempfile.TemporaryFile(dir=folder):  # (the permissions alone say nothing of read-only disks and quotas)
-            pass
-    except OSError as error:
-        raise VLMoError(
-            f"log_dir={settings.log_dir}: {folder} is no folder that can be written to ({error.strerror}); give "
-            "another log_dir"
-        ) from error
-
-
-def _save_settings(settings: Settings, trainer: pl.Trainer) -> None:
-    """The resolved settings as JSON beside the checkpoints."""
-    if trainer.is_global_zero and trainer.logger:
-        with atomic_write(Path(str(trainer.logger.log_dir)) / "settings.json") as file:
-            file.write((json.dumps(settings.model_dump(mode="json"), indent=2) + "\n").encode())
 
 
 def _quieten() -> None:
@@ -278,11 +258,3 @@ def _quieten() -> None:
     ):
         warnings.filterwarnings("ignore", pattern)
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
-
-
-def check_compiler(accelerator: str) -> None:
-    """Raises VLMoError if what torch.compile builds its kernels with is missing."""
-    if accelerator == "gpu" and importlib.util.find_spec("triton") is None:
-        raise VLMoError("compile=True: needs triton on a GPU: pip install triton, or leave it at False")
-    if accelerator == "cpu" and shutil.which(os.environ.get("CXX", "g++")) is None:
-        raise VLMoError("compile=True: needs a C++ compiler on a CPU: install g++, or leave it at False")

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from pytorch_lightning import Callback, Trainer
+from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.strategies import DDPStrategy, FSDPStrategy, Strategy
 from torch import Tensor, nn
 
@@ -40,29 +40,34 @@ class ShardedBlocks(FSDPStrategy):
 
 
 class PrepareForSharding(Callback):
-    """Makes the model one that FSDP and DeepSpeed take.
+    """Makes the model one that FSDP and DeepSpeed take."""
 
-    Neither takes a weight without dimensions: the contrast's temperatures have one here, and in files none as ever.
-    """
-
-    def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        assert isinstance(pl_module, VLMo)
         for parameter in _unreached(pl_module):  # FSDP moves its own alone
             parameter.data = parameter.data.to(trainer.strategy.root_device)
-        # its weights are together only where all processes compute, so all take every step
-        pl_module.steps_together = isinstance(trainer.strategy, ShardedBlocks)
-        scalars = [(name, parameter) for name, parameter in pl_module.named_parameters() if parameter.ndim == 0]
-        if not scalars:
-            return
+        ScalarsAsVectors(pl_module)
 
-        def reshape(state: dict[str, Tensor], prefix: str, shape: tuple[int, ...]) -> None:
-            for name, _ in scalars:  # (of a whole state, FSDP leaves to other processes than the first empty shards)
-                if prefix + name in state and state[prefix + name].numel():
-                    state[prefix + name] = state[prefix + name].reshape(shape)
 
-        for _, parameter in scalars:
+class ScalarsAsVectors:
+    """Gives the parameters without dimensions one, which sharding needs; in files they have none, as ever.
+
+    (The contrast's temperatures are such parameters. Without any, nothing is changed.)
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        scalars = {name: parameter for name, parameter in module.named_parameters() if parameter.ndim == 0}
+        self.names = list(scalars)
+        for parameter in scalars.values():
             parameter.data = parameter.data.reshape(1)
-        pl_module.register_state_dict_post_hook(lambda module, state, prefix, _: reshape(state, prefix, ()))
-        pl_module.register_load_state_dict_pre_hook(lambda module, state, prefix, *_: reshape(state, prefix, (1,)))
+        if scalars:  # (functions: torch marks its hooks with attributes, which a method cannot have)
+            module.register_state_dict_post_hook(lambda _, state, prefix, *rest: self._reshape(state, prefix, ()))
+            module.register_load_state_dict_pre_hook(lambda _, state, prefix, *rest: self._reshape(state, prefix, (1,)))
+
+    def _reshape(self, state: dict[str, Tensor], prefix: str, shape: tuple[int, ...]) -> None:
+        for name in self.names:  # (of a whole state, FSDP leaves to other processes than the first empty shards)
+            if prefix + name in state and state[prefix + name].numel():
+                state[prefix + name] = state[prefix + name].reshape(shape)
 
 
 def _unreached(model: VLMo) -> list[nn.Parameter]:
@@ -72,7 +77,8 @@ def _unreached(model: VLMo) -> list[nn.Parameter]:
 
 def build_strategy(name: str, model: VLMo) -> tuple[Strategy | str, list[Callback]]:
     """What Lightning's Trainer takes as its strategy, and the callbacks that the strategy needs."""
-    exclude_from_ddp(model)
+    if name.startswith("ddp"):
+        exclude_from_ddp(model)
     if name == "ddp":
         offload = model.settings.activation_checkpointing == "offload"
         return StaticGraphDDP() if offload else DDPStrategy(gradient_as_bucket_view=True), []

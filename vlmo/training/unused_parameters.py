@@ -1,26 +1,17 @@
-"""Which weights no loss of a run can reach.
+"""Which weights no loss of a run uses.
 
 They get no gradient, ever: data parallelism must not wait for one, and no optimizer that takes a missing gradient for
 zeros (as sharded ones do) may decay them.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 from torch.nn.parallel import DistributedDataParallel
 
-if TYPE_CHECKING:
-    from vlmo.modules.vlmo_module import VLMo
+from vlmo.modules.model import VLMoModel
 
 
-def unused_parameters(model: VLMo) -> set[str]:
-    """Names of the parameters that no objective which is on runs through.
-
-    Objectives name their `paths`: "text" and "image", one modality alone through its experts; "vl branch", one modality
-    through the vision-language experts; "pair", both together; "pooler".
-    """
-    paths = {path for objective in model.objectives for path in objective.paths}
+def unused_parameters(model: VLMoModel) -> set[str]:
+    """Gives the names of the parameters that no task of the model runs through, by the tasks' `paths`."""
+    paths = {path for task in model.tasks for path in task.paths}
     names = {name for name, _ in model.named_parameters()}
     absent: list[str] = []
     if model.transformer.relative_positions:
@@ -42,8 +33,8 @@ def unused_parameters(model: VLMo) -> set[str]:
     return {name for name in names if name.startswith(tuple(absent))}
 
 
-def exclude_from_ddp(model: VLMo) -> None:
-    """Tells DDP which weights it need not wait for; beside them the buffers, which are constants.
+def exclude_from_ddp(model: VLMoModel) -> None:
+    """Tells DDP which weights it need not wait for, and the buffers, which are constants.
 
     (With `find_unused_parameters` it would look for them anew in every step; frozen they would leave the published
     parameter groups; with zeros for gradients they would decay.)

@@ -1,12 +1,198 @@
-"""The two published ways from a picture to a square tensor (3, size, size) in [-1, 1]."""
+"""The two published ways from an image to a square tensor (3, size, size) in [-1, 1], with the ten augmentations.
+
+The augmentations are those of the published training, at magnitude 7 of 10. Each takes and returns an RGB image and
+gives the published pixels exactly. Pillow does most of them; the warps follow OpenCV's rounding, which neither Pillow
+nor torchvision offers.
+"""
+
+from collections.abc import Callable, Iterable
+from math import cos, radians, sin
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageEnhance, ImageOps
 from torch.nn import functional as F
-from torchvision.transforms import InterpolationMode, RandomResizedCrop, v2
 
-from vlmo.transforms.randaugment import RandAugment
+from vlmo.errors import VLMoError
+from vlmo.registry import TRANSFORMS
+
+Transform = Callable[[Image.Image], torch.Tensor]
+
+FILL = 128  # grey for what a warp brings in from outside
+
+Row = tuple[float, float, float]
+
+
+def warp(image: Image.Image, x_from: Row, y_from: Row) -> Image.Image:
+    """Warp affinely as OpenCV's `warpAffine` does (bilinear, pixel centres at integers, constant border).
+
+    Output pixel (x, y) is read at (a x + b y + c, d x + e y + f) for `x_from` = (a, b, c) and `y_from` = (d, e, f).
+    """
+    width, height = image.size
+    # The three channels travel in one int64: red in bits 0-19, green in 20-39, blue in 40-59. A weighted sum of four
+    # neighbours, 1024 * 255 at most, takes 18 bits.
+    pack = np.array([1, 1 << 20, 1 << 40])
+    framed = np.full((height + 4, width + 4), FILL * pack.sum())
+    framed[2:-2, 2:-2] = np.asarray(image) @ pack
+    pixels, below = framed.ravel(), width + 4
+
+    warped = np.empty((height, width, 3), np.uint8)
+    for top in range(0, height, 32):  # in strips: temporaries that fit the cache make it three times faster
+        rows, columns = np.ogrid[top : min(top + 32, height), :width]
+        x, y = _in_32nds(x_from, columns, rows), _in_32nds(y_from, columns, rows)
+        at = ((y >> 5).clip(-2, height) + 2) * below + (x >> 5).clip(-2, width) + 2
+        right, down = x & 31, y & 31
+        upper = pixels.take(at) * (32 - right) + pixels.take(at + 1) * right
+        lower = pixels.take(at + below) * (32 - right) + pixels.take(at + below + 1) * right
+        blended = upper * (32 - down) + lower * down + 512 * pack.sum()
+        for channel in range(3):
+            # / 1024; the cast to uint8 drops the bits of the higher channels
+            warped[top : top + 32, :, channel] = blended >> (20 * channel + 10)
+    return Image.fromarray(warped)
+
+
+def _in_32nds(row: Row, columns: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Where to read, in 1/32 pixel, rounded as OpenCV does: each half to 1/1024 pixel, then their sum."""
+    a, b, c = row
+    return ((np.rint(a * columns * 1024) + np.rint((b * rows + c) * 1024)).astype(np.int64) + 16) >> 5
+
+
+def shear_x(image: Image.Image, factor: float) -> Image.Image:
+    """Row y moves by `factor` * y."""
+    return _shift_rows(image, factor)
+
+
+def shear_y(image: Image.Image, factor: float) -> Image.Image:
+    """Column x moves by `factor` * x."""
+    turn = Image.Transpose.TRANSPOSE
+    return _shift_rows(image.transpose(turn), factor).transpose(turn)
+
+
+def _shift_rows(image: Image.Image, factor: float) -> Image.Image:
+    """The same as `warp` with (1, -factor, 0), (0, 1, 0), in a fifth of its time.
+
+    A row moves as a whole: the weights of the two neighbours are the same all along.
+    """
+    width, height = image.size
+    moved = _in_32nds((1, -factor, 0), np.zeros((1, 1)), np.arange(height)[:, None])[:, 0]
+    whole, part = moved >> 5, (moved & 31)[:, None].astype(np.uint16)
+    margin = min(int(np.abs(whole).max()) + 1, width + 1)
+    framed = np.full((height, width + 2 * margin, 3), FILL, np.uint8)
+    framed[:, margin : margin + width] = np.asarray(image)
+    starts = np.arange(height) * (width + 2 * margin) + (whole + margin).clip(0, 2 * margin - 1)
+    length = 3 * (width + 1)
+    rows = np.lib.stride_tricks.sliding_window_view(framed.ravel(), length)[3 * starts].astype(np.uint16)
+    blended = rows[:, :-3] * (32 - part) + rows[:, 3:] * part + 16
+    return Image.fromarray((blended >> 5).astype(np.uint8).reshape(height, width, 3))
+
+
+def translate_x(image: Image.Image, pixels: float) -> Image.Image:
+    return _shifted(image, -round(pixels), 0)
+
+
+def translate_y(image: Image.Image, pixels: float) -> Image.Image:
+    return _shifted(image, 0, -round(pixels))
+
+
+def _shifted(image: Image.Image, right: int, down: int) -> Image.Image:
+    shifted = Image.new("RGB", image.size, (FILL, FILL, FILL))
+    shifted.paste(image, (right, down))
+    return shifted
+
+
+def rotate(image: Image.Image, degrees: float) -> Image.Image:
+    """Rotate counter-clockwise about (width/2, height/2)."""
+    x, y = image.width / 2, image.height / 2
+    c, s = cos(radians(degrees)), sin(radians(degrees))
+    return warp(image, (c, -s, x - c * x + s * y), (s, c, y - s * x - c * y))
+
+
+def identity(image: Image.Image) -> Image.Image:
+    return image
+
+
+def autocontrast_original(image: Image.Image) -> Image.Image:
+    """Autocontrast with the published defect: a channel whose darkest value is above 0 comes out all white.
+
+    (Its offset was negated as an unsigned byte. A channel of one value stays as it is.)
+    """
+    pixels, stretched = np.asarray(image), np.array(ImageOps.autocontrast(image))
+    darkest, brightest = pixels.min((0, 1)), pixels.max((0, 1))
+    stretched[..., (darkest > 0) & (darkest < brightest)] = 255
+    return Image.fromarray(stretched)
+
+
+def brightness(image: Image.Image, factor: float) -> Image.Image:
+    return ImageEnhance.Brightness(image).enhance(factor)
+
+
+def sharpness(image: Image.Image, factor: float) -> Image.Image:
+    """Sharpen against a 3 x 3 smoothing; what leaves 0..255 wraps around, as published (Pillow would clip it)."""
+    pixels = np.asarray(image)
+    smooth = _smooth(pixels).astype(np.float32)
+    sharp = pixels.astype(np.float32)
+    sharp -= smooth
+    sharp *= np.float32(factor)
+    sharp += smooth
+    return Image.fromarray(sharp.astype(np.int16).astype(np.uint8))
+
+
+def _smooth(pixels: np.ndarray) -> np.ndarray:
+    """(H, W, 3) -> what Pillow's `ImageFilter.SMOOTH` makes of it (centre 5, its eight neighbours 1, of 13), faster.
+
+    The border stays. A sum of thirteenths is never half way between two integers, so its rounding is exact.
+    """
+    smooth = pixels.copy()
+    wide = pixels.astype(np.uint16)
+    columns = wide[:-2] + wide[1:-1] + wide[2:]
+    total = columns[:, :-2] + columns[:, 1:-1] + columns[:, 2:] + 4 * wide[1:-1, 1:-1]
+    smooth[1:-1, 1:-1] = (2 * total + 13) // 26
+    return smooth
+
+
+class Augmentation(NamedTuple):
+    apply: Callable[..., Image.Image]
+    args: tuple[float, ...] = ()
+    signed: bool = False  # the argument's sign is drawn
+
+
+AUGMENTATIONS = {
+    "Identity": Augmentation(identity),
+    "AutoContrast": Augmentation(ImageOps.autocontrast),
+    "Equalize": Augmentation(ImageOps.equalize),
+    "Brightness": Augmentation(brightness, (1.36,)),
+    "Sharpness": Augmentation(sharpness, (1.36,)),
+    "ShearX": Augmentation(shear_x, (0.21,), signed=True),
+    "ShearY": Augmentation(shear_y, (0.21,), signed=True),
+    "TranslateX": Augmentation(translate_x, (7,), signed=True),
+    "TranslateY": Augmentation(translate_y, (7,), signed=True),
+    "Rotate": Augmentation(rotate, (21,), signed=True),
+}
+AUTOCONTRASTS = {"correct": ImageOps.autocontrast, "original": autocontrast_original}
+
+
+class RandAugment:
+    """Draw two augmentations with replacement and apply each with probability 0.5, from torch's global generator.
+
+    `autocontrast` is "correct" or "original" (see `autocontrast_original`). Raises VLMoError for another value.
+    """
+
+    def __init__(self, autocontrast: str = "correct") -> None:
+        if autocontrast not in AUTOCONTRASTS:
+            raise VLMoError(f"autocontrast={autocontrast!r}: use one of {', '.join(AUTOCONTRASTS)}")
+        self.augmentations = AUGMENTATIONS | {"AutoContrast": Augmentation(AUTOCONTRASTS[autocontrast])}
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        choices = list(self.augmentations.values())
+        for index in torch.randint(len(choices), (2,)).tolist():
+            apply, args, signed = choices[index]
+            skip, negative = (
+                torch.rand(2) < 0.5
+            ).tolist()  # always two draws: the stream does not depend on the choice
+            if not skip:
+                image = apply(image, *(-value if signed and negative else value for value in args))
+        return image
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -24,17 +210,20 @@ def to_tensor(image: Image.Image) -> torch.Tensor:
 
 
 class RandomSquare:
-    """A random crop of at least half the picture, resized (bicubic, antialiased) to size x size.
+    """A random crop of at least half the image, resized (bicubic, antialiased) to size x size.
 
     Drawn as torchvision's `RandomResizedCrop` draws. Resized by torch in 8-bit arithmetic, five times faster than by
     Pillow: one value in some hundreds differs, by one grey level (of white noise, seldom by two).
     """
 
     def __init__(self, size: int):
-        self.size = size
+        # here, since importing torchvision takes longer than all else that evaluation imports
+        from torchvision.transforms import RandomResizedCrop
+
+        self.size, self.draw = size, RandomResizedCrop.get_params
 
     def __call__(self, image: Image.Image) -> Image.Image:
-        top, left, height, width = RandomResizedCrop.get_params(image, [0.5, 1.0], [3 / 4, 4 / 3])
+        top, left, height, width = self.draw(image, [0.5, 1.0], [3 / 4, 4 / 3])
         crop = np.array(image.crop((left, top, left + width, top + height)))
         pixels = torch.from_numpy(crop)[None].permute(0, 3, 1, 2)  # channels last: as it lies, nothing is copied
         square = F.interpolate(pixels, (self.size, self.size), mode="bicubic", antialias=True)
@@ -46,12 +235,51 @@ def random_flip(image: Image.Image) -> Image.Image:
     return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if torch.rand(()) < 0.5 else image
 
 
-def square_transform(size: int) -> v2.Compose:
-    """For evaluation: the whole picture, resized to size x size."""
-    resize = v2.Resize((size, size), InterpolationMode.BICUBIC)
-    return v2.Compose([to_rgb, resize, to_tensor])
+class Compose:
+    """Applies transforms in turn."""
+
+    def __init__(self, *transforms: Callable[[Any], Any]) -> None:
+        self.transforms = transforms
+
+    def __call__(self, image: Image.Image) -> torch.Tensor:
+        value: Any = image
+        for transform in self.transforms:
+            value = transform(value)
+        return value
 
 
-def square_transform_randaug(size: int, autocontrast: str = "correct") -> v2.Compose:
-    """For training: a random crop of at least half the picture, a random flip, two random augmentations."""
-    return v2.Compose([to_rgb, RandomSquare(size), random_flip, RandAugment(autocontrast), to_tensor])
+class Resize:
+    """The whole image, bicubic and antialiased, to size x size."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        return image.resize((self.size, self.size), Image.Resampling.BICUBIC)
+
+
+def square_transform(size: int) -> Compose:
+    """Builds the transform of evaluation: the whole image, resized to size x size."""
+    return Compose(to_rgb, Resize(size), to_tensor)
+
+
+@TRANSFORMS.register("square_transform_randaug")
+def square_transform_randaug(size: int, autocontrast: str = "correct") -> Compose:
+    """Builds the transform of training: a random crop of at least half the image, a random flip, two augmentations."""
+    return Compose(to_rgb, RandomSquare(size), random_flip, RandAugment(autocontrast), to_tensor)
+
+
+TRANSFORMS.register("square_transform")(lambda size, autocontrast: square_transform(size))
+for _name in ("pixelbert", "pixelbert_randaug"):
+    TRANSFORMS.dropped[_name] = "it keeps the image's shape, and the model takes squares"
+
+
+def keys_to_transforms(keys: Iterable[str], size: int, autocontrast: str = "correct") -> list[Transform]:
+    """Builds the transforms named by `keys`: each takes a PIL image of any mode to a float tensor (3, size, size).
+
+    `autocontrast` is "correct" or "original": the published AutoContrast turns whole channels white. Raises VLMoError
+    with one line for each name that is not known.
+    """
+    keys = list(keys)
+    TRANSFORMS.require(keys, "transform")
+    return [TRANSFORMS[key](size, autocontrast) for key in keys]

@@ -7,12 +7,16 @@ import pytest
 import torch
 
 from tests import tables
+from vlmo.batch import Field
 from vlmo.config import resolve
 from vlmo.datamodules import multitask_datamodule
 from vlmo.datamodules.multitask_datamodule import MTDataModule
 from vlmo.datasets import base_dataset
+from vlmo.datasets.base_dataset import BaseDataset, DatasetSpec
 from vlmo.datasets.image import decode_image
+from vlmo.datasets.text import TokenMasker
 from vlmo.errors import VLMoError
+from vlmo.registry import DATASETS
 
 
 @pytest.fixture
@@ -54,7 +58,8 @@ def test_pretraining_over_several_sets(make):
     assert batch["image"].shape == (4, 3, 32, 32)
     assert batch["image"].dtype == torch.float32
     assert -1 <= batch["image"].min() <= batch["image"].max() <= 1
-    assert batch["text_ids"].shape == batch["text_labels_mlm"].shape == (4, 8)
+    longest = int(batch["text_masks"].sum(1).max())
+    assert batch["text_ids"].shape == batch["text_labels_mlm"].shape == (4, longest)  # a CPU gains nothing from more
     assert batch["skipped"] == []
     everything = [batch for epoch in range(4) for batch in _epoch(loader, epoch)]
     rows, images = (torch.cat([batch[name] for batch in everything]).tolist() for name in ("raw_index", "img_index"))
@@ -100,12 +105,12 @@ def test_loader_options(make, monkeypatch):
     train, (images, texts) = module.train_dataloader(), module.retrieval_loaders("test")
     assert [loader.prefetch_factor for loader in (train, images, texts)] == [3, 3, 3]
     assert [loader.persistent_workers for loader in (train, images, texts)] == [True, False, False]
-    assert not train.pin_memory
+    assert not train.pin_memory and train.collate_fn.text_multiple == 1
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert not module.train_dataloader().pin_memory  # num_gpus=0
     on_gpu = make("task_finetune_irtr_coco_base_image384", num_gpus=1)
     on_gpu.setup("fit")
-    assert on_gpu.train_dataloader().pin_memory
+    assert on_gpu.train_dataloader().pin_memory and on_gpu.train_dataloader().collate_fn.text_multiple == 8
 
 
 def test_processes_share_the_samples(make, monkeypatch):
@@ -113,7 +118,8 @@ def test_processes_share_the_samples(make, monkeypatch):
     train, val = [], []
     for rank in (0, 1):
         monkeypatch.setattr(multitask_datamodule, "rank", lambda rank=rank: rank)
-        module = make("task_finetune_irtr_coco_base_image384", per_gpu_batchsize=3, batch_size=3)
+        options = {"per_gpu_batchsize": 3, "batch_size": 3, "get_recall_metric": False}
+        module = make("task_finetune_irtr_coco_base_image384", **options)
         module.setup("fit")
         train.append([index for batch in module.train_dataloader() for index in batch["raw_index"].tolist()])
         val.append(
@@ -166,17 +172,17 @@ def test_vqa(make):
     module.setup("fit")
     batch = next(iter(module.train_dataloader()))
     assert batch["vqa_labels"].shape == batch["vqa_scores"].shape == (4, 2)
-    assert module.vqa_answers() == ["answer 0", "answer 1", "answer 2"]
+    assert module.label_names() == ["answer 0", "answer 1", "answer 2"]
     (module.root / "vqav2_answers.json").unlink()
-    assert module.vqa_answers() == ["answer 0", "answer 1", "answer 2"]
+    assert module.label_names() == ["answer 0", "answer 1", "answer 2"]
     module = make("task_finetune_vqa_base_image480", test_only=True, load_path="x.ckpt")
     for path in module.root.glob("vqav2_*rain*.arrow"):
         path.unlink()
     module.setup("test")
     assert [batch["vqa_labels"].shape for batch in module.test_dataloader()] == [(4, 0), (4, 0)]
     (module.root / "vqav2_rest_val.arrow").unlink()
-    assert module.vqa_answers() is None
-    assert make("task_finetune_nlvr2_base").vqa_answers() is None
+    assert module.label_names() is None
+    assert make("task_finetune_nlvr2_base").label_names() is None
 
 
 def test_nlvr2(make):
@@ -204,6 +210,66 @@ def test_retrieval(make):
     assert torch.cat([batch["img_index"] for batch in images]).tolist() == list(range(7))  # 4 of coco, 3 of f30k
     wanted = [image for image in range(4) for _ in range(2)] + [4 + image for image in range(3) for _ in range(5)]
     assert torch.cat([batch["img_index"] for batch in texts]).tolist() == wanted
+
+
+def test_only_what_is_read_is_made(make, monkeypatch):
+    masked = []
+    monkeypatch.setattr(TokenMasker, "__call__", lambda self, ids, generator: masked.append(1) or (ids, ids))
+    module = make("task_finetune_irtr_coco_base_image384")
+    module.setup("fit")
+    batches = list(module.train_dataloader())
+    for loader in module.retrieval_loaders("test"):
+        batches += list(loader)
+    assert not masked and not any("mlm" in name or "masked" in name for batch in batches for name in batch)
+    module = make("task_mlm_itm_itc_base", datasets=["coco"])
+    module.setup("fit")
+    batch = next(iter(module.train_dataloader()))
+    assert masked and {"masked_positions", "masked_kept"} <= batch.keys()
+    assert not any("masked" in name for loader in module.retrieval_loaders("test") for name in next(iter(loader)))
+
+
+def test_tasks_that_read_no_text_get_images_alone(make):
+    module = make("task_mim_base", datasets=["coco", "nlvr2"], tokenizer="there is none")
+    module.setup("fit")
+    batch = next(iter(module.train_dataloader()))
+    assert batch.keys() == {"image", "patch_mask", "raw_index", "img_index", "skipped", "skipped_targets"}
+    assert batch["patch_mask"].shape == (4, 4)
+
+
+class Ratings(BaseDataset):
+    """A data set of somebody else's: a number beside each caption."""
+
+    columns = BaseDataset.columns | {"rating": "a list"}
+    fields = {"rating": Field((), torch.float32)}
+
+    def targets(self, location):
+        return {"rating": location.list_item("rating")}
+
+    @classmethod
+    def label_names(cls, root, paths):
+        return ["bad", "good"]
+
+    @classmethod
+    def check_labels(cls, name, root, paths, settings):
+        return [] if paths else [f"{name}: has no ratings"]
+
+
+def test_a_data_set_of_ones_own(make, monkeypatch):
+    monkeypatch.setattr(DATASETS, "_entries", dict(DATASETS))
+    spec = DatasetSpec(Ratings, train=("ratings_*",), val=("ratings_*",))
+    assert DATASETS.register("ratings")(spec) is spec
+    module = make("task_mlm_itm_itc_base", datasets=["vg", "ratings"], per_gpu_batchsize=2, batch_size=2)
+    with pytest.raises(VLMoError) as error:
+        module.check("fit")
+    assert [line.split(":")[0] for line in str(error.value).splitlines()] == ["ratings", "ratings"]
+    columns = {"image": [tables.png(0)], "caption": [["a cat", "a dog"]], "rating": [[0.5, 2]]}
+    tables.write_table(module.root / "ratings_0.arrow", columns)
+    module = make("task_mlm_itm_itc_base", datasets=["ratings"], per_gpu_batchsize=2, batch_size=2)
+    module.setup("fit")
+    (batch,) = module.val_dataloader()
+    assert batch["rating"].tolist() == [0.5, 2.0]
+    assert module.label_names() == ["bad", "good"]
+    assert spec.provides == {"image", "text"}
 
 
 @pytest.mark.parametrize("world", [1, 2, 5])

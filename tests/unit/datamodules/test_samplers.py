@@ -1,10 +1,13 @@
 """Which process sees which samples."""
 
 import numpy as np
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vlmo.datamodules.samplers import LengthGroupedSampler, ShuffleSampler, eval_batches
+from vlmo.datamodules import samplers
+from vlmo.datamodules.multitask_datamodule import eval_batches
+from vlmo.datamodules.samplers import EpochOrder, LengthGroupedSampler, ShuffleSampler, epoch_order
 
 
 def drawn(length, world, seed=1, epoch=0):
@@ -128,3 +131,24 @@ def test_going_on_with_as_many_or_other_processes(lengths, then, now, batches, g
         sampler.set_epoch(4)
         fresh.set_epoch(4)
         assert list(sampler) == list(fresh)
+
+
+def test_the_order_of_an_epoch_follows_from_its_numbers():
+    one, same, later = epoch_order(9, 3, 1), epoch_order(9, 3, 1), epoch_order(9, 3, 2)
+    assert torch.equal(one.samples, same.samples) and one.sample_seed == same.sample_seed
+    assert sorted(one.samples.tolist()) == list(range(9))
+    assert one.sample_seed != later.sample_seed and not torch.equal(one.samples, later.samples)
+    sampler = ShuffleSampler(9, 3, rank=0, world=1)
+    sampler.set_epoch(1)
+    assert list(sampler) == [(number, one.sample_seed) for number in one.samples.tolist()]
+
+
+def test_the_worked_example_of_a_resume(monkeypatch):
+    order = EpochOrder(torch.tensor([5, 2, 7, 0, 3, 6, 1, 4], dtype=torch.int32), 0, torch.Generator().get_state())
+    monkeypatch.setattr(samplers, "epoch_order", lambda *numbers: order)
+    before = [[number for number, _ in ShuffleSampler(8, 0, rank, 2)][:2] for rank in range(2)]
+    assert before == [[5, 7], [2, 0]]
+    after = [ShuffleSampler(8, 0, rank, 3) for rank in range(3)]
+    for sampler in after:
+        sampler.skip(epoch=0, seen=4, world=2, batch=1)
+    assert [[number for number, _ in sampler] for sampler in after] == [[3], [6], [1]]

@@ -2,18 +2,20 @@
 
 import importlib
 import json
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pytest
 
 from tests import tables
-from vlmo.datasets import DATASETS
-from vlmo.datasets.checks import answers_in_tables, check_tables, find_files, split_files
+from vlmo.datasets.checks import check_tables, find_files, split_files
+from vlmo.datasets.vqa_dataset import answers_in_tables
+from vlmo.registry import DATASETS
 
 
 def check(root, *names, splits=("train", "val"), needed=None, label_size=3):
     specs = {name: DATASETS[name] for name in names}
-    return check_tables(str(root), specs, splits, needed or [splits[:1]], label_size)
+    return check_tables(str(root), specs, splits, needed or [splits[:1]], SimpleNamespace(vqav2_label_size=label_size))
 
 
 WRITERS = {

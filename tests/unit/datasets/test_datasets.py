@@ -12,10 +12,12 @@ from torchvision.transforms import v2
 
 from tests import tables
 from tests.conftest import GOLDENS
-from vlmo.datasets import DATASETS, BaseDataset, ImageView, Skipped, TextView
+from vlmo.batch import FIELDS
+from vlmo.datasets.base_dataset import BaseDataset, ImageView, Skipped, TextView
 from vlmo.datasets.nlvr2_dataset import NUMBERS_KEY
 from vlmo.datasets.text import TokenMasker, load_tokenizer
 from vlmo.errors import VLMoError
+from vlmo.registry import DATASETS
 
 ORIGINAL = GOLDENS / "converters" / "original_arrow"
 TRANSFORM = v2.Compose([v2.RandomCrop(16), v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True)])
@@ -25,9 +27,9 @@ TRANSFORM = v2.Compose([v2.RandomCrop(16), v2.PILToTensor(), v2.ToDtype(torch.fl
 def open_dataset(tmp_path):
     tokenizer = load_tokenizer(tables.write_vocabulary(tmp_path))
 
-    def opened(name: str, *paths: Path) -> BaseDataset:
+    def opened(name: str, *paths: Path, wanted=FIELDS) -> BaseDataset:
         masker = TokenMasker(tokenizer, 0.3, whole_word=True)
-        return DATASETS[name].dataset(paths, tokenizer, 12, masker, TRANSFORM)
+        return DATASETS[name].dataset(paths, tokenizer, 12, masker, TRANSFORM, wanted)
 
     return opened
 
@@ -99,6 +101,15 @@ def test_undecodable_images_become_skipped(open_dataset, tmp_path):
         assert isinstance(sample, Skipped)
         assert sample.reason.startswith("bad: image row 1 of the data set (image): UnidentifiedImageError")
     assert dataset[2].reason.endswith("there is no image")
+
+
+@pytest.mark.parametrize("wanted", [(), ("image",), ("text_ids_mlm",), ("text_labels_mlm", "text_ids_mlm", "image")])
+def test_only_wanted_fields_are_made(open_dataset, tmp_path, wanted):
+    path = tables.write_captions(tmp_path, "t", rows=3)
+    sample, whole = (open_dataset("coco", path, wanted=names)[(2, 5)] for names in (wanted, FIELDS))
+    dear = {"image"} & {*wanted} | ({"text_ids_mlm", "text_labels_mlm"} if "text_ids_mlm" in wanted else set())
+    assert sample.keys() == {"text", "text_ids", "raw_index", "img_index", "cap_index"} | dear
+    assert_equal(sample, {name: whole[name] for name in sample})  # whatever else is made
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,9 @@ import torch
 from torchvision.transforms import v2
 
 from tests import tables
-from vlmo.datasets import DATASETS, MaskedImages, Skipped
-from vlmo.datasets.masked_images import PatchMasker
+from vlmo.datasets.base_dataset import Skipped
+from vlmo.datasets.masked_images import MaskedImages, PatchMasker
+from vlmo.registry import DATASETS
 
 TRANSFORM = v2.Compose([v2.RandomCrop(16), v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True)])
 

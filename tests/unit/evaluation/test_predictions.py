@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from vlmo.evaluation.predictions import Statement, consistency, nlvr2_csv, vqa_json
+from vlmo.tasks.nlvr2 import Statement, consistency, nlvr2_csv
+from vlmo.tasks.vqa import vqa_json
 
 
 def statement(identifier, right=True, sentence=None, label=True):

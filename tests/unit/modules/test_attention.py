@@ -38,7 +38,7 @@ def results(function, q, k, v, bias, padding):
 @pytest.mark.parametrize("chunk", [1, 2 * LENGTH**2 * 8, 1 << 20], ids=["a head", "two heads", "all heads"])
 @pytest.mark.parametrize("padded", [False, True])
 def test_output_and_gradients(monkeypatch, chunk, padded):
-    monkeypatch.setattr(attention, "CHUNK", chunk)
+    monkeypatch.setattr(attention, "SCORES_PER_CHUNK", chunk)
     q, k, v, bias, padding = inputs()
     for found, expected in zip(
         results(attend, q, k, v, bias, padding if padded else None),

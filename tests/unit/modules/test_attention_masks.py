@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from vlmo.modules.masks import AttentionMasks
+from vlmo.modules.attention import AttentionMasks
 from vlmo.modules.positions import num_table_rows
 
 WINDOW, LONGEST, ROOM, DEPTH, HEADS = 3, 6, 10, 2, 4
@@ -75,29 +75,6 @@ def test_without_relative_positions_only_padding_is_masked():
     biases, padding = masks(None, "vl", torch.tensor([[1, 1, 0]]))
     assert biases == [None, None]
     assert padding.flatten().tolist() == [0, 0, -torch.inf] + [0] * 13
-
-
-def test_within_a_step_the_passes_share_the_bias(masks, table):
-    table.requires_grad_()
-    text_mask = torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1]])
-
-    def passes():
-        made = [masks(table, "vl", text_mask), masks(table, "text", text_mask), masks(table, "image")]
-        made += [masks(table, "vl", text_mask[:, :3]), masks(table, "vl", text_mask.flip(0))]
-        return [bias for biases, _ in made for bias in biases]
-
-    single_process = passes()
-    with masks.one_step():
-        shared = passes()
-    assert all(torch.equal(one, other) for one, other in zip(single_process, shared, strict=True))
-
-    def gradient(made):
-        return torch.autograd.grad(sum(bias.square().sum() for bias in made), table)[0]
-
-    assert torch.allclose(gradient(single_process), gradient(shared), rtol=1e-5)
-    with torch.no_grad():
-        table.add_(1)
-    assert torch.equal(passes()[0], single_process[0] + 1)  # nothing of the step is kept
 
 
 def test_indices_are_derived_and_never_saved(masks):

@@ -4,7 +4,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from vlmo.modules.heads import ITCHead, ITMHead, MLMHead, Pooler, classifier, init_head
+from vlmo.modules.heads import classifier
+from vlmo.modules.model import Pooler, init_head
+from vlmo.tasks.itc import ITCHead
+from vlmo.tasks.itm import ITMHead
+from vlmo.tasks.mlm import MLMHead
 
 
 def test_pooler_reads_position_0():

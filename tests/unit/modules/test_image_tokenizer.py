@@ -12,6 +12,7 @@ from torch import nn
 from vlmo.checkpoints.files import read_pickled_module
 from vlmo.errors import VLMoError
 from vlmo.modules.image_tokenizer import DalleEncoder
+from vlmo.tasks.mim import load_tokenizer
 
 
 def write(path, encoder, package="published_encoder"):
@@ -63,7 +64,7 @@ def by_formula(weights, image):
 def test_a_published_file(tmp_path):
     encoder = random_encoder()
     weights = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
-    loaded = DalleEncoder.from_file(write(tmp_path / "encoder.pkl", encoder))
+    loaded = load_tokenizer(write(tmp_path / "encoder.pkl", encoder))
     assert loaded.state_dict().keys() == weights.keys()
     assert all(torch.equal(tensor, weights[name]) for name, tensor in loaded.state_dict().items())
     image = torch.rand(2, 3, 32, 32)
@@ -103,19 +104,19 @@ def test_no_code_of_the_file_is_run(tmp_path, monkeypatch):
 
 def test_other_files_are_refused(tmp_path):
     with pytest.raises(VLMoError, match="no such file"):
-        DalleEncoder.from_file(tmp_path / "absent.pkl")
+        load_tokenizer(tmp_path / "absent.pkl")
     (tmp_path / "text.pkl").write_text("not a network")
     with pytest.raises(VLMoError, match="cannot be read as a pickled network"):
-        DalleEncoder.from_file(tmp_path / "text.pkl")
+        load_tokenizer(tmp_path / "text.pkl")
     torch.save({"weight": torch.ones(2)}, tmp_path / "plain.pkl")
     with pytest.raises(VLMoError, match="holds no pickled network"):
-        DalleEncoder.from_file(tmp_path / "plain.pkl")
+        load_tokenizer(tmp_path / "plain.pkl")
     torch.save(nn.Linear(2, 2), tmp_path / "linear.pkl")
     with pytest.raises(VLMoError, match="is not the encoder of DALL-E's tokenizer"):
-        DalleEncoder.from_file(tmp_path / "linear.pkl")
+        load_tokenizer(tmp_path / "linear.pkl")
     lacking = random_encoder()
     del lacking.blocks.group_2.block_2
     with pytest.raises(VLMoError, match="is not the encoder of DALL-E's tokenizer"):
-        DalleEncoder.from_file(write(tmp_path / "lacking.pkl", lacking))
+        load_tokenizer(write(tmp_path / "lacking.pkl", lacking))
     with pytest.raises(VLMoError, match="has 9000 codes"):
-        DalleEncoder.from_file(write(tmp_path / "large.pkl", random_encoder(9000)))
+        load_tokenizer(write(tmp_path / "large.pkl", random_encoder(9000)))

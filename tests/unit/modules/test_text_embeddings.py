@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-from vlmo.modules.embeddings import TextEmbeddings
+from vlmo.modules.transformer import TextEmbeddings
 
 IDS = torch.tensor([[2, 7, 3, 0], [2, 7, 7, 3]])
 

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from vlmo.errors import VLMoError
-from vlmo.training.callbacks.unreadable import UnreadableImages
+from vlmo.training.callbacks.skipping import UnreadableImages
 
 
 @pytest.fixture
@@ -14,7 +14,8 @@ def trainer(tmp_path):
     """Of a run over 1,000 samples."""
     loader = SimpleNamespace(dataset=range(1000))
     loaders = dict.fromkeys(("train_dataloader", "val_dataloaders", "test_dataloaders"), loader)
-    return SimpleNamespace(log_dir=str(tmp_path / "run"), loggers=[None], **loaders)
+    strategy = SimpleNamespace(broadcast=lambda value: value)
+    return SimpleNamespace(default_root_dir=str(tmp_path / "run"), fast_dev_run=0, strategy=strategy, **loaders)
 
 
 def skipped(number, first=0):
@@ -53,9 +54,8 @@ def test_each_pass_and_phase_counts_anew(trainer):
     callback.on_test_batch_end(trainer, None, None, skipped(9), 0)
 
 
-def test_without_a_run_folder_nothing_is_written(trainer, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    trainer.log_dir, trainer.loggers = str(tmp_path), []  # as Lightning's is with fast_dev_run
+def test_a_trial_writes_nothing(trainer, tmp_path):
+    trainer.fast_dev_run = 1
     callback = UnreadableImages()
     callback.setup(trainer, None, "fit")
     callback.on_train_batch_end(trainer, None, None, skipped(2), 0)
@@ -68,6 +68,6 @@ def test_an_evaluation_is_judged_as_a_whole(trainer):
     callback.on_test_batch_end(trainer, None, None, skipped(10), 0)
     callback.on_test_epoch_end(trainer, module)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("vlmo.training.callbacks.unreadable.sum_over_processes", lambda failed: failed + 1)
+        patch.setattr("vlmo.training.callbacks.skipping.sum_over_processes", lambda failed: failed + 1)
         with pytest.raises(VLMoError, match="11 of 1000 test samples"):
             callback.on_test_epoch_end(trainer, module)

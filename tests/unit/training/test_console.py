@@ -7,8 +7,8 @@ import torch
 from tests import tiny
 from vlmo.config import resolve
 from vlmo.settings import Settings
-from vlmo.training.callbacks.console import differences, summary
 from vlmo.training.environment import choose_environment
+from vlmo.training.summary import differences, summary
 
 
 def summary_of(*named, **updates):

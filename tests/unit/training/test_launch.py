@@ -12,7 +12,7 @@ from pytorch_lightning.plugins.environments import (
 from tests import tiny
 from vlmo.errors import VLMoError
 from vlmo.settings import Settings
-from vlmo.training.launch import OpenMPIEnvironment, choose_cluster
+from vlmo.training.environment import OpenMPIEnvironment, choose_cluster
 
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "1", "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4", "RANK": "5", "LOCAL_RANK": "1"}
 SLURM_JOB = {"SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "vlmo", "SLURM_NTASKS": "8", "SLURM_NNODES": "2"}

@@ -7,20 +7,21 @@ import pytest
 import torch
 
 from vlmo.errors import VLMoError
-from vlmo.training.callbacks.nonfinite import NonFinite
+from vlmo.training.callbacks.skipping import NonFinite
 
 
 def step(callback, losses, gradient, scale=None, numbers=((3, 4), (5, 6))):
     """One optimizer step after passes of these losses; returns whether it would be taken."""
     scaler = None if scale is None else SimpleNamespace(get_scale=lambda: scale)
     strategy, precision = SimpleNamespace(root_device=torch.device("cpu")), SimpleNamespace(scaler=scaler)
-    trainer = SimpleNamespace(strategy=strategy, precision_plugin=precision, global_step=7, loggers=[])
+    trainer = SimpleNamespace(strategy=strategy, precision_plugin=precision, global_step=7)
+    module = SimpleNamespace(log=callback.__dict__.setdefault("logged", {}).__setitem__)
     weight = torch.nn.Parameter(torch.zeros(2))
     weight.grad = torch.tensor([0.5, gradient])
     for loss, samples in zip(losses, numbers, strict=False):
         callback.on_train_batch_start(trainer, None, {"raw_index": torch.tensor(samples)}, 0)
         callback.on_before_backward(trainer, None, torch.tensor(loss))
-    callback.on_before_optimizer_step(trainer, None, torch.optim.SGD([weight], 0.1))
+    callback.on_before_optimizer_step(trainer, module, torch.optim.SGD([weight], 0.1))
     return weight.grad is not None
 
 
@@ -34,6 +35,12 @@ def test_only_numbers_are_taken(caplog):
     assert "the gradient is no number, the step is skipped; samples 3, 4, 5, 6 (2 skipped so far)" in caplog.text
     assert not step(callback, [math.inf, math.nan], math.nan)
     assert callback.skipped == 3
+
+
+def test_the_norm_of_the_gradient_is_logged():
+    callback = NonFinite(10)
+    step(callback, [1.0, 2.0], 1.2)
+    assert callback.logged["train/grad_norm"] == pytest.approx(1.3)
 
 
 def test_the_count_in_a_row_begins_anew():

@@ -10,20 +10,22 @@ from types import SimpleNamespace
 import pytest
 
 from vlmo.errors import VLMoError
-from vlmo.training.callbacks import process_watchdog as watch
+from vlmo.training.callbacks.process_watchdog import ProcessWatchdog
 
 FORK = multiprocessing.get_context("fork")
 
 
 def trainer(*children):
     launcher = SimpleNamespace(procs=list(children))
-    return SimpleNamespace(strategy=SimpleNamespace(launcher=launcher), callbacks=[watch.ProcessWatchdog()])
+    return SimpleNamespace(strategy=SimpleNamespace(launcher=launcher))
+
+
+def watchdog():
+    return ProcessWatchdog(interval=0.05, patience=1.0)
 
 
 @pytest.fixture(autouse=True)
-def impatient(monkeypatch):
-    monkeypatch.setattr(watch, "PATIENCE", 1.0)
-    monkeypatch.setattr(watch, "INTERVAL", 0.05)
+def single(monkeypatch):
     monkeypatch.delenv("LOCAL_RANK", raising=False)
 
 
@@ -46,7 +48,7 @@ def wait_with(connection):
     """A first process whose child is started here, and that then waits without end."""
     child = subprocess.Popen(["sleep", "100"])
     connection.send(child.pid)
-    watch.ProcessWatchdog().setup(trainer(child), None, "fit")
+    watchdog().setup(trainer(child), None, "fit")
     time.sleep(100)
 
 
@@ -63,7 +65,7 @@ def test_the_first_process_ends_when_another_is_killed(capfd):
 
 def wait_for(parent):
     os.environ["LOCAL_RANK"] = "1"
-    callback = watch.ProcessWatchdog()
+    callback = watchdog()
     callback.parent = parent
     callback.setup(trainer(), None, "fit")
     time.sleep(100)
@@ -82,15 +84,15 @@ def test_an_exchange_that_failed_is_explained_by_the_process_that_is_gone(comman
     failed, killed, running = command("exit 1"), command("kill -9 $$"), command("sleep 100")
     failed.wait(30)
     killed.wait(30)
-    reason = watch.explain(error, trainer(running, failed, killed))
+    reason = watchdog().explain(error, trainer(running, failed, killed))
     assert isinstance(reason, VLMoError)
     # whom a signal ended came first: the other failed for lack of it
     assert str(reason).startswith(f"process 3 of this node (PID {killed.pid}) was ended by signal SIGKILL")
-    reason = watch.explain(error, trainer(running, failed))
+    reason = watchdog().explain(error, trainer(running, failed))
     assert f"process 2 of this node (PID {failed.pid}) failed with exit status 1" in str(reason)
 
 
 def test_other_errors_stay_what_they_are(command):
     error = RuntimeError("shapes do not match")
-    assert watch.explain(error, trainer()) is error
-    assert watch.explain(error, trainer(command("sleep 100"))) is error
+    assert watchdog().explain(error, trainer()) is error
+    assert watchdog().explain(error, trainer(command("sleep 100"))) is error

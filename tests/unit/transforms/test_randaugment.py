@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFilter
 
-from vlmo.transforms.randaugment import (
+from vlmo.transforms.square import (
     AUGMENTATIONS,
     Augmentation,
     RandAugment,

@@ -1,4 +1,6 @@
 import pickle
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -59,6 +61,22 @@ def test_evaluation_transform_draws_nothing(picture):
     before = torch.get_rng_state()
     assert torch.equal(transform(picture), transform(picture))
     assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("size", [(640, 480), (90, 120), (20, 31), (48, 48), (3, 2), (1, 1)])
+def test_evaluation_transform_is_torchvisions_to_the_last_bit(size):
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8))
+    resized = v2.Resize((48, 48), v2.InterpolationMode.BICUBIC)(picture)
+    published = torch.from_numpy(np.array(resized)).permute(2, 0, 1).float().div(255).sub(0.5).div(0.5)
+    [transform] = keys_to_transforms(["square_transform"], 48)
+    assert torch.equal(transform(picture), published)
+
+
+def test_evaluation_imports_nothing_heavy():
+    code = "import sys; from vlmo.transforms import square_transform; import vlmo.datasets.text, vlmo.datasets.image; "
+    code += "square_transform(32); print(*{name.split('.')[0] for name in sys.modules})"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert not {"torchvision", "timm", "transformers", "torchmetrics", "pytorch_lightning"} & set(loaded)
 
 
 def test_crop_keeps_at_least_half():

@@ -153,7 +153,7 @@ def test_nlvr2_sentences_keep_their_numbers(nlvr2, tmp_path):
     assert sentence_numbers(path) == {"dev-10-0": [1, 0], "dev-12-0": [1]}
     tokenizer = load_tokenizer(str(tables.write_vocabulary(tmp_path)))
     masker = TokenMasker(tokenizer, 0.15, whole_word=False)
-    dataset = NLVR2Dataset([path], tokenizer, 20, masker, lambda image: torch.zeros(3, 2, 2))
+    dataset = NLVR2Dataset([path], tokenizer, 20, masker, lambda image: torch.zeros(3, 2, 2), {"image_0"})
     samples = [dataset[index] for index in range(len(dataset))]
     assert len(samples) == 5
     for sample in samples:

@@ -5,7 +5,6 @@ import signal
 import sys
 import threading
 import time
-from functools import partial
 from subprocess import Popen
 from typing import NoReturn
 
@@ -14,9 +13,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from vlmo.errors import VLMoError
 from vlmo.training.callbacks.signals import HANDLED
 
-INTERVAL = 1.0  # seconds between two looks
 STOPPED = {128 + number for number in HANDLED}  # exit statuses of processes that were told to stop: all of them are
-PATIENCE = 5.0  # seconds that a process takes at most to be seen as gone after its connections are
 
 
 class ProcessWatchdog(Callback):
@@ -25,67 +22,75 @@ class ProcessWatchdog(Callback):
     (torchrun, srun and mpirun watch those that they start; with them, each process watches torchrun alone.)
     """
 
-    def __init__(self) -> None:
-        self.started = False
+    def __init__(self, interval: float = 1.0, patience: float = 5.0) -> None:
+        """
+        Args:
+            interval: seconds between two looks.
+            patience: seconds that a process takes at most to be seen as gone after its connections are.
+        """
+        self.interval, self.patience = interval, patience
         self.parent = os.getppid()
+        self._started = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        children: list[Popen] = getattr(trainer.strategy.launcher, "procs", None) or []
-        if self.started or not (children or "LOCAL_RANK" in os.environ):
+        children = _children(trainer)
+        if self._started or not (children or "LOCAL_RANK" in os.environ):
             return
-        self.started = True
-        watch = partial(_watch_children, children) if children else partial(_watch_parent, self.parent)
-        threading.Thread(target=watch, daemon=True, name="process-watch").start()
+        self._started = True
+        threading.Thread(target=self._watch, args=(children,), daemon=True, name="process-watch").start()
 
-
-def explain(error: Exception, trainer: Trainer) -> Exception:
-    """The process that is gone, if that is why an exchange failed; else the error itself."""
-    children: list[Popen] = getattr(trainer.strategy.launcher, "procs", None) or []
-    if not (children or "LOCAL_RANK" in os.environ):
+    def explain(self, error: Exception, trainer: Trainer) -> Exception:
+        """The process that is gone, if that is why an exchange failed; else the error itself."""
+        children = _children(trainer)
+        if not (children or "LOCAL_RANK" in os.environ):
+            return error
+        end = time.monotonic() + self.patience
+        while time.monotonic() < end:
+            if reason := self._why_gone(children):
+                return VLMoError(reason)
+            time.sleep(0.1)
         return error
-    parent = next(callback.parent for callback in trainer.callbacks if isinstance(callback, ProcessWatchdog))  # type: ignore[attr-defined]
-    end = time.monotonic() + PATIENCE
-    while time.monotonic() < end:
-        if reason := _first_gone(children) or (not children and _orphaned(parent)):
-            return VLMoError(reason)
-        time.sleep(0.1)
-    return error
+
+    def _watch(self, children: list[Popen]) -> None:
+        while not (children and all(child.poll() == 0 for child in children)):
+            if reason := self._why_gone(children):
+                if children:  # where an exchange fails instead of waiting, the run ends by itself (see `explain`)
+                    time.sleep(self.patience)
+                for child in children:
+                    child.kill()
+                _end(reason)
+            time.sleep(self.interval)
+
+    def _why_gone(self, children: list[Popen]) -> str | None:
+        """Which process is gone and how, for people; None if none is. A process without children looks for its own."""
+        if children:
+            return _first_failed(children)
+        if os.getppid() == self.parent:
+            return None
+        return (
+            f"the process that started this one (PID {self.parent}) is gone, and with it the run; what it said last "
+            "says why"
+        )
 
 
-def _watch_children(children: list[Popen]) -> None:
-    while not all(child.poll() == 0 for child in children):
-        if reason := _first_gone(children):
-            time.sleep(PATIENCE)  # where an exchange fails instead of waiting, the run ends by itself (see `explain`)
-            for child in children:
-                child.kill()
-            _end(reason)
-        time.sleep(INTERVAL)
+def _children(trainer: Trainer) -> list[Popen]:
+    """The processes that this one has started."""
+    return getattr(trainer.strategy.launcher, "procs", None) or []
 
 
-def _watch_parent(parent: int) -> None:
-    while not (reason := _orphaned(parent)):
-        time.sleep(INTERVAL)
-    _end(reason)
-
-
-def _orphaned(parent: int) -> str | None:
-    if os.getppid() == parent:
-        return None
-    return f"the process that started this one (PID {parent}) is gone, and with it the run; what it said last says why"
-
-
-def _first_gone(children: list[Popen]) -> str | None:
-    """Of those that failed, one that a signal ended before one that ended itself: often that was for lack of it."""
-    codes = {number: code for number, child in enumerate(children, 1) if (code := child.poll())}
-    codes = {number: code for number, code in codes.items() if code not in STOPPED}
-    if not codes:
-        return None
-    number = min(codes, key=lambda each: (codes[each] >= 0, each))
-    code, pid = codes[number], children[number - 1].pid
-    if code > 0:
-        return f"process {number} of this node (PID {pid}) failed with exit status {code}; what it said is above"
-    hint = " (often the kernel, for lack of memory)" if -code == signal.SIGKILL else ""
-    return f"process {number} of this node (PID {pid}) was ended by signal {signal.Signals(-code).name}{hint}"
+def _first_failed(children: list[Popen]) -> str | None:
+    """The child that failed first, as far as exit statuses tell: one ended by a signal before one that ended itself,
+    which often did so because the other was gone."""
+    failed = [(number, child, child.poll()) for number, child in enumerate(children, 1)]
+    failed = [(number, child, code) for number, child, code in failed if code and code not in STOPPED]
+    for number, child, code in failed:
+        if code is not None and code < 0:
+            hint = " (often the kernel, for lack of memory)" if -code == signal.SIGKILL else ""
+            name = signal.Signals(-code).name
+            return f"process {number} of this node (PID {child.pid}) was ended by signal {name}{hint}"
+    for number, child, code in failed:
+        return f"process {number} of this node (PID {child.pid}) failed with exit status {code}; what it said is above"
+    return None
 
 
 def _end(reason: str) -> NoReturn:

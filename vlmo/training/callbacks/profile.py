@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 
+from vlmo.training.preparation import run_folder
+
 log = logging.getLogger(__name__)
 
 PASSED_BY = 3  # passes before the profiler looks: the first are slower
@@ -22,11 +24,15 @@ class StepProfile(Callback):
     def __init__(self, steps: int) -> None:
         self.steps = steps
         self.profiler: torch.profiler.profile | None = None
+        self._folder: Path | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._folder = run_folder(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not trainer.is_global_zero:
+        folder = self._folder
+        if not trainer.is_global_zero or folder is None:
             return
-        folder = Path(str(trainer.log_dir))
         self.profiler = torch.profiler.profile(
             schedule=torch.profiler.schedule(wait=PASSED_BY - 1, warmup=1, active=self.steps, repeat=1),
             on_trace_ready=lambda profiler: _write(profiler, folder),

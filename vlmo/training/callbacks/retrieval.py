@@ -3,53 +3,71 @@
 import logging
 from functools import partial
 
+import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 
-from vlmo.distributed.collectives import rank
+from vlmo.distributed.collectives import rank, single_process
 from vlmo.evaluation.reranking import reranked
-from vlmo.evaluation.retrieval import best_ranks, encode, recalls
-from vlmo.modules import VLMo
+from vlmo.evaluation.retrieval import Encoded, best_ranks, encode, pair_batches, recalls
+from vlmo.modules.vlmo_module import VLMo
+from vlmo.tasks.base import Step
+from vlmo.tasks.itc import ContrastTask
 
 log = logging.getLogger(__name__)
 
 
 class RetrievalEvaluation(Callback):
-    """Logs `recalls/{ir,tr}_r{1,5,10}` (test), `recalls/val_*`, and their means; the val mean enters the_metric.
+    """Logs recall at each validation, of val (`recalls/val_*`) and test (`recalls/*`); of test alone in a test run.
 
-    With re-ranking also `recalls/rerank_*` and `recalls/val_rerank_*`.
+    The mean of a split is `recalls/{split}_avg`. With re-ranking also `recalls/rerank_*` and `recalls/val_rerank_*`.
     """
 
-    def __init__(self, rerank: int = 0) -> None:
-        """rerank: number of candidates of each query that ITM orders anew; 0 for none."""
-        self.rerank = rerank
+    def __init__(self, batch_size: int, rerank: int = 0) -> None:
+        """
+        Args:
+            batch_size: pairs that are contrasted at a time, where the loss comes from the features too.
+            rerank: number of candidates of each query that ITM orders anew; 0 for none.
+        """
+        self.batch_size, self.rerank = batch_size, rerank
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not trainer.sanity_checking:
-            self._evaluate(trainer, pl_module)
+        for split in ("val", "test"):
+            self._evaluate(trainer, pl_module, split, "val")
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._evaluate(trainer, pl_module)
+        self._evaluate(trainer, pl_module, "test", "test")
 
-    def _evaluate(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        for split, prefix in (("val", "recalls/val_"), ("test", "recalls/")):
-            assert isinstance(pl_module, VLMo)
-            data = trainer.datamodule  # type: ignore[attr-defined]
-            image_loader, text_loader = data.retrieval_loaders(split)
-            if not len(text_loader.dataset):  # (of all processes: whether to go on is decided alike in each)
-                continue
-            autocast = trainer.precision_plugin.forward_context
-            images = encode(pl_module, image_loader, "image", autocast)
-            texts = encode(pl_module, text_loader, "text", autocast)
-            ranks = best_ranks(texts, images), best_ranks(images, texts)
-            found = recalls(*ranks)
-            mean = sum(found.values()) / len(found)
-            if self.rerank:
-                if rank() == 0:
-                    log.warning(f"{split}: matching the first {self.rerank} candidates of each query takes a while")
-                pairs = partial(data.pair_loader, split)
-                again = reranked(pl_module, images, texts, ranks, self.rerank, pairs, autocast)
-                found |= {f"rerank_{name}": value for name, value in recalls(*again).items()}
-            pl_module.log_dict({f"{prefix}{name}": value for name, value in found.items()})
-            pl_module.log(f"recalls/{split}_avg", mean)
-            if split == "val":
-                pl_module.retrieval_recall = mean
+    def _evaluate(self, trainer: Trainer, pl_module: LightningModule, split: str, phase: str) -> None:
+        assert isinstance(pl_module, VLMo)
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        image_loader, text_loader = data.retrieval_loaders(split)
+        if not len(text_loader.dataset):  # (of all processes: whether to go on is decided alike in each)
+            return
+        autocast = trainer.precision_plugin.forward_context
+        images = encode(pl_module, image_loader, "image", autocast)
+        texts = encode(pl_module, text_loader, "text", autocast)
+        if split == phase and data.recall_measures_all(split):
+            self._measure_contrast(pl_module, images, texts, phase)
+        ranks = best_ranks(texts, images), best_ranks(images, texts)
+        found = recalls(*ranks)
+        mean = sum(found.values()) / len(found)
+        if self.rerank:
+            if rank() == 0:
+                log.warning(f"{split}: matching the first {self.rerank} candidates of each query takes a while")
+            pairs = partial(data.pair_loader, split)
+            again = reranked(pl_module, images, texts, ranks, self.rerank, pairs, autocast)
+            found |= {f"rerank_{name}": value for name, value in recalls(*again).items()}
+        prefix = "recalls/val_" if split == "val" else "recalls/"
+        pl_module.log_dict({f"{prefix}{name}": value for name, value in found.items()})
+        pl_module.log(f"recalls/{split}_avg", mean)
+
+    def _measure_contrast(self, model: VLMo, images: Encoded, texts: Encoded, phase: str) -> None:
+        """Measures the contrast on all pairs in order, from the features that are there."""
+        (task,) = (task for task in model.tasks if isinstance(task, ContrastTask))
+        step = Step({}, model.heads, training=False)
+        with torch.inference_mode():
+            batches = list(pair_batches(images, texts, self.batch_size))
+            with single_process():
+                for features in batches:
+                    output = task.compare(step, features, [[len(features["text"]), 1]])
+                    model.metrics.update(phase, {task.name: output})

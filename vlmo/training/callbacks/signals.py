@@ -1,4 +1,4 @@
-"""What a run does when it is told to stop: save, say how to go on, exit."""
+"""How a run hears that it shall stop; what it then does is `Checkpoints`' affair: save, say how to go on, exit."""
 
 import logging
 import os
@@ -6,14 +6,10 @@ import shutil
 import signal
 import subprocess
 from types import FrameType
-from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 
-from vlmo.distributed.collectives import all_reduce_any, rank
 from vlmo.errors import Stopped
-from vlmo.settings import Settings
-from vlmo.training.checkpointing.checkpoints import Checkpoints
 
 log = logging.getLogger(__name__)
 
@@ -26,14 +22,15 @@ class StopSignals(Callback):
 
     Takes the place of Lightning's handlers, which save to the working directory in the middle of whatever the process
     is doing, and on SIGTERM talk to the other processes from within the handler.
+
+    Attributes:
+        received: the signal that came while training.
+        default: what a process says that was told by another.
     """
 
-    def __init__(self, settings: Settings, checkpoints: Checkpoints | None) -> None:
-        """
-        Args:
-            checkpoints: None in a trial (`fast_dev_run`), which saves nothing.
-        """
-        self.settings, self.checkpoints = settings, checkpoints
+    default = signal.SIGTERM
+
+    def __init__(self) -> None:
         self.received: signal.Signals | None = None
         self._training = False
 
@@ -62,45 +59,23 @@ class StopSignals(Callback):
             raise Stopped(f"evaluation stopped by {signal.Signals(number).name}", number)
         self.received = self.received or signal.Signals(number)
 
-    # after each batch, when its numbers are logged; the checkpoint is written by all processes together, so all stop at
-    # the same batch, whichever of them was told to
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        self._stop_if_told(trainer)
+def requeue(number: signal.Signals, resumes: bool) -> None:
+    """Puts the SLURM job back into the queue, if this is one and `number` is SLURM's notice.
 
-    def on_validation_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        if self._training:  # (all processes have as many batches)
-            self._stop_if_told(trainer)
-
-    def _stop_if_told(self, trainer: Trainer) -> None:
-        if not all_reduce_any(self.received is not None, trainer.strategy.root_device):
-            return
-        number = self.received or signal.SIGTERM  # (others may have been told, not this one)
-        message = f"stopped by {number.name} at step {trainer.global_step}; "
-        if self.checkpoints is None:
-            raise Stopped(f"{message}a trial saves nothing", number)
-        path = self.checkpoints.save(trainer)
-        if number == signal.SIGUSR1 and rank() == 0:
-            self._requeue()
-        message += self.checkpoints.io.failure or (
-            f"saved {path}; to go on, give the same command with resume_during_training=True, or resume_from={path}"
+    Args:
+        resumes: whether the job would go on from the checkpoint.
+    """
+    job = os.environ.get("SLURM_JOB_ID")
+    if "SLURM_ARRAY_JOB_ID" in os.environ:
+        job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    if number != signal.SIGUSR1 or job is None or shutil.which("scontrol") is None:
+        return
+    if not resumes:
+        log.warning(
+            f"job {job} is not put back into the queue: without resume_during_training=True it would start anew"
         )
-        raise Stopped(message if rank() == 0 else "", number)
-
-    def _requeue(self) -> None:
-        """Puts the SLURM job back into the queue, if this is one."""
-        job = os.environ.get("SLURM_JOB_ID")
-        if "SLURM_ARRAY_JOB_ID" in os.environ:
-            job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
-        if job is None or shutil.which("scontrol") is None:
-            return
-        if not self.settings.resume_during_training:
-            log.warning(
-                f"job {job} is not put back into the queue: without resume_during_training=True it would start anew"
-            )
-            return
-        done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True)
-        answer = f"failed: {done.stderr.strip()}" if done.returncode else "done"
-        log.warning(f"scontrol requeue {job}: {answer}")
+        return
+    done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True)
+    answer = f"failed: {done.stderr.strip()}" if done.returncode else "done"
+    log.warning(f"scontrol requeue {job}: {answer}")

@@ -1,82 +1,129 @@
-"""When checkpoints are written, which are kept, and which one a run goes on from."""
+"""What happens between two batches: a checkpoint is written if one is due, and the run stops if it was told to.
+
+A checkpoint may be written at any batch, but it stands for the last optimizer step: what was accumulated since is not
+in it and is computed again. So is a validation that was cut short.
+"""
 
 import logging
-import os
-import shutil
 import time
 from pathlib import Path
 from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 
-from vlmo.checkpoints import loading as checkpoint
-from vlmo.distributed.collectives import all_reduce_any, rank
-from vlmo.errors import VLMoError
-from vlmo.files import UNFINISHED
+from vlmo.distributed.collectives import all_reduce_any, rank, world_size
+from vlmo.errors import Stopped, VLMoError
 from vlmo.settings import Settings
+from vlmo.training.callbacks.signals import StopSignals, requeue
+from vlmo.training.checkpointing import resume
 from vlmo.training.checkpointing.atomic_io import AtomicCheckpointIO
-from vlmo.training.checkpointing.resume import Resume
+from vlmo.training.checkpointing.files import LAST, checkpoints_beside, link_last, remove, remove_unfinished
+from vlmo.training.checkpointing.loop_state import set_logged_step, set_loops
+from vlmo.training.checkpointing.resume import Position, RunState
+from vlmo.training.preparation import run_folder
 
 log = logging.getLogger(__name__)
-
-LAST = "last.ckpt"
-PATTERN = "epoch=*-step=*.ckpt"
 
 
 class Checkpoints(Callback):
     """Writes `epoch=E-step=S.ckpt` after each validation (each epoch, where there is none) and as often as the options
-    say; `last.ckpt` is the newest of them under a second name, and at the end of training the state then.
+    say; `last.ckpt` is the newest of them under a second name, and at the end of training the state then. A trial
+    (`fast_dev_run`) writes none.
 
     Attributes:
         io: how they are written, and whether the last one was.
+        position: how far training has come.
+        validated_at: step of the last validation; -1 before.
     """
 
-    def __init__(self, settings: Settings, resume: Resume, each_epoch: bool, resumed_from: Path | None) -> None:
+    def __init__(
+        self, settings: Settings, stop: StopSignals, each_epoch: bool = False, resumed_from: Path | None = None
+    ) -> None:
         """
         Args:
+            stop: hears the signals.
             each_epoch: there is no validation to write after.
             resumed_from: the checkpoint that this run goes on from; `keep_last` counts those beside it too.
         """
-        self.settings, self.resume, self.each_epoch = settings, resume, each_epoch
+        self.settings, self.stop, self.each_epoch = settings, stop, each_epoch
         self.io = AtomicCheckpointIO()
-        self.folder = Path()
-        self._written: tuple[int, int, bool] | None = None  # place of the newest
-        self._newest_step = self._written_at = 0.0
-        self._kept = _checkpoints_beside(resumed_from, settings)
+        self.position = Position()
+        self.validated_at = -1
+        self.folder: Path | None = None
+        # the state at the last optimizer step, while passes are being accumulated since; else that of the moment
+        self._step_state: RunState | None = None
+        self._loaded: dict[str, Any] | None = None
+        self._newest: Position | None = None  # of the newest checkpoint
+        self._newest_step = -1
+        self._written_at = 0.0
+        self._kept = checkpoints_beside(resumed_from, settings)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self.folder = Path(str(trainer.log_dir)) / "checkpoints"  # (asking for it is collective)
+        folder = run_folder(trainer)
+        self.folder = folder / "checkpoints" if folder else None
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    # --- following the run -------------------------------------------------------------------------------------------
+
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+        """After everything that draws random numbers to begin with."""
         self._written_at = time.monotonic()
         self._newest_step = trainer.global_step
-        if rank() == 0 and self.settings.resume_during_training:  # what killed processes left unfinished
-            for unfinished in self.folder.parent.parent.glob(f"version_*/checkpoints/*{UNFINISHED}"):
-                remove(unfinished)
-
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Here all of the step before is done: its numbers are logged, and a validation after it has been made."""
-        step, every = trainer.global_step, self.settings.checkpoint_every_n_steps
-        if batch_idx % trainer.accumulate_grad_batches or step == self._newest_step:
+        if rank() == 0 and self.folder and self.settings.resume_during_training:
+            remove_unfinished(self.folder)
+        if self._loaded is None:
             return
-        due = every is not None and step % every == 0
-        if (minutes := self.settings.checkpoint_every_n_minutes) is not None:
-            late = time.monotonic() - self._written_at >= 60 * minutes
-            due |= all_reduce_any(late, trainer.strategy.root_device)
-        if due:
-            self.save(trainer)
+        resume.restore(self._loaded, self._layout(trainer), trainer.global_step, pl_module)
+        set_logged_step(trainer)
+        self._loaded = None
+        if rank() == 0:
+            epoch, batches = self.position[:2]
+            log.info(f"resumed at step {trainer.global_step}, epoch {epoch}, batch {batches} of each process")
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        """Here all of the step before is done: its numbers are logged, and a validation after it has been made."""
+        self.position = Position(trainer.current_epoch, batch_idx, self.position.total, validated=True)
+        if batch_idx % trainer.accumulate_grad_batches == 0:
+            accumulates = trainer.accumulate_grad_batches > 1
+            self._step_state = resume.capture(self.position, pl_module) if accumulates else None
+            if self._is_due(trainer):
+                self.save(trainer)
+        self._stop_if_told(trainer)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.position = Position(self.position.epoch, batch_idx + 1, self.position.total + 1, validated=False)
+        if self.position.batches % trainer.accumulate_grad_batches == 0 or trainer.is_last_batch:
+            self._step_state = None
+
+    def on_validation_start(self, trainer: Trainer, pl_module: Any) -> None:
+        if trainer.state.fn == "fit" and self._step_state is None:
+            self._step_state = resume.capture(self.position, pl_module)  # validation draws random numbers
+
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        if trainer.state.fn == "fit":  # (all processes have as many batches)
+            self._stop_if_told(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.state.fn == "fit":
-            self.save(trainer)
+        if trainer.state.fn != "fit":
+            return
+        self.validated_at = trainer.global_step
+        self.position = self.position._replace(validated=True)
+        if self._step_state and self._step_state.position.batches == self.position.batches:
+            self._step_state = None
+        self.save(trainer)
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
+        # before the module logs and forgets the epoch's numbers: training may end here, in the middle of an epoch
+        self._step_state = self._step_state or resume.capture(self.position, pl_module)
         if self.each_epoch:
             self.save(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """`last.ckpt`, wherever between two checkpoints the end is."""
-        if self._newest_step == trainer.global_step and self._written and not self._failed(trainer):
+        if self.folder is None:
+            return
+        if self._newest_step == trainer.global_step and self._newest and not self._failed(trainer):
             return
         if rank() == 0 and (self.folder / LAST).is_symlink():
             (self.folder / LAST).unlink()  # what it points to stays as it is
@@ -87,16 +134,35 @@ class Checkpoints(Callback):
                 "again with resume_during_training=True"
             )
 
-    def save(self, trainer: Trainer) -> Path:
-        """Writes the checkpoint of this moment unless it is there; one that could not be written has been reported."""
-        path = self.folder / f"epoch={self.resume.place[0]}-step={trainer.global_step}.ckpt"
+    # --- writing -----------------------------------------------------------------------------------------------------
+
+    def _is_due(self, trainer: Trainer) -> bool:
+        step, every = trainer.global_step, self.settings.checkpoint_every_n_steps
+        if step == self._newest_step:
+            return False
+        due = every is not None and step % every == 0
+        if (minutes := self.settings.checkpoint_every_n_minutes) is not None:
+            late = time.monotonic() - self._written_at >= 60 * minutes
+            due |= all_reduce_any(late, trainer.strategy.root_device)
+        return due
+
+    def save(self, trainer: Trainer) -> Path | None:
+        """Writes the checkpoint of this moment unless it is there; one that could not be written has been reported.
+
+        Returns:
+            its path; None in a trial.
+        """
+        if self.folder is None:
+            return None
+        position = self._step_state.position if self._step_state else self.position
+        path = self.folder / f"epoch={position.epoch}-step={trainer.global_step}.ckpt"
         self._written_at, self._newest_step = time.monotonic(), trainer.global_step
-        if self._written == self.resume.place:
+        if self._newest == position:
             return path
-        self._written = self.resume.place
+        self._newest = position
         trainer.save_checkpoint(path)
         if rank() == 0 and not self.io.failure:
-            _give_second_name(path, path.with_name(LAST))
+            link_last(path)
             self._kept = [kept for kept in self._kept if kept != path] + [path]
             self._remove_old()
         return path
@@ -113,49 +179,43 @@ class Checkpoints(Callback):
             if oldest.parent != self.folder and not any(kept.parent == oldest.parent for kept in self._kept):
                 remove(oldest.with_name(LAST))  # of the run that this one goes on from
 
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        state = self._step_state or resume.capture(self.position, pl_module)
+        checkpoint[resume.KEY] = resume.to_checkpoint(state, self._layout(trainer), trainer.global_step)
 
-def _give_second_name(path: Path, name: Path) -> None:
-    """A hard link, which takes no space and outlives the first name; where there are none, and for folders, a symbolic
-    one. It replaces an older one at once."""
-    new = name.with_name(name.name + UNFINISHED)
-    if new.is_symlink() or new.exists():
-        new.unlink()
-    try:
-        os.link(path, new)
-    except OSError:
-        new.symlink_to(path.name)
-    new.replace(name)
+    # --- going on ----------------------------------------------------------------------------------------------------
 
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Before Lightning reads its own state."""
+        if trainer.state.fn != "fit":
+            return
+        self._loaded = checkpoint.get(resume.KEY)
+        if self._loaded is None:
+            raise VLMoError("the checkpoint to resume from is of an older version; start from it with load_path=FILE")
+        layout = self._layout(trainer)
+        epoch_length = max(int(layout["samples"]) // world_size() // self.settings.training_batch, 1)
+        self.position, seen = resume.position_here(self._loaded, layout, epoch_length)
+        trainer.datamodule.resume_from(seen)  # type: ignore[attr-defined]
+        epoch, batches, total, validated = self.position
+        set_loops(checkpoint, epoch, batches, total, is_last_batch=batches >= epoch_length, validated=validated)
 
-def remove(path: Path) -> None:
-    """A checkpoint, file or folder (sharded), if it is there."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+    def _layout(self, trainer: Trainer) -> dict[str, int | bool]:
+        return resume.layout_of(self.settings, len(trainer.datamodule.train_dataset))  # type: ignore[attr-defined]
 
+    # --- stopping ----------------------------------------------------------------------------------------------------
 
-def _checkpoints_beside(resumed_from: Path | None, settings: Settings) -> list[Path]:
-    """Oldest first; only those in the folder of a run of this name, never what somebody else keeps elsewhere."""
-    runs = Path(settings.log_dir, settings.run_name).resolve()
-    if resumed_from is None or resumed_from.resolve().parent.parent.parent != runs:
-        return []
-    return sorted(resumed_from.parent.glob(PATTERN), key=lambda path: path.stat().st_mtime_ns)
-
-
-def newest_intact(settings: Settings) -> Path | None:
-    """The newest checkpoint of this run that can be read; damaged ones are passed over with a warning."""
-    runs = Path(settings.log_dir, settings.run_name)
-    found = sorted(runs.glob("version_*/checkpoints/*.ckpt"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
-    damaged: set[int] = set()
-    for path in found:
-        if path.stat().st_ino in damaged:
-            continue  # the same under its second name
-        try:
-            if path.is_file():  # sharded ones are Lightning's to read
-                checkpoint.read(path)
-            return path
-        except VLMoError as error:
-            damaged.add(path.stat().st_ino)
-            log.warning(f"{str(error).split('; ')[0]}; going on from the one before it")
-    return None
+    def _stop_if_told(self, trainer: Trainer) -> None:
+        """Saves and raises Stopped: on all processes after the same batch, whichever of them was told to."""
+        if not all_reduce_any(self.stop.received is not None, trainer.strategy.root_device):
+            return
+        number = self.stop.received or self.stop.default  # (others may have been told, not this one)
+        message = f"stopped by {number.name} at step {trainer.global_step}; "
+        path = self.save(trainer)
+        if path is None:
+            raise Stopped(f"{message}a trial saves nothing", number)
+        if rank() == 0:
+            requeue(number, self.settings.resume_during_training)
+        message += self.io.failure or (
+            f"saved {path}; to go on, give the same command with resume_during_training=True, or resume_from={path}"
+        )
+        raise Stopped(message if rank() == 0 else "", number)

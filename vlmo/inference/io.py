@@ -1,4 +1,4 @@
-"""Many inputs from files, and many results to files."""
+"""What people hand in, images in many forms and files of many inputs; and results as files."""
 
 import json
 import sys
@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from PIL import Image
 from tqdm import tqdm
 
-from vlmo.errors import VLMoError
-from vlmo.inference.inputs import InputError
+from vlmo.datasets.image import UndecodableImage, decode_image, to_upright_rgb
+from vlmo.errors import InputError, VLMoError
 from vlmo.utils.annotations import read_records
 
 Row = dict[str, Any]
@@ -18,8 +20,56 @@ Row = dict[str, Any]
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 
 
+def load_image(image: Any) -> Image.Image:
+    """Gives an RGB image, by the rules of `decode_image`.
+
+    Args:
+        image: path; bytes of an image file; Pillow image; array (H, W), (H, W, 3 or 4) or tensor (3, H, W) or (H, W),
+            uint8, or floats in [0, 1].
+
+    Raises:
+        InputError: if it is none of these, or cannot be decoded.
+    """
+    if isinstance(image, torch.Tensor):
+        image = image.detach().cpu()
+        image = (image.permute(1, 2, 0) if image.ndim == 3 else image).numpy()
+    if isinstance(image, np.ndarray):
+        image = _from_array(image)
+    if isinstance(image, Image.Image):
+        try:
+            return to_upright_rgb(image)
+        except OSError as error:  # Pillow reads a file's pixels only now
+            raise InputError(f"this Pillow image cannot be decoded ({error})") from error
+    if not isinstance(image, str | Path | bytes):
+        raise InputError(f"an image is a path, a Pillow image, an array or a tensor, not {type(image).__name__}")
+    try:
+        return decode_image(image if isinstance(image, bytes) else Path(image).expanduser().read_bytes())
+    except OSError as error:
+        raise InputError(f"{image!s}: cannot be read ({error.strerror or error})") from error
+    except UndecodableImage as error:
+        name = "these bytes" if isinstance(image, bytes) else image
+        raise InputError(f"{name}: is no image that can be decoded ({error})") from error
+
+
+def _from_array(values: np.ndarray) -> Image.Image:
+    if values.ndim == 3 and values.shape[2] == 1:
+        values = values[:, :, 0]
+    if values.ndim not in (2, 3) or (values.ndim == 3 and values.shape[2] not in (3, 4)) or not values.size:
+        raise InputError(f"an array must be (H, W), (H, W, 3) or (H, W, 4), a tensor (3, H, W); not {values.shape}")
+    if np.issubdtype(values.dtype, np.floating):
+        if not (values.min() >= 0 and values.max() <= 1):
+            raise InputError("an image of floats must be in [0, 1]")
+        values = (values * 255).round().astype(np.uint8)
+    if values.dtype != np.uint8:
+        raise InputError(f"an image must be uint8 or floats in [0, 1], not {values.dtype}")
+    return Image.fromarray(values)
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
 def image_files(path: str) -> list[str]:
-    """The images of a folder and the folders in it, in order; a path that is no folder is itself.
+    """Lists the images of a folder and the folders in it, in order; a path that is no folder is itself.
 
     Raises:
         VLMoError: if there are none.
@@ -34,7 +84,7 @@ def image_files(path: str) -> list[str]:
 
 
 def read_rows(path: str, image_columns: Sequence[str]) -> list[Row]:
-    """Rows of a .jsonl, .csv or .tsv file, image paths relative to it; or a row for each image of a folder.
+    """Reads rows of a .jsonl, .csv or .tsv file, image paths relative to it; or makes one for each image of a folder.
 
     Raises:
         VLMoError: if the file cannot be read, or there is nothing in it.
@@ -55,7 +105,7 @@ def read_rows(path: str, image_columns: Sequence[str]) -> list[Row]:
 
 
 def predict_rows(rows: list[Row], predict: Callable[[list[Row]], list[Row]], batch_size: int) -> Iterator[Row]:
-    """Each row with its result, or with {"error": ...} if it cannot be used; a progress bar shows where it is."""
+    """Yields each row with its result, or with {"error": ...} if it cannot be used, under a progress bar."""
     with tqdm(total=len(rows), disable=True if len(rows) == 1 else None, file=sys.stderr) as progress:
         for start in range(0, len(rows), batch_size):
             batch = rows[start : start + batch_size]

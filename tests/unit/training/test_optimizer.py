@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tests import tiny
+from vlmo.errors import VLMoError
 from vlmo.training import optimizer as optim
 
 BETA1, BETA2, EPS = 0.9, 0.98, 1e-8
@@ -90,7 +91,7 @@ def test_other_optimizers():
 def test_groups_hold_every_trained_parameter_once():
     model = tiny.model("task_finetune_vqa_base_image480")
     model.pooler.requires_grad_(False)
-    groups = optim.parameter_groups(model.named_parameters(), 1e-4, 0.01, 20)
+    groups = optim.parameter_groups(model.named_parameters(), 1e-4, 0.01, 20, ["vqa_classifier"])
     assert [(group["weight_decay"], group["lr"]) for group in groups] == [
         (0.01, 1e-4),
         (0.0, 1e-4),
@@ -106,6 +107,59 @@ def test_groups_hold_every_trained_parameter_once():
     assert {"transformer.blocks.0.norm1.weight", "text_embeddings.LayerNorm.weight"} <= no_decay
     assert {name.split(".")[0] for name in head | head_spared} == {"vqa_classifier"}
     assert head_spared == {f"vqa_classifier.{layer}.bias" for layer in (0, 1, 3)}
+
+
+def test_layer_decay():
+    model = tiny.model("task_finetune_vqa_base_image480")
+    depth, decay = model.transformer.depth, 0.5
+    arguments = (model.named_parameters(), 1e-4, 0.01, 20, ["vqa_classifier"])
+    groups = optim.parameter_groups(*arguments, layer_decay=decay, depth=depth)
+    assert all(group["params"] for group in groups)
+    rates = {name: (group["lr"], group["weight_decay"]) for group in groups for name in group["names"]}
+    assert sorted(rates) == sorted(name for name, _ in model.named_parameters())
+
+    def share(name):
+        return rates[name][0] / 1e-4
+
+    lowest = decay ** (depth + 1)
+    for name in ("transformer.cls_token", "transformer.patch_embed.proj.weight", "token_type_embeddings.weight"):
+        assert share(name) == pytest.approx(lowest)
+    assert share("text_embeddings.LayerNorm.weight") == pytest.approx(lowest)
+    for block in range(depth):
+        assert share(f"transformer.blocks.{block}.norm1.weight") == pytest.approx(decay ** (depth - block))
+    for name in ("transformer.norm.weight", "relative_position_bias_table", "pooler.dense.weight"):
+        assert share(name) == pytest.approx(1)
+    assert share("vqa_classifier.0.weight") == pytest.approx(20)
+    # each layer still decays as published
+    assert rates["transformer.blocks.0.norm1.weight"][1] == 0 and rates["transformer.blocks.0.gamma_1"][1] == 0.01
+
+
+def test_an_optimizer_of_timm_takes_the_groups():
+    weight = torch.nn.Parameter(torch.ones(3))
+    groups = [{"params": [weight], "names": ["w"], "weight_decay": 0.0, "lr": 0.1}, {"params": [], "weight_decay": 0.1}]
+    train(optim.build_optimizer("lion", groups, 0.1), weight, torch.tensor([[5.0, -3.0, 0.1]]))
+    assert torch.allclose(weight, torch.tensor([0.9, 1.1, 0.9]))  # (the signs alone)
+
+
+def test_optimizers_that_are_unknown_or_do_not_work_here():
+    for name in ("adamw", "lion", "muon", "lamb"):
+        optim.check_optimizer(name)
+    with pytest.raises(VLMoError, match="optim_type: 'lionn' is unknown; did you mean lion"):
+        optim.check_optimizer("lionn")
+    with pytest.raises(VLMoError, match="optim_type='adahessian': cannot be used here"):  # needs a second derivative
+        optim.check_optimizer("adahessian")
+
+
+@pytest.mark.parametrize("kind, share", [("adamw", 2), ("adam", 2), ("sgd", 1), ("lion", 1), ("adan", 4)])
+def test_the_state_is_measured(kind, share):
+    assert optim.state_share(kind) == share
+
+
+def test_torchs_private_step_supports_amp_scaling():
+    """Torch's loss scaler asks for it; where it is absent or true, the fused step would skip and yet be counted."""
+    weight = torch.nn.Parameter(torch.ones(1))
+    assert torch.optim.AdamW([weight], fused=True)._step_supports_amp_scaling is True
+    assert optim.AdamW([weight])._step_supports_amp_scaling is False
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,6 @@ from tests.processes import in_processes
 from vlmo.distributed.wire_format import from_bytes
 from vlmo.modules import VLMo
 from vlmo.tasks import itm
-from vlmo.tasks.base import empty_batch
 from vlmo.training.unused_parameters import exclude_from_ddp
 
 STAGE3 = "task_mlm_itm_itc_base"
@@ -78,8 +77,9 @@ def work(rank: int) -> dict[str, Any]:
     model = model_of(False)
     exclude_from_ddp(model)
     run = DistributedDataParallel(model)
-    batches = [share(0), empty_batch(32, torch.empty(0))], [share(0, (1, 0)), empty_batch(32, torch.empty(0))]
-    for number, (first, second) in enumerate([*batches, 2 * [empty_batch(32, torch.empty(0))]]):
+    nothing = model.empty_batch()
+    batches = [share(0), nothing], [share(0, (1, 0)), nothing]
+    for number, (first, second) in enumerate([*batches, [nothing, nothing]]):
         model.zero_grad()
         losses = {name: output.loss for name, output in run((first, second)[rank]).items()}
         sum(losses.values()).backward()

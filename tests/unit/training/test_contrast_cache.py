@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests import tiny
-from vlmo.tasks import num_samples
+from vlmo.tasks.base import Step, num_samples
 from vlmo.tasks.itm import same_chunk
 from vlmo.training import contrast_cache
 
@@ -38,8 +38,8 @@ def cached(batch, *losses, seed=0, **updates):
     model = model_of(*losses, contrast_cache=True, **updates)
     torch.manual_seed(seed)
     model.backward(model.training_step(batch, 0))
-    means = model.measures.compute_step()
-    return {name: means[f"{name}/train/loss"] for name in losses if num_samples(batch)}, gradients(model)
+    means = model.metrics.compute_step(model.device)
+    return {name: means[name, "loss"] for name in losses if num_samples(batch)}, gradients(model)
 
 
 def at_once(batch, *losses, seed=0, **updates):
@@ -83,10 +83,11 @@ def test_dropout_and_stochastic_depth_leave_out_the_same_in_both_passes(name):
     loss, found = cached(batch, name, drop_path_rate=0.3)
     model = model_of(name, drop_path_rate=0.3)
     torch.manual_seed(0)
-    (objective,) = model.objectives
-    features = [objective.features(model, chunk) for chunk in contrast_cache.chunks(batch, CHUNK)]  # one graph
+    (task,) = model.tasks
+    steps = [Step(chunk, model.heads, training=True) for chunk in contrast_cache.chunks(batch, CHUNK)]
+    features = [task.features(step, model.encode(task.requests(step))) for step in steps]  # one graph
     joined = {key: torch.cat([each[key] for each in features]) for key in features[0]}
-    output = objective.compare(model, joined, [[PAIRS, 16]])
+    output = task.compare(Step(batch, model.heads, training=True), joined)
     output.loss.backward()
     assert_same((loss, found), ({name: output.loss.detach()}, gradients(model)))
     assert loss[name] != cached(batch, name, seed=1, drop_path_rate=0.3)[0][name]

@@ -6,16 +6,17 @@ import torch.nn.functional as F
 
 from tests import tiny
 from vlmo.modules import linear_cross_entropy
-from vlmo.modules.multiway_transformer import ARCHITECTURES
-from vlmo.tasks import ObjectiveOutput, get_objective, get_objectives, mlm, objective_names
-from vlmo.tasks.base import compute_all, empty_batch
+from vlmo.modules.model import Encode, VLMoModel
+from vlmo.registry import ARCHITECTURES
+from vlmo.registry import TASKS as REGISTERED
+from vlmo.tasks import mlm
+from vlmo.tasks.base import TaskOutput, compute_tasks
 from vlmo.tasks.itc import contrast
 from vlmo.tasks.itm import draw_negatives
 from vlmo.tasks.mim import normalised_patches
 from vlmo.tasks.vqa import dense_targets
 from vlmo.training.unused_parameters import unused_parameters
 
-NAMES = ("mlm", "textmlm", "itm", "itc", "irtr", "vqa", "nlvr2", "mim")
 TASKS = {
     "mim": "task_mim_base",
     "textmlm": "task_textmlm_base",
@@ -27,7 +28,7 @@ TASKS = {
 
 def model_of(*names, **updates):
     """A model with these losses alone."""
-    weights = dict.fromkeys(NAMES, 0) | dict.fromkeys(names, 1)
+    weights = dict.fromkeys(REGISTERED, 0) | dict.fromkeys(names, 1)
     named = TASKS.get(names[0], "task_mlm_itm_itc_base")
     return tiny.model(named, loss_names=weights, **updates)
 
@@ -36,16 +37,35 @@ def batch_of(*names):
     return tiny.batch(images=("image_0", "image_1") if "nlvr2" in names else ("image",))
 
 
-# --- the list of objectives -------------------------------------------------------------------------------------------
+def encode_masked_image(model, image, patch_mask):
+    """(B, P, D)"""
+    request = Encode(image, patch_mask=patch_mask, mask_token=model.mim_mask_token)
+    return model.encode([request])[0][0][:, 1:]
 
 
-def test_names():
-    assert sorted(objective_names()) == sorted(NAMES)
-    assert all(get_objective(name).name == name for name in NAMES)
+# --- the contract -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", REGISTERED)
+def test_a_task_declares_what_it_needs(name):
+    task = REGISTERED[name]
+    assert task.name == name
+    assert set(task.primary_metrics) <= set(task.metrics)
+    heads = task(model_arch="vlmo_tiny_patch16", vocab_size=64, shared_ffn=False).heads(8)
+    assert set(task.required_heads) <= set(heads)
+    assert all(any(head in beginning for head in heads) for beginning in task.sized_by)
+
+
+@pytest.mark.parametrize("name", REGISTERED)
+def test_a_task_reads_no_field_that_it_does_not_declare(name):
+    model = model_of(*([name] if not REGISTERED[name].requires else ["itc", name]))
+    declared = {field for task in model.tasks for field in task.fields}
+    batch = {field: value for field, value in batch_of(name).items() if field in declared}
+    assert model(batch)[name].loss.isfinite()
 
 
 def test_each_comes_after_what_it_requires():
-    assert [objective.name for objective in get_objectives(["itm", "mlm", "itc"])][-1] == "itm"
+    assert [task.name for task in VLMoModel("vlmo_tiny_patch16", ["itm", "mlm", "itc"]).tasks][-1] == "itm"
 
 
 # --- masked words -----------------------------------------------------------------------------------------------------
@@ -70,8 +90,8 @@ def test_many_masked_words_are_scored_in_chunks(monkeypatch):
     parts = model(batch)["textmlm"]
     assert "logits" not in parts.outputs and "logits" in whole.outputs
     assert torch.allclose(parts.loss, whole.loss)
-    measured, labels = parts.updates["accuracy"]
-    assert torch.equal(measured, whole.updates["accuracy"][0].argmax(-1)) and len(labels) > 2
+    measured, labels = parts.measured["accuracy"]
+    assert measured == whole.measured["accuracy"][0] and labels > 2
 
 
 def test_no_masked_word_is_no_loss_and_no_nan():
@@ -184,8 +204,8 @@ def test_texts_draw_images_and_images_draw_texts():
     logits["shapes"] = torch.tensor([[3, 16]])
     logits["t2i_logits"][range(3), images] = 0
     logits["i2t_logits"][range(3), texts] = 0
-    done = {"itc": ObjectiveOutput(torch.zeros(()), logits)}
-    output = compute_all([get_objective("itm")], model, batch, done)["itm"]
+    provided = {"contrast": TaskOutput(torch.zeros(()), logits)}
+    output = compute_tasks(model, model.tasks[1:], batch, provided)["itm"]
     swapped_image = batch | {"image": batch["image"][images]}
     swapped_text = batch | {name: batch[name][texts] for name in ("text_ids", "text_masks")}
     pairs = (batch, swapped_image, swapped_text)
@@ -235,7 +255,7 @@ def test_questions_without_answers_are_not_measured():
         "vqa_scores": torch.zeros(3, 0),
     }
     output = model(batch | nobody | {"answered": torch.tensor([False] * 3)})["vqa"]
-    assert output.updates == {}
+    assert output.measured == {}
     assert output.outputs["logits"].shape == (3, 7)
 
 
@@ -243,11 +263,13 @@ def test_of_some_questions_the_answers_are_known():
     model, batch = model_of("vqa"), tiny.batch()
     some = model(batch | {"answered": torch.tensor([True, False, True])})["vqa"]
     assert torch.equal(some.loss, model(batch)["vqa"].loss)
-    logits, targets = some.updates["score"]
-    assert torch.equal(targets, some.outputs["targets"][[0, 2]])
-    loss, count = some.updates["loss"]
+    logits, targets = (some.outputs[name][[0, 2]] for name in ("logits", "targets"))
+    score, count = some.measured["score"]
     assert count == 2
-    assert torch.allclose(loss, 7 * F.binary_cross_entropy_with_logits(logits, targets))
+    assert score.item() == pytest.approx(targets[[0, 1], logits.argmax(1)].sum().item())
+    loss, count = some.measured["loss"]
+    assert count == 2
+    assert loss.item() == pytest.approx(2 * 7 * F.binary_cross_entropy_with_logits(logits, targets).item())
 
 
 # --- NLVR2 ------------------------------------------------------------------------------------------------------------
@@ -278,14 +300,14 @@ def test_answers_may_be_a_list():
 def test_nlvr2_measures_dev_and_test_apart():
     model, batch = model_of("nlvr2"), batch_of("nlvr2")
     both = model(batch)["nlvr2"]
-    assert set(both.updates) == {"dev/loss", "dev/accuracy", "test/loss", "test/accuracy"}
-    loss, count = both.updates["test/loss"]
+    assert set(both.measured) == {"dev/loss", "dev/accuracy", "test/loss", "test/accuracy"}
+    loss, count = both.measured["test/loss"]
     assert count == 2
-    dev_loss, dev_count = both.updates["dev/loss"]
-    assert torch.allclose((loss * count + dev_loss * dev_count) / 3, both.loss, rtol=1e-5)
+    dev_loss, dev_count = both.measured["dev/loss"]
+    assert (loss + dev_loss).item() / (count + dev_count) == pytest.approx(both.loss.item(), rel=1e-5)
     dev = model(batch | {"table_name": ["nlvr2_dev"] * 3})["nlvr2"]
-    assert set(dev.updates) == {"dev/loss", "dev/accuracy"}
-    assert set(model.train()(batch)["nlvr2"].updates) == {"loss", "accuracy"}
+    assert set(dev.measured) == {"dev/loss", "dev/accuracy"}
+    assert set(model.train()(batch)["nlvr2"].measured) == {"loss", "accuracy"}
 
 
 # --- masked images ----------------------------------------------------------------------------------------------------
@@ -296,20 +318,20 @@ def test_hidden_patches_are_regressed_with_mean_0_and_deviation_1():
     hidden = batch["patch_mask"]
     pixels = batch["image"].reshape(3, 3, 2, 16, 2, 16).permute(0, 2, 4, 3, 5, 1).reshape(3, 4, 768)[hidden]
     pixels = (pixels - pixels.mean(1, keepdim=True)) / pixels.std(1, keepdim=True)
-    predicted = model.mim_score(model.encode_masked_image(batch["image"], hidden))[hidden]
+    predicted = model.mim_score(encode_masked_image(model, batch["image"], hidden))[hidden]
     assert predicted.shape == pixels.shape
     output = model(batch)["mim"]
     assert torch.allclose(output.loss, (predicted - pixels).square().mean(), rtol=1e-4)
 
 
 def test_a_patch_of_one_colour_has_finite_pixels():
-    assert normalised_patches(torch.ones(1, 3, 32, 32)).abs().max() == 0
+    assert normalised_patches(torch.ones(1, 3, 32, 32), 16).abs().max() == 0
 
 
 def test_hidden_patches_have_their_visual_tokens_as_labels():
     model, batch = model_of("mim", mim_target="dalle", mim_tokenizer="encoder.pkl"), batch_of("mim")
     output = model(batch)["mim"]
-    hidden = model.encode_masked_image(batch["image"], batch["patch_mask"])
+    hidden = encode_masked_image(model, batch["image"], batch["patch_mask"])
     labels = torch.where(batch["patch_mask"], batch["visual_tokens"], -100)
     expected = F.cross_entropy(model.mim_score(hidden).flatten(0, 1), labels.flatten())
     assert torch.allclose(output.loss, expected, rtol=1e-5)
@@ -321,9 +343,9 @@ def test_what_is_hidden_is_not_seen():
     hidden = batch["patch_mask"]
     pixels = hidden.reshape(3, 1, 2, 2).repeat_interleave(16, 2).repeat_interleave(16, 3)
     other = torch.where(pixels, -batch["image"], batch["image"])
-    encoded = model.encode_masked_image(batch["image"], hidden)
-    assert torch.equal(model.encode_masked_image(other, hidden), encoded)
-    assert not torch.allclose(model.encode_masked_image(-batch["image"], hidden), encoded)
+    encoded = encode_masked_image(model, batch["image"], hidden)
+    assert torch.equal(encode_masked_image(model, other, hidden), encoded)
+    assert not torch.allclose(encode_masked_image(model, -batch["image"], hidden), encoded)
 
 
 # --- all --------------------------------------------------------------------------------------------------------------
@@ -335,7 +357,7 @@ SETS = [("mlm", "itc", "itm"), ("textmlm",), ("irtr",), ("vqa",), ("nlvr2",), ("
 def test_losses_are_finite_under_large_logits(names):
     model = model_of(*names)
     with torch.no_grad():
-        for head in ("mlm_score", "itm_score", "vqa_classifier", "nlvr2_classifier", "mim_score"):
+        for head in ("mlm_score", "itm_score", "mim_score", *(h for task in model.tasks for h in task.required_heads)):
             for parameter in getattr(model, head).parameters() if hasattr(model, head) else ():
                 parameter.mul_(1e3)
         if hasattr(model, "logit_scale"):
@@ -389,7 +411,7 @@ def test_gradients_reach_everything_but_what_is_said_to_be_out_of_reach(names, a
 def test_a_batch_without_samples_has_losses_of_zero_that_reach_all_the_same(names, bf16):
     model = model_of(*names, drop_path_rate=0.2).train()
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-        outputs = model(empty_batch(32, torch.empty(0)))
+        outputs = model(model.empty_batch())
     loss = sum(output.loss for output in outputs.values())
     loss.backward()
     assert loss.item() == 0

@@ -4,7 +4,7 @@ import re
 
 from vlmo.config import resolve
 from vlmo.settings import Settings
-from vlmo.training.results import published, results
+from vlmo.training.summary import published, results
 
 
 def settings_of(*named, **updates):

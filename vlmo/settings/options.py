@@ -1,0 +1,234 @@
+"""All general options together: what follows from them, and the rules across groups and about tasks in general.
+
+Rules about tasks ask the contract (`vlmo.tasks.base.Task`): roles, data, what of a run is for some tasks only.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from vlmo.registry import ARCHITECTURES, DATASETS, TASKS
+from vlmo.settings.groups import (
+    ContinuingOptions,
+    DataOptions,
+    EvaluationOptions,
+    ImageOptions,
+    MachineOptions,
+    ModelOptions,
+    OptimizerOptions,
+    RunOptions,
+    TextOptions,
+)
+from vlmo.settings.option import rule
+
+PATCH_SIZE = 16  # pixels a side, of an architecture that does not say it
+
+
+class Options(
+    MachineOptions,
+    ContinuingOptions,
+    EvaluationOptions,
+    OptimizerOptions,
+    ModelOptions,
+    ImageOptions,
+    TextOptions,
+    DataOptions,
+    RunOptions,
+):  # (pydantic collects the fields of the last base first)
+    """All options but those of tasks, and what follows from them; attributes are plain values."""
+
+    @property
+    def active(self) -> tuple[str, ...]:
+        """Names of the losses that are on."""
+        return tuple(name for name, weight in self.loss_names.items() if weight > 0)
+
+    @property
+    def patch_size(self) -> int:
+        """Pixels a side of a patch."""
+        return ARCHITECTURES.get(self.model_arch, {}).get("patch_size", PATCH_SIZE)
+
+    @property
+    def devices(self) -> int:
+        """Number of processes a node."""
+        return len(self.num_gpus) if isinstance(self.num_gpus, tuple) else max(self.num_gpus, 1)
+
+    @property
+    def pairs_per_pass(self) -> int:
+        """Samples that one forward pass takes over all devices."""
+        return self.per_gpu_batchsize * self.devices * self.num_nodes
+
+    @property
+    def accumulation(self) -> int:
+        """Forward passes an optimizer step."""
+        return max(self.batch_size // self.pairs_per_pass, 1)
+
+    @property
+    def accumulated_batches(self) -> int:
+        """Batches of the training loader an optimizer step: with `contrast_cache` one holds all of it."""
+        return 1 if self.contrast_cache else self.accumulation
+
+    @property
+    def training_batch(self) -> int:
+        """Samples of a batch of a device's training loader."""
+        return self.per_gpu_batchsize * self.accumulation // self.accumulated_batches
+
+    @property
+    def run_name(self) -> str:
+        """Folder of the run within `log_dir`."""
+        return f"{self.exp_name}_seed{self.seed}_from_{Path(self.load_path).stem}"
+
+
+@rule
+def _image_size(s: Options) -> Iterator[str]:
+    if s.image_size % s.patch_size:
+        near = max(round(s.image_size / s.patch_size), 1) * s.patch_size
+        yield f"image_size={s.image_size}: must be a multiple of the patch size {s.patch_size}; the nearest is {near}"
+
+
+@rule
+def _contrast_cache(s: Options) -> Iterator[str]:
+    if not s.contrast_cache:
+        return
+    if s.use_sharded_training or not s.strategy.startswith(("auto", "ddp")):
+        yield "contrast_cache=True: exchanges whole gradients; with it use strategy=auto and no sharding"
+    if s.activation_checkpointing == "offload":
+        yield "contrast_cache=True: needs little memory as it is; give activation_checkpointing=True or False"
+
+
+@rule
+def _evaluation(s: Options) -> Iterator[str]:
+    if s.test_only and not s.load_path:
+        yield "test_only=True: evaluates a checkpoint; give it with load_path=FILE"
+    if s.get_recall_rerank_metric and not s.get_recall_metric:
+        yield "get_recall_rerank_metric=True: orders anew what get_recall_metric=True ranks; set that too"
+    if s.get_recall_rerank_metric and not provides(s, "matching") and not s.load_path:
+        yield "get_recall_rerank_metric=True: needs an ITM head that has been trained; give a file with load_path=FILE"
+
+
+@rule
+def _batch(s: Options) -> Iterator[str]:
+    if not s.test_only and s.batch_size % s.pairs_per_pass:
+        near = max(round(s.batch_size / s.pairs_per_pass), 1) * s.pairs_per_pass
+        yield (
+            f"batch_size={s.batch_size}: is not a multiple of per_gpu_batchsize x devices x nodes = "
+            f"{s.per_gpu_batchsize} x {s.devices} x {s.num_nodes} = {s.pairs_per_pass}; "
+            f"the nearest that is: batch_size={near}"
+        )
+
+
+@rule
+def _sharding(s: Options) -> Iterator[str]:
+    if s.use_sharded_training and s.strategy not in ("auto", "deepspeed_stage_1"):
+        yield f"use_sharded_training=True is DeepSpeed ZeRO stage 1, strategy={s.strategy} is not: drop one"
+    sharded = s.use_sharded_training or s.strategy.startswith(("deepspeed", "fsdp"))
+    if s.activation_checkpointing == "offload" and sharded:
+        yield "activation_checkpointing=offload: works with strategy=auto or ddp; give True with sharding"
+    if s.strategy.startswith("fsdp") and (s.test_only or s.get_recall_metric):
+        yield f"strategy={s.strategy}: trains and validates; test and measure recall with strategy=auto"
+    if s.compile and s.strategy.startswith(("fsdp", "deepspeed_stage_3")):
+        yield f"compile=True: blocks whose weights strategy={s.strategy} shards are not compiled; drop one"
+
+
+@rule
+def _profile(s: Options) -> Iterator[str]:
+    if s.profile_steps and (s.fast_dev_run or s.test_only):
+        yield "profile_steps: looks at the training steps of a run with a folder: drop fast_dev_run and test_only"
+
+
+# --- tasks -----------------------------------------------------------------------------------------------------------
+
+
+def active_tasks(s: Options) -> dict[str, Any]:
+    """The tasks that are on, without names that do not exist."""
+    return {name: TASKS[name] for name in s.active if name in TASKS}
+
+
+def provides(s: Options, role: str) -> bool:
+    """Whether one of the tasks that are on provides the role."""
+    return any(task.provides == role for task in active_tasks(s).values())
+
+
+def providers(role: str, stage: int | None = None) -> list[str]:
+    """Names of the tasks that provide a role, those of the stage first."""
+    names = sorted(name for name, task in TASKS.items() if task.provides == role)
+    return sorted(names, key=lambda name: TASKS[name].stage != stage)
+
+
+def readers(dataset: str, has: set[str]) -> list[str]:
+    """Names of the tasks that can be trained on a data set with images, texts, or both (`has`)."""
+    fitting = {name: task for name, task in TASKS.items() if task.reads <= has}
+    return sorted(name for name, task in fitting.items() if task.datasets is None or dataset in task.datasets)
+
+
+@rule
+def _tasks(s: Options) -> Iterator[str]:
+    if not s.active:
+        yield "loss_names: every loss is off; name a task, for example task_mlm_itm_itc_base"
+    tasks = active_tasks(s)
+    roles: dict[str, list[str]] = {}
+    for name, task in tasks.items():
+        others = [other for other in tasks if other != name]
+        if task.alone and others:
+            yield f"loss_names.{name}: no other loss can be on beside it; switch off {' and '.join(others)}"
+        if task.requires and not provides(s, task.requires):
+            options = [f"loss_names.{other}=1" for other in providers(task.requires, task.stage)]
+            remedy = f"set {' or '.join(options)} too" if options else "no task provides it: is a plugin missing?"
+            yield f"loss_names.{name}: builds upon a {task.requires}; {remedy}"
+        if task.provides:
+            roles.setdefault(task.provides, []).append(name)
+    for role, names in roles.items():
+        if len(names) > 1:
+            yield f"loss_names: {' and '.join(names)} share the heads of the {role}; leave one of them on"
+
+
+@rule
+def _data_of_tasks(s: Options) -> Iterator[str]:
+    tasks = active_tasks(s)
+    alone = {name: task for name, task in tasks.items() if task.alone}  # (others are refused beside it)
+    known = [dataset for dataset in s.datasets if dataset in DATASETS]
+    problems: dict[str, None] = {}  # (several tasks can lack the same)
+    for name, task in (alone or tasks).items():
+        if task.datasets is None:
+            problems |= dict.fromkeys(_lacking(dataset, task.reads) for dataset in known)
+        elif not task.datasets.issuperset(known):
+            problems[f"{name} trains on {sorted(task.datasets)} only"] = None
+    yield from (f"datasets={list(s.datasets)}: {problem}" for problem in problems if problem)
+
+
+def _lacking(dataset: str, reads: frozenset[str]) -> str:
+    """What is to be said of a data set that has not all that a task reads, images or texts; else nothing."""
+    rows = DATASETS[dataset].dataset
+    has = ({"image"} if rows.image_columns else set()) | ({"text"} if rows.text_column else set())
+    missing = " and ".join(f"{what}s" for what in sorted(reads - has))
+    return f"{dataset} has no {missing}; it is for {' and '.join(readers(dataset, has))} only" if missing else ""
+
+
+@rule
+def _refused(s: Options) -> Iterator[str]:
+    for name, what in (("draw_false_image", "images"), ("draw_false_text", "texts")):
+        if getattr(s, name):
+            yield f"{name}={getattr(s, name)}: refused, no task reads false {what}: ITM draws negatives from the batch"
+    for name, what in (("image_only", "image"), ("text_only", "text")):
+        if getattr(s, name):
+            losses = " or ".join(f"loss_names.{loss}" for loss, task in TASKS.items() if task.reads == {what})
+            yield f"{name}=True: refused, {what}s alone are trained on by {losses}: start from its named config"
+
+
+@rule
+def _group_by_length(s: Options) -> Iterator[str]:
+    if s.group_by_length and any("image" in task.reads for task in active_tasks(s).values()):
+        yield (
+            "group_by_length=True: is for texts alone; beside an image a text's padding costs little, and contrast and "
+            "negatives would come from texts of one length"
+        )
+
+
+@rule
+def _needs_contrast(s: Options) -> Iterator[str]:
+    why = {
+        "contrast_cache": "is for contrast",
+        "get_recall_metric": "recall ranks by contrastive features",
+    }
+    for name, reason in why.items():
+        if getattr(s, name) and not provides(s, "contrast"):
+            yield f"{name}=True: {reason}; it needs loss_names.{' or '.join(providers('contrast'))}"

@@ -1,0 +1,98 @@
+"""The checkpoint files of a run: their names, which one to resume from, and how old ones are removed."""
+
+import logging
+import os
+import shutil
+from pathlib import Path
+
+from vlmo.checkpoints import loading as checkpoint
+from vlmo.errors import VLMoError
+from vlmo.files import UNFINISHED
+from vlmo.modules import VLMo
+from vlmo.settings import Settings
+
+log = logging.getLogger(__name__)
+
+LAST = "last.ckpt"
+PATTERN = "epoch=*-step=*.ckpt"
+
+
+def link_last(path: Path) -> None:
+    """Gives the checkpoint the second name `last.ckpt`, in place of an older one, at once.
+
+    It is a hard link, which takes no space and outlives the first name; where there are none, and for folders, a
+    symbolic one.
+    """
+    name = path.with_name(LAST)
+    new = name.with_name(name.name + UNFINISHED)
+    if new.is_symlink() or new.exists():
+        new.unlink()
+    try:
+        os.link(path, new)
+    except OSError:
+        new.symlink_to(path.name)
+    new.replace(name)
+
+
+def remove(path: Path) -> None:
+    """Removes a checkpoint, file or folder (sharded), if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Removes what killed processes left half written, in all versions of the run whose checkpoints are in `folder`."""
+    for unfinished in folder.parent.parent.glob(f"version_*/checkpoints/*{UNFINISHED}"):
+        remove(unfinished)
+
+
+def checkpoints_beside(resumed_from: Path | None, settings: Settings) -> list[Path]:
+    """Oldest first; only those in the folder of a run of this name, never what somebody else keeps elsewhere."""
+    runs = Path(settings.log_dir, settings.run_name).resolve()
+    if resumed_from is None or resumed_from.resolve().parent.parent.parent != runs:
+        return []
+    return sorted(resumed_from.parent.glob(PATTERN), key=lambda path: path.stat().st_mtime_ns)
+
+
+def newest_intact(settings: Settings) -> Path | None:
+    """The newest checkpoint of this run that can be read; damaged ones are passed over with a warning."""
+    runs = Path(settings.log_dir, settings.run_name)
+    found = sorted(runs.glob("version_*/checkpoints/*.ckpt"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    damaged: set[int] = set()
+    for path in found:
+        if path.stat().st_ino in damaged:
+            continue  # the same under its second name
+        try:
+            if path.is_file():  # sharded ones are Lightning's to read
+                checkpoint.read(path)
+            return path
+        except VLMoError as error:
+            damaged.add(path.stat().st_ino)
+            log.warning(f"{str(error).split('; ')[0]}; going on from the one before it")
+    return None
+
+
+def resume_path(settings: Settings) -> Path | None:
+    """The checkpoint that training continues from, if any."""
+    if settings.test_only:
+        return None
+    if settings.resume_from:
+        if not Path(settings.resume_from).exists():  # (DeepSpeed's are folders)
+            raise VLMoError(f"resume_from={settings.resume_from}: there is no such file")
+        return Path(settings.resume_from)
+    return newest_intact(settings) if settings.resume_during_training else None
+
+
+def check_resume(path: Path, model: VLMo) -> None:
+    """Raises VLMoError if the checkpoint is of another model: resuming takes over the state of a run as a whole."""
+    if path.is_dir():
+        return  # sharded: Lightning's to read
+    found = checkpoint.read(path)
+    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    if found.container != "state_dict" or {name: t.shape for name, t in found.tensors.items()} != shapes:
+        raise VLMoError(
+            f"{path}: is not a checkpoint of this model and task that this project saved, so training cannot be "
+            f"resumed from it; to start from its weights give it with load_path instead"
+        )
