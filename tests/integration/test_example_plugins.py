@@ -1,0 +1,144 @@
+"""The plugins of `examples/`, used as their readers would: copied elsewhere, named on the command line."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tests import tables
+
+REPOSITORY = Path(__file__).parents[2]
+SIZES = [
+    *("model_arch=vlmo_tiny_patch16", "image_size=32", "vocab_size=64", "max_text_len=24", "num_workers=0"),
+    *("num_gpus=0", "precision=32", "per_gpu_batchsize=2", "batch_size=4", "max_steps=2", "warmup_steps=1"),
+]
+
+
+@pytest.fixture
+def place(tmp_path):
+    """A folder outside of the repository with the plugins, and a vocabulary."""
+    shutil.copytree(REPOSITORY / "examples" / "plugins", tmp_path / "my_plugins")
+    tables.write_vocabulary(tmp_path)
+    (tmp_path / "data").mkdir()
+    return tmp_path
+
+
+@pytest.fixture
+def call(place):
+    """Runs Python in that folder; returns what it printed."""
+
+    def run(*arguments: str) -> str:
+        environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(
+            [sys.executable, *arguments], cwd=place, env=environment, capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    return run
+
+
+@pytest.fixture
+def train(call, place):
+    """`run.py` with a plugin, on the tiny size."""
+
+    def run(plugin: str, *words: str) -> str:
+        options = [f"plugins=['my_plugins.{plugin}']", f"data_root={place}/data", f"tokenizer={place}/vocab.txt"]
+        return call(f"{REPOSITORY}/run.py", "with", *words[:1], *SIZES, *options, f"log_dir={place}/result", *words[1:])
+
+    return run
+
+
+def newest(place: Path) -> Path:
+    return max(place.glob("result/*/*/checkpoints/last.ckpt"), key=lambda path: path.stat().st_mtime)
+
+
+def write_snli_ve(root: Path) -> None:
+    (root / "flickr30k-images").mkdir(parents=True)
+    for number in range(4):
+        tables.picture(number).save(root / "flickr30k-images" / f"{number}.jpg")
+    for split in ("train", "dev", "test"):
+        lines = [
+            {
+                "pairID": f"{number}.jpg#{label}",
+                "Flickr30K_ID": str(number),
+                "gold_label": label,
+                "sentence2": f"the {colour} cat runs",
+            }
+            for number in range(4)
+            for label, colour in (("entailment", "red"), ("contradiction", "blue"))
+        ]
+        (root / f"snli_ve_{split}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def test_a_downstream_task(place, call, train):
+    write_snli_ve(place / "raw")
+    call("-c", "from my_plugins.snli_ve import make_arrow; make_arrow('raw', 'data')")
+    printed = train(
+        "snli_ve", "task_finetune_snli_ve_base", "model_arch=vlmo_tiny_patch16", "image_size=32", "lr_mult=7"
+    )
+    assert "snli_ve accuracy" in printed and "learning rate 0.00021" in printed  # its head, at lr_mult times the rate
+    checkpoint = newest(place)
+
+    evaluated = train("snli_ve", "task_finetune_snli_ve_base", f"load_path={checkpoint}", "test_only=True")
+    (file,) = place.glob("result/snli_ve_test_*.csv")
+    assert str(file) in evaluated
+    rows = [line.split(",") for line in file.read_text().splitlines()]
+    assert len(rows) == 8 and {label for _, label in rows} <= {"entailment", "neutral", "contradiction"}
+
+    words = ["-m", "vlmo.predict", "entail", "--plugins", "my_plugins.snli_ve", "--checkpoint", str(checkpoint)]
+    answer = call(*words, "--image", "raw/flickr30k-images/0.jpg", "--sentence", "the red cat runs")
+    labels = json.loads(answer)["labels"]
+    assert sum(labels.values()) == pytest.approx(1, abs=1e-4)
+    assert max(labels, key=labels.get) == dict(rows)["0.jpg#entailment"]
+
+    known = "fine-tuned for snli_ve"
+    assert known in call("-m", "vlmo.checkpoint", "show", str(checkpoint), "--plugins", "my_plugins.snli_ve")
+
+
+def test_another_contrast_in_stage_3(place, train):
+    tables.write_coco(place / "data")
+    options = ("datasets=['coco']", "get_recall_metric=True", "contrast_cache=True")
+    printed = train("siglip", "task_mlm_itm_siglip_base", *options)
+    for tag in ("siglip/val/i2t_accuracy", "itm/val/accuracy", "mlm/val/accuracy", "recalls/tr_r1"):
+        assert tag in printed
+    state = torch.load(newest(place), weights_only=True)["state_dict"]
+    assert {"siglip_scale", "siglip_bias", "itm_score.fc.weight"} <= state.keys() and "logit_scale" not in state
+
+
+SIGLIP = """
+import torch, vlmo
+from vlmo import VLMoModel, plugins
+plugins.load(["my_plugins.siglip"])
+from vlmo.tasks.base import Step
+model = VLMoModel("vlmo_tiny_patch16", ["siglip"], image_size=32, vocab_size=64, max_text_len=24)
+with torch.no_grad():
+    model.siglip_scale.fill_(0.5)
+    model.siglip_bias.fill_(-0.25)
+torch.manual_seed(0)
+image, text = (torch.nn.functional.normalize(torch.randn(3, 96), dim=1) for _ in range(2))
+output = model.tasks[0].compare(Step({}, model.heads, True), {"image": image, "text": text}, [[3, 8]])
+torch.save((image, text, output.loss.detach(), output.outputs["i2t_logits"].detach()), "out.pt")
+"""
+
+
+def test_the_sigmoid_loss_by_hand(place, call):
+    call("-c", SIGLIP)
+    image, text, loss, logits = torch.load(place / "out.pt", weights_only=True)
+    expected = torch.tensor(0.5).exp() * image @ text.T - 0.25
+    signs = torch.tensor([[1.0, -1, -1], [-1, 1, -1], [-1, -1, 1]])
+    assert torch.allclose(logits, expected)
+    assert torch.allclose(loss, -F.logsigmoid(signs * expected).sum() / 3)
+
+
+def test_a_data_set_of_ones_own(place, train):
+    for split, first in (("train_0", 0), ("train_1", 10), ("val", 20)):
+        tables.write_captions(place / "data", f"my_captions_{split}", first=first)
+    printed = train("my_captions", "task_mlm_itm_itc_base", "datasets=['my_captions']", "get_recall_metric=True")
+    assert "itc/val/loss" in printed and "recalls/val_tr_r1" in printed
