@@ -88,7 +88,7 @@ def _stage(kind: str, names: Iterable[str], tasks: Sequence[str], heads: Sequenc
         return "1 (vision)"
     unknown = [f"{name} (a task that is not known here: give --plugins)" for name in tasks if name not in TASKS]
     tuned = [name for name in tasks if name in TASKS and TASKS[name].stage is None]
-    pretrained = [name for name in tasks if name in TASKS and TASKS[name].stage is not None]
+    pretrained = sorted(name for name in tasks if name in TASKS and TASKS[name].stage is not None)
     if tuned or (unknown and not pretrained):
         return f"fine-tuned for {', '.join(tuned + unknown)}"
     if heads and not tasks:
