@@ -179,6 +179,10 @@ class EvaluationOptions(OptionGroup):
         False, "recall also after ITM has ordered the first k_test candidates of each query anew"
     )
     k_test: PositiveInt = option(32, "candidates that re-ranking looks at")
+    rerank_by: Literal["published", "match"] = option(
+        "published",
+        'what orders them: "published" is the logit of a match plus the cosine, "match" the log-odds of a match',
+    )
     val_check_interval: Annotated[int | float, Field(gt=0)] = option(
         1.0, "validate every so many batches (int), or this share of an epoch (float)"
     )
