@@ -152,6 +152,8 @@ BAD = {
         {"get_recall_rerank_metric": True, "get_recall_metric": True, "loss_names": losses(irtr=1)},
         "needs an ITM head that has been trained; give a file with load_path=FILE",
     ),
+    "new heads of a test": ({"reset_heads": True, "test_only": True, "load_path": "x"}, "reset_heads=True: .*drop one"),
+    "new heads of pre-training": ({"reset_heads": True}, "reset_heads=True: .*no such loss is on"),
     "false images": ({"draw_false_image": 1}, "draw_false_image=1: refused, "),
     "false texts": ({"draw_false_text": 1}, "draw_false_text=1: refused, "),
     "images only": ({"image_only": True}, "image_only=True: refused, "),

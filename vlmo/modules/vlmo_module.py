@@ -76,7 +76,7 @@ class VLMo(VLMoModel, pl.LightningModule):
         elif settings.get_recall_rerank_metric and settings.test_only:
             required += [head for task in tasks if task.provides == "matching" for head in task.heads(1)]
         if settings.load_path:
-            load_weights(self, loaded or settings.load_path, required)
+            load_weights(self, loaded or settings.load_path, required, self.reset_heads)
         self.answers, self.vocabulary = label_names or self.answers, vocabulary or self.vocabulary
         for trains in [task.trains for task in tasks if task.trains is not None]:
             for name, parameter in self.named_parameters():
@@ -193,7 +193,7 @@ class VLMo(VLMoModel, pl.LightningModule):
             if phase != "train":
                 self.log(tag, value)
         primary = [[values[t.name, key] for key in t.primary_metrics if (t.name, key) in values] for t in self.tasks]
-        scores = [float(torch.stack(found).mean()) for found in primary if found]
+        scores = [float(torch.stack(found).sum()) for found in primary if found]
         if phase != "train" and f"recalls/{phase}_avg" in self.trainer.callback_metrics:  # measured just before
             scores.append(float(self.trainer.callback_metrics[f"recalls/{phase}_avg"]))
         if scores:  # (questions of a challenge's test set have no answers)
@@ -206,10 +206,20 @@ class VLMo(VLMoModel, pl.LightningModule):
         never = unused_parameters(self)
         return [(name, p) for name, p in self.named_parameters() if p.requires_grad and name not in never]
 
+    @property
+    def downstream_heads(self) -> list[str]:
+        """Beginnings of the names of the heads that are trained at `lr_mult` times the learning rate."""
+        return [head for task in self.tasks if task.head_group for head in task.required_heads]
+
+    @property
+    def reset_heads(self) -> list[str]:
+        """Beginnings of the names of the heads that start new whatever `load_path` holds."""
+        return self.downstream_heads if self.settings.reset_heads else []
+
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Gives what the optimizer updates, and how: see `optimizer.parameter_groups`."""
         s = self.settings
-        heads = [head for task in self.tasks if task.head_group for head in task.required_heads]
+        heads = self.downstream_heads
         trained, depth = self.trained_parameters(), self.transformer.depth
         return optim.parameter_groups(trained, s.learning_rate, s.weight_decay, s.lr_mult, heads, s.layer_decay, depth)
 

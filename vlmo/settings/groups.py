@@ -116,6 +116,9 @@ class ModelOptions(OptionGroup):
         False, "True: one feed-forward part for every modality instead of experts, to compare with"
     )
     load_path: str = option("", "checkpoint to start from: a VLMo or BEiT file")
+    reset_heads: bool = option(
+        False, "True: the heads of the downstream tasks that are on start new, also where load_path has them"
+    )
     activation_checkpointing: bool | Literal["offload"] = option(
         False, 'True: blocks are computed again in the backward pass; "offload": and their inputs wait in CPU memory'
     )

@@ -190,6 +190,18 @@ def test_nlvr2_widens_the_token_types_of_a_loaded_file(tmp_path):
     assert torch.equal(model.token_type_embeddings.weight, types[[0, 1, 1]])
 
 
+@pytest.mark.parametrize("reset", [False, True])
+@pytest.mark.parametrize("task", [VQA, NLVR2])
+def test_heads_of_a_fine_tuned_file_are_kept_or_start_new(tmp_path, task, reset):
+    before = tiny.model(task)
+    torch.save(before.state_dict(), tmp_path / "tuned.pt")
+    model = VLMo(tiny.config(task, load_path=str(tmp_path / "tuned.pt"), reset_heads=reset))
+    kept = {name for name, value in model.state_dict().items() if torch.equal(value, before.state_dict()[name])}
+    heads = {name for name in before.state_dict() if name.startswith(tuple(model.downstream_heads))}
+    assert heads
+    assert kept == before.state_dict().keys() - (heads if reset else set())
+
+
 def test_the_same_seed_gives_the_same_weights():
     torch.manual_seed(1)
     one = VLMo(tiny.config(STAGE3)).state_dict()

@@ -124,6 +124,8 @@ def test_contrast_is_the_mean_over_both_branches():
     assert torch.allclose(output.outputs["t2i_logits"], logits.T, rtol=1e-5)
     assert torch.allclose(output.outputs["vl_i2t_logits"], vl_logits, rtol=1e-5)
     assert output.scalars["logit_scale"] == pytest.approx(model.logit_scale.exp().item())
+    hits = (vl_logits.argmax(1) == torch.arange(3)).sum(), (vl_logits.argmax(0) == torch.arange(3)).sum()
+    assert output.measured["vl_i2t_accuracy"] == (hits[0], 3) and output.measured["vl_t2i_accuracy"] == (hits[1], 3)
 
 
 def test_retrieval_contrasts_the_plain_features_alone():
