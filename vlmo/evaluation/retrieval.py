@@ -37,6 +37,7 @@ class Encoded(NamedTuple):
     features: Tensor  # (N, D) float32, unit length
     number: Tensor  # (N,) of the image or text in the data
     owner: Tensor  # (N,) number of the image that each belongs to
+    skipped: int = 0  # images that cannot be decoded
 
 
 @torch.inference_mode()
@@ -67,7 +68,7 @@ def encode(model: VLMo, loader: Iterable[dict[str, Any]], side: str, autocast: A
     if skipped and rank() == 0:
         log.warning(f"{skipped} images cannot be decoded: their texts count as not found")
     order = number.argsort()
-    return Encoded(all_features[order], number[order], owner[order])
+    return Encoded(all_features[order], number[order], owner[order], skipped)
 
 
 def pair_batches(images: Encoded, texts: Encoded, batch_size: int) -> Iterator[dict[str, Tensor]]:

@@ -24,7 +24,7 @@ from vlmo.errors import VLMoError
 from vlmo.modules.attention import AttentionMasks, first_positions
 from vlmo.modules.infer import infer, infer_image, infer_text
 from vlmo.modules.positions import MAX_TEXT_LEN, num_table_rows
-from vlmo.modules.transformer import PATCH_SIZE, TextEmbeddings, build_transformer
+from vlmo.modules.transformer import PATCH_SIZE, Pooler, TextEmbeddings, build_transformer
 from vlmo.registry import ARCHITECTURES, TASKS
 
 Hidden = tuple[Tensor, Tensor | None]  # hidden states after the last norm; those of the VL-FFN branch, or None
@@ -52,18 +52,6 @@ class Encode:
     token_type: int = 1
     patch_mask: Tensor | None = None
     mask_token: Tensor | None = None
-
-
-class Pooler(nn.Module):
-    """Takes tanh of a linear map of position 0."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.dense = nn.Linear(width, width)
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        """(B, S, D) -> (B, D)"""
-        return torch.tanh(self.dense(hidden[:, 0]))
 
 
 class VLMoModel(nn.Module):
@@ -109,12 +97,7 @@ class VLMoModel(nn.Module):
         ARCHITECTURES.require([model_arch], "model_arch")
         TASKS.require((name for name in tasks if isinstance(name, str)), "tasks")
         _require_known(task_options)
-        patch = ARCHITECTURES[model_arch].get("patch_size", PATCH_SIZE)
-        if image_size % patch or image_size <= 0:
-            near = max(round(image_size / patch), 1) * patch
-            raise VLMoError(
-                f"image_size={image_size}: must be a multiple of the patch size {patch}; the nearest is {near}"
-            )
+        _check_image_size(model_arch, image_size)
         self.options: dict[str, Any] = dict(
             model_arch=model_arch,
             image_size=image_size,
@@ -142,12 +125,7 @@ class VLMoModel(nn.Module):
         )
         width, relative = self.transformer.embed_dim, self.transformer.relative_positions
         if all(task.has_text for task in self.tasks):  # else, as in stage 1, files hold what BEiT's hold
-            self.text_embeddings = TextEmbeddings(vocab_size, width, max_text_len, not relative, drop_path_rate)
-            types = max([2, *(task.token_types for task in self.tasks)])  # text, image, second image
-            self.token_type_embeddings = nn.Embedding(types, width)
-            self.pooler = Pooler(width)
-            for part in (self.text_embeddings, self.token_type_embeddings, self.pooler):
-                init_head(part)
+            self._add_text_and_pairs(TextEmbeddings(vocab_size, width, max_text_len, not relative, drop_path_rate))
         rows = num_table_rows(self.transformer.window, max_text_len_of_initckpt)
         columns = self.transformer.depth * self.transformer.num_heads  # block by block
         self.relative_position_bias_table = nn.Parameter(torch.zeros(rows, columns)) if relative else None
@@ -156,6 +134,14 @@ class VLMoModel(nn.Module):
         )
         for task in self.tasks:
             self.add_heads(task)
+
+    def _add_text_and_pairs(self, text_embeddings: TextEmbeddings) -> None:
+        self.text_embeddings = text_embeddings
+        types = max([2, *(task.token_types for task in self.tasks)])  # text, image, second image
+        self.token_type_embeddings = nn.Embedding(types, self.transformer.embed_dim)
+        self.pooler = Pooler(self.transformer.embed_dim)
+        for part in (self.text_embeddings, self.token_type_embeddings, self.pooler):
+            init_head(part)
 
     def add_heads(self, task: Any) -> None:
         """Adds the heads of a task that are not there yet: tasks share heads by name."""
@@ -313,6 +299,13 @@ class VLMoModel(nn.Module):
         from vlmo.checkpoints.pretrained import save_pretrained
 
         save_pretrained(self, folder, max_shard_size)
+
+
+def _check_image_size(model_arch: str, image_size: int) -> None:
+    patch = ARCHITECTURES[model_arch].get("patch_size", PATCH_SIZE)
+    if image_size % patch or image_size <= 0:
+        near = max(round(image_size / patch), 1) * patch
+        raise VLMoError(f"image_size={image_size}: must be a multiple of the patch size {patch}; the nearest is {near}")
 
 
 def _require_known(task_options: Iterable[str]) -> None:

@@ -75,6 +75,18 @@ class TextEmbeddings(nn.Module):
         return self.dropout(self.LayerNorm(x))
 
 
+class Pooler(nn.Module):
+    """Takes tanh of a linear map of position 0."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.dense = nn.Linear(width, width)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """(B, S, D) -> (B, D)"""
+        return torch.tanh(self.dense(hidden[:, 0]))
+
+
 class MultiWayTransformer(nn.Module):
     """The blocks, the image embedding and the last norm.
 

@@ -6,6 +6,7 @@ a batch from the table to the optimizer.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytorch_lightning as pl
@@ -98,10 +99,9 @@ class VLMo(VLMoModel, pl.LightningModule):
 
     def forward(self, batch: Batch) -> dict[str, TaskOutput]:
         """Computes all tasks that are on, by name; their losses are weighted by `loss_names`."""
+        weights = self.settings.loss_names
         outputs = compute_tasks(self, self.tasks, batch)
-        for name, output in outputs.items():
-            output.loss = output.loss * self.settings.loss_names[name]
-        return outputs
+        return {name: replace(output, loss=output.loss * weights[name]) for name, output in outputs.items()}
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
         """Gives the weighted sum of the losses; with `contrast_cache` the contrast's, the others are for `backward`."""

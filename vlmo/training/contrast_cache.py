@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -58,7 +59,7 @@ class ContrastCache:
         output = self.contrast.compare(step, self.features)
         # of value 0: its gradient is the factor that the precision scales losses by, for those of the second pass
         self.unit = torch.zeros((), device=device, requires_grad=True)
-        output.loss = output.loss * weights[self.contrast.name] + self.unit
+        output = replace(output, loss=output.loss * weights[self.contrast.name] + self.unit)
         self.batch = dict(batch)
         provided = {self.contrast.provides: output}
         for task in self.others:

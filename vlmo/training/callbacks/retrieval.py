@@ -12,6 +12,7 @@ from vlmo.evaluation.retrieval import Encoded, best_ranks, encode, pair_batches,
 from vlmo.modules.vlmo_module import VLMo
 from vlmo.tasks.base import Step
 from vlmo.tasks.itc import ContrastTask
+from vlmo.training.callbacks.skipping import judge_unreadable
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +47,8 @@ class RetrievalEvaluation(Callback):
             return
         autocast = trainer.precision_plugin.forward_context
         images = encode(pl_module, image_loader, "image", autocast)
+        if images.skipped:
+            judge_unreadable(split, images.skipped, len(image_loader.dataset))
         texts = encode(pl_module, text_loader, "text", autocast)
         if split == phase and data.recall_measures_all(split):
             self._measure_contrast(pl_module, images, texts, phase)

@@ -75,14 +75,7 @@ class UnreadableImages(Callback):
         total = len(loader.dataset)
         if phase == "train":  # each process has a share that is like the others'; of an evaluation, see below
             total = math.ceil(total / world_size())
-        self._judge(phase, self.failed[phase], total)
-
-    def _judge(self, phase: str, failed: int, total: int) -> None:
-        if failed > MAX_FAILED_SHARE * total:
-            raise VLMoError(
-                f"{failed} of {total} {phase} samples have images that cannot be decoded, more than "
-                f"{MAX_FAILED_SHARE:.0%}: the data set is damaged; make its Arrow files anew (DATA.md)"
-            )
+        judge_unreadable(phase, self.failed[phase], total)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._report("train", pl_module)
@@ -90,12 +83,12 @@ class UnreadableImages(Callback):
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         failed = self._report("val", pl_module)
         if failed:
-            self._judge("val", failed, len(trainer.val_dataloaders.dataset))  # type: ignore[union-attr]
+            judge_unreadable("val", failed, len(trainer.val_dataloaders.dataset))  # type: ignore[union-attr]
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         failed = self._report("test", pl_module)
         if failed:
-            self._judge("test", failed, len(trainer.test_dataloaders.dataset))  # type: ignore[union-attr]
+            judge_unreadable("test", failed, len(trainer.test_dataloaders.dataset))  # type: ignore[union-attr]
 
     def _report(self, phase: str, pl_module: LightningModule) -> int:
         """How many failed on all processes together."""
@@ -103,6 +96,15 @@ class UnreadableImages(Callback):
         if failed and rank() == 0:
             log.warning(f"{phase}: {failed} samples left out, their images cannot be decoded")
         return failed
+
+
+def judge_unreadable(phase: str, failed: int, total: int) -> None:
+    """Raises VLMoError if so many of the samples of a phase cannot be decoded that the data set must be damaged."""
+    if failed > MAX_FAILED_SHARE * total:
+        raise VLMoError(
+            f"{failed} of {total} {phase} samples have images that cannot be decoded, more than "
+            f"{MAX_FAILED_SHARE:.0%}: the data set is damaged; make its Arrow files anew (DATA.md)"
+        )
 
 
 class NonFinite(Callback):
