@@ -15,7 +15,9 @@ from pytorch_lightning.loggers import Logger
 from tests import tables
 from vlmo.datasets import base_dataset
 from vlmo.errors import VLMoError
+from vlmo.modules import VLMo
 from vlmo.settings import Settings
+from vlmo.training.disk_usage import checkpoint_size
 
 TEXT = "task_textmlm_base"
 STAGE3 = "task_mlm_itm_itc_base"
@@ -273,6 +275,14 @@ def test_the_loss_that_is_minimised_is_logged_and_shown(go, capsys):
     (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("step 1/1"))
     assert f"loss {total:.3f} = itc {parts[0]:.3f} + 0.5 x mlm {parts[1]:.3f}" in line
     assert f"grad {run.logged('train/grad_norm')[0]:.3g}" in line
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adam", "sgd", "lamb"])
+@pytest.mark.parametrize("task", [TEXT, VQA])  # with frozen weights; with weights that the loss does not reach
+def test_the_size_of_a_checkpoint_is_known_before(go, task, optimizer):
+    run = go(task, optim_type=optimizer, max_steps=1, model_arch="vlmo_tiny_patch16")
+    expected = checkpoint_size(VLMo(run.config), optimizer)
+    assert run.last.stat().st_size == pytest.approx(expected, rel=0.05)  # (names and metadata are not counted)
 
 
 @pytest.mark.parametrize("optimizer", ["lion", "muon"])

@@ -16,6 +16,7 @@ from vlmo.settings.__main__ import page
 from vlmo.settings.groups import PositiveInt
 from vlmo.settings.option import OptionGroup, option
 from vlmo.tasks.base import Task as Task
+from vlmo.tasks.itc import ContrastTask
 
 REPOSITORY = GOLDENS.parent.parent
 
@@ -187,6 +188,13 @@ def test_one_problem_one_line(updates, line):
     with pytest.raises(VLMoError, match=line) as error:
         Settings.from_config(resolve() | updates)
     assert len(str(error.value).splitlines()) == 1
+
+
+def test_two_contrasts_at_once_are_refused_also_one_from_outside(monkeypatch):
+    monkeypatch.setitem(TASKS, "made_up", type("MadeUp", (ContrastTask,), {"name": "made_up"}))
+    assert problems(loss_names={"made_up": 1, "itm": 1}) == []
+    (line,) = problems(loss_names={"itc": 1, "made_up": 1, "itm": 1})
+    assert "itc and made_up share the heads of the contrast" in line
 
 
 GOOD = {
