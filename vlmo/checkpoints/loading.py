@@ -8,7 +8,7 @@ A file is recognised by its names, never by the task. The model is untouched unt
 import re
 import textwrap
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from vlmo.checkpoints.files import Checkpoint, read
-from vlmo.checkpoints.metadata import Metadata
+from vlmo.checkpoints.metadata import Metadata, first_mismatch
 from vlmo.checkpoints.resizing import TABLE, fit
 from vlmo.errors import VLMoError
 from vlmo.registry import ARCHITECTURES
@@ -113,6 +113,24 @@ def refuse_foreign(checkpoint: Checkpoint) -> None:
         )
 
 
+def other_classes(
+    checkpoint: Checkpoint, target: Mapping[str, Tensor], head: str, names: Sequence[str] | None
+) -> str | None:
+    """Says why a head of the file is for other classes than those in use; None if it is not, as far as is known.
+
+    Args:
+        target: the model's state dict. head: beginning of its names.
+        names: of the classes in use, where they have names.
+    """
+    saved = checkpoint.metadata.answers if checkpoint.metadata else None
+    if saved and names and (where := first_mismatch(saved, names)):
+        return where
+    for name, tensor in checkpoint.tensors.items():
+        if name.startswith(head) and name in target and len(tensor.shape) and len(tensor) != len(target[name]):
+            return f"{name} has {len(tensor)} rows in the file and {len(target[name])} here"
+    return None
+
+
 # --- adapt ------------------------------------------------------------------------------------------------------------
 
 
@@ -138,7 +156,7 @@ def adapt(
     source, report.dropped = vlmo_names(checkpoint)
     for name in [name for name in source if name.startswith(tuple(reset))]:
         del source[name]
-        report.dropped[name] = "reset_heads=True"
+        report.dropped[name] = "starts new (reset_heads)"
     _check_size(path, source, target)
     adapted, problems = {}, []
     for name, tensor in source.items():

@@ -33,13 +33,10 @@ def fit(name: str, tensor: Tensor, target: Tensor) -> tuple[Tensor, str]:
         if tensor.shape[:axis] + tensor.shape[axis + 1 :] == target.shape[:axis] + target.shape[axis + 1 :]:
             return resize(tensor, target)
     hint = "give another load_path"
-    sizes = [("text_embeddings.word_embeddings.", "vocab_size", False)]  # beginning of a name, option of its first axis
-    sizes += [(*sized, task.head_group) for task in TASKS.values() for sized in task.sized_by.items()]
-    for beginning, option, can_be_reset in sizes:
+    sizes = {"text_embeddings.word_embeddings.": "vocab_size"}  # beginning of a name -> the option of its first axis
+    for beginning, option in (sizes | {k: v for task in TASKS.values() for k, v in task.sized_by.items()}).items():
         if name.startswith(beginning) and tensor.ndim > 0:
             hint = f"set {option}={len(tensor)} to use this file, or {hint}"
-            if can_be_reset:  # (the size of the file would train on with outputs of other meanings)
-                hint = f"set reset_heads=True to train a new head; the file's is for {option}={len(tensor)}"
     raise VLMoError(f"{name} is {list(tensor.shape)} in the file, {list(target.shape)} in the model; {hint}")
 
 

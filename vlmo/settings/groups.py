@@ -116,8 +116,10 @@ class ModelOptions(OptionGroup):
         False, "True: one feed-forward part for every modality instead of experts, to compare with"
     )
     load_path: str = option("", "checkpoint to start from: a VLMo or BEiT file")
-    reset_heads: bool = option(
-        False, "True: the heads of the downstream tasks that are on start new, also where load_path has them"
+    reset_heads: bool | Literal["auto"] = option(
+        "auto",
+        "whether heads of downstream tasks start new although load_path has them: True: always (as published), "
+        '"auto": where they are for other classes, False: never',
     )
     activation_checkpointing: bool | Literal["offload"] = option(
         False, 'True: blocks are computed again in the backward pass; "offload": and their inputs wait in CPU memory'

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pytorch_lightning import Trainer
 
-from vlmo.checkpoints.metadata import Metadata, first_mismatch, incompatibilities
+from vlmo.checkpoints.metadata import Metadata, incompatibilities
 from vlmo.datamodules.multitask_datamodule import MTDataModule
 from vlmo.datasets.text import vocabulary_of
 from vlmo.errors import VLMoError
@@ -43,8 +43,9 @@ def resolve_label_names(
         _compare(settings, loaded, None, vocabulary)
         return None, vocabulary
     names = datamodule.label_names()
-    _compare(settings, loaded, None if settings.reset_heads else names, vocabulary)
-    saved = loaded.answers if loaded and not settings.reset_heads else None
+    heads_are_kept = settings.test_only or settings.reset_heads is False  # (a head of other classes else starts new)
+    _compare(settings, loaded, names if heads_are_kept else None, vocabulary)
+    saved = loaded.answers if loaded and settings.reset_heads is not True else None
     names = saved or names if settings.test_only else names or saved
     if settings.test_only and not names:
         log.warning(
@@ -62,8 +63,6 @@ def _compare(
         raise VLMoError("\n".join(problems))
     for problem in problems:
         log.warning(problem)
-    if loaded and loaded.answers and names and first_mismatch(loaded.answers, names):
-        log.warning("its head is trained on with outputs of other meanings; reset_heads=True trains a new head instead")
 
 
 def check_log_dir(settings: Settings) -> None:
