@@ -1,6 +1,6 @@
 """What the cached contrast costs: time and memory of an optimizer step over a whole batch against those of its chunks.
 
-python benchmarks/contrast_cache.py [--size base] [--image-size 224] [--batch 64] [--chunk 4] [--losses irtr]
+python -m benchmarks.contrast_cache [--size base] [--image-size 224] [--batch 64] [--chunk 4] [--losses irtr]
 
 "accumulated" is the ordinary step: the same chunks, forward and backward, each contrasted for itself. Time: both steps
 in turn within one process, so that a busy machine is fair to both. Memory: the peak of a process of its own for each,
@@ -15,7 +15,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import psutil
 import torch
@@ -148,7 +147,7 @@ def main() -> None:
     seconds = measure_time(options, device)
     memory = {}
     for name in STEPS:
-        command = [sys.executable, str(Path(__file__)), *sys.argv[1:], "--memory", name]
+        command = [sys.executable, "-m", "benchmarks.contrast_cache", *sys.argv[1:], "--memory", name]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             sys.exit(done.stderr)

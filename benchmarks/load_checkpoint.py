@@ -1,7 +1,7 @@
 """What loading a checkpoint costs: its time over that of reading the file and building the model, its memory over the
 weights'.
 
-python benchmarks/load_checkpoint.py [--size base] [--repeat 3]
+python -m benchmarks.load_checkpoint [--size base] [--repeat 3]
 
 Each measurement runs in a process of its own, on a file that the system has in its cache. The memory is the peak beyond
 what the imports take, and counts the pages of the file that are mapped.
@@ -55,7 +55,17 @@ def measure(what: str, size: str, path: str) -> dict[str, float]:
 
 def in_process(what: str, size: str, path: Path) -> dict[str, float]:
     """`measure` in a fresh process."""
-    command = [sys.executable, __file__, "--measure", what, "--size", size, "--path", str(path)]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.load_checkpoint",
+        "--measure",
+        what,
+        "--size",
+        size,
+        "--path",
+        str(path),
+    ]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         sys.exit(done.stderr)

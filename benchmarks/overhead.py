@@ -1,7 +1,7 @@
 """What surviving costs a training step: the time that its hooks take (place and random states kept, signals looked for,
 loss and gradients checked), as a share of the step; and what a checkpoint costs.
 
-python benchmarks/overhead.py [--size base] [--batch 4] [--accumulate 2] [--steps 3] [--device cpu]
+python -m benchmarks.overhead [--size base] [--batch 4] [--accumulate 2] [--steps 3] [--device cpu]
 
 Stage 3 on generated pictures. On a GPU each hook begins when the GPU has nothing left to do, so that it is its own time
 that is measured, and what it makes the GPU wait for is in it.

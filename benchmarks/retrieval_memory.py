@@ -1,6 +1,6 @@
 """What retrieval evaluation costs at the size of COCO's test split: time and peak memory, stage by stage.
 
-python benchmarks/retrieval_memory.py [--images 5000] [--texts 25010] [--rerank 0] [--threads 1]
+python -m benchmarks.retrieval_memory [--images 5000] [--texts 25010] [--rerank 0] [--threads 1]
 
 Pictures and captions are made up, the model is the tiny size without training, on the CPU. Memory is that of the
 process beyond what it held once the model and the tables were there; the last line ranks features as wide as the large

@@ -1,8 +1,8 @@
 """What each stage of pre-training is worth: small runs from nothing, every one a line of run.py.
 
-python benchmarks/stages.py [--out result/stages] [--seeds 1 2 3] [--rows none 3 1+3 ...] [--quick]
-python benchmarks/stages.py --flickr8k flickr8k_128px_trainval.zip       pairs of photos and captions
-python benchmarks/stages.py --nlvr1 nlvr1_traindev.zip                   people's statements about drawings
+python -m benchmarks.stages [--out result/stages] [--seeds 1 2 3] [--rows none 3 1+3 ...] [--quick]
+python -m benchmarks.stages --flickr8k flickr8k_128px_trainval.zip       pairs of photos and captions
+python -m benchmarks.stages --nlvr1 nlvr1_traindev.zip                   people's statements about drawings
 
 A row is a way of pre-training; each is measured by fine-tuning from it (VQA) and by retrieval without fine-tuning.
 Rows share what they have in common: 1+2+3 starts from the stage 2 of 1+2. Runs that are done are not
@@ -17,11 +17,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import stages_report
-import stages_worlds
 import torch
-from stages_worlds import World
 
+from benchmarks import stages_report, stages_worlds
+from benchmarks.stages_worlds import World
 from vlmo.demo.run_demo import call, heading, newest_checkpoint
 
 QUICK_STEPS = 2

@@ -12,7 +12,8 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402
 from matplotlib.axes import Axes  # noqa: E402
-from stages_worlds import World  # noqa: E402
+
+from benchmarks.stages_worlds import World  # noqa: E402
 
 # title, runs, log tag, label; panels without data are left out
 STARTS = ("3", "2+3", "1+3", "1+2+3")

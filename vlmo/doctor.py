@@ -196,7 +196,8 @@ class RunChecks:
 
         yield f"{self.settings.model_arch}: {sum(p.numel() for p in self.model.parameters()) / 1e6:,.1f} M parameters"
         if self.loaded:
-            _, report = checkpoint.adapt(self.loaded, self.model.state_dict())
+            reset = self.model.heads_to_reset(self.loaded, self.datamodule.label_names())
+            _, report = checkpoint.adapt(self.loaded, self.model.state_dict(), reset)
             yield from str(report).splitlines()[1:]
             heads = [head for task in self.model.tasks for head in task.required_heads]
             checkpoint.require(self.loaded, report, heads if self.settings.test_only else ())

@@ -1,4 +1,4 @@
-"""benchmarks/stages.py: every row runs, and is not run again."""
+"""`python -m benchmarks.stages`: every row runs, and is not run again."""
 
 import subprocess
 import sys
@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def stages(tmp_path, *options):
-    command = [sys.executable, "benchmarks/stages.py", "--quick", "--seeds", "1", *options]
+    command = [sys.executable, "-m", "benchmarks.stages", "--quick", "--seeds", "1", *options]
     folders = ["--out", str(tmp_path / "out"), "--results", str(tmp_path / "results")]
     done = subprocess.run([*command, *folders], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

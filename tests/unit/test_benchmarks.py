@@ -1,4 +1,7 @@
-"""The benchmarks' oracle, the published way of a step: losses and gradients are the same with every saving on."""
+"""The benchmarks: each is a command; their oracle, the published way of a step, gives the same losses and gradients."""
+
+import runpy
+from pathlib import Path
 
 import pytest
 import torch
@@ -21,6 +24,20 @@ TASKS = (
     "task_finetune_nlvr2_base",
     "task_finetune_irtr_coco_base_image384",
 )
+
+
+ROOT = Path(__file__).parents[2]
+COMMANDS = sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py") if "__main__" in path.read_text())
+
+
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules.*:RuntimeWarning")
+@pytest.mark.parametrize("name", COMMANDS)
+def test_is_called_as_a_module_and_says_what_it_does(name, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", [name, "--help"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module(f"benchmarks.{name}", run_name="__main__")
+    assert ended.value.code == 0
+    assert f"python -m benchmarks.{name}" in capsys.readouterr().out
 
 
 def batch_of(task, **options):

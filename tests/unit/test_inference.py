@@ -183,9 +183,13 @@ def test_attention_of_a_text_to_the_patches(pairs):
     every = pairs.attention(IMAGES[0], "the red cat")
     assert torch.equal(every.weights[[0, depth - 1]], shown.weights)
     assert not any(module._forward_pre_hooks for module in pairs.model.modules())
-    assert shown.image.size == shown.picture().size == (32, 32)
+    width, height = shown.image.size
+    drawn = shown.picture()
+    assert max(drawn.size) >= 512  # to be looked at, whatever the size of image and model
+    assert drawn.size[0] / drawn.size[1] == pytest.approx(width / height, rel=0.01)
+    assert max(shown.picture(longer_side=100).size) == 100
     assert shown.picture("cat").tobytes() != shown.picture("red").tobytes() != shown.picture(1, layer=0).tobytes()
-    assert shown.picture(opacity=0).tobytes() == shown.image.tobytes()
+    assert shown.picture(opacity=0, longer_side=max(shown.image.size)).tobytes() == shown.image.tobytes()
     for wrong in ({"token": "dog"}, {"token": 5}, {"layer": 2}):
         with pytest.raises(VLMoError, match="token=|layer="):
             shown.picture(**wrong)

@@ -16,6 +16,7 @@ from vlmo.settings.__main__ import page
 from vlmo.settings.groups import PositiveInt
 from vlmo.settings.option import OptionGroup, option
 from vlmo.tasks.base import Task as Task
+from vlmo.tasks.itc import ContrastTask
 
 REPOSITORY = GOLDENS.parent.parent
 
@@ -152,6 +153,8 @@ BAD = {
         {"get_recall_rerank_metric": True, "get_recall_metric": True, "loss_names": losses(irtr=1)},
         "needs an ITM head that has been trained; give a file with load_path=FILE",
     ),
+    "new heads of a test": ({"reset_heads": True, "test_only": True, "load_path": "x"}, "reset_heads=True: .*drop one"),
+    "new heads of pre-training": ({"reset_heads": True}, "reset_heads=True: .*no such loss is on"),
     "false images": ({"draw_false_image": 1}, "draw_false_image=1: refused, "),
     "false texts": ({"draw_false_text": 1}, "draw_false_text=1: refused, "),
     "images only": ({"image_only": True}, "image_only=True: refused, "),
@@ -185,6 +188,13 @@ def test_one_problem_one_line(updates, line):
     with pytest.raises(VLMoError, match=line) as error:
         Settings.from_config(resolve() | updates)
     assert len(str(error.value).splitlines()) == 1
+
+
+def test_two_contrasts_at_once_are_refused_also_one_from_outside(monkeypatch):
+    monkeypatch.setitem(TASKS, "made_up", type("MadeUp", (ContrastTask,), {"name": "made_up"}))
+    assert problems(loss_names={"made_up": 1, "itm": 1}) == []
+    (line,) = problems(loss_names={"itc": 1, "made_up": 1, "itm": 1})
+    assert "itc and made_up share the heads of the contrast" in line
 
 
 GOOD = {

@@ -8,7 +8,7 @@ A file is recognised by its names, never by the task. The model is untouched unt
 import re
 import textwrap
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from vlmo.checkpoints.files import Checkpoint, read
-from vlmo.checkpoints.metadata import Metadata
+from vlmo.checkpoints.metadata import Metadata, first_mismatch
 from vlmo.checkpoints.resizing import TABLE, fit
 from vlmo.errors import VLMoError
 from vlmo.registry import ARCHITECTURES
@@ -58,19 +58,22 @@ class Report:
         return "\n".join(lines)
 
 
-def load(model: nn.Module, source: str | Path | Checkpoint, required: Iterable[str] = ()) -> Report:
+def load(
+    model: nn.Module, source: str | Path | Checkpoint, required: Iterable[str] = (), reset: Iterable[str] = ()
+) -> Report:
     """Loads a file into the model, adapted to it; on any error the model is as it was.
 
     Args:
         source: the file, or what was read of it.
         required: beginnings of names that the file must hold, such as the head that an evaluation needs.
+        reset: beginnings of names that are not taken from the file: they stay as initialised.
 
     Raises:
         VLMoError: if the file cannot be read, does not fit, or lacks something required.
     """
     checkpoint = source if isinstance(source, Checkpoint) else read(source)
     target = model.state_dict()
-    adapted, report = adapt(checkpoint, target)
+    adapted, report = adapt(checkpoint, target, reset)
     require(checkpoint, report, required)
     with torch.no_grad():
         for name, tensor in adapted.items():
@@ -78,9 +81,11 @@ def load(model: nn.Module, source: str | Path | Checkpoint, required: Iterable[s
     return report
 
 
-def load_weights(model: Any, source: str | Path | Checkpoint, required: Iterable[str] = ()) -> Report:
-    """Loads a file into the model; the names of classes and tokens come along. Raises VLMoError as `load`."""
-    model.load_report = report = load(model, source, required)
+def load_weights(
+    model: Any, source: str | Path | Checkpoint, required: Iterable[str] = (), reset: Iterable[str] = ()
+) -> Report:
+    """Loads a file into the model; the names of classes and tokens come along. Arguments and errors as of `load`."""
+    model.load_report = report = load(model, source, required, reset)
     if report.metadata:
         model.vocabulary = report.metadata.vocabulary
         heads = tuple(head for task in model.tasks if task.named_classes for head in task.required_heads)
@@ -108,15 +113,36 @@ def refuse_foreign(checkpoint: Checkpoint) -> None:
         )
 
 
+def other_classes(
+    checkpoint: Checkpoint, target: Mapping[str, Tensor], head: str, names: Sequence[str] | None
+) -> str | None:
+    """Says why a head of the file is for other classes than those in use; None if it is not, as far as is known.
+
+    Args:
+        target: the model's state dict. head: beginning of its names.
+        names: of the classes in use, where they have names.
+    """
+    saved = checkpoint.metadata.answers if checkpoint.metadata else None
+    if saved and names and (where := first_mismatch(saved, names)):
+        return where
+    for name, tensor in checkpoint.tensors.items():
+        if name.startswith(head) and name in target and len(tensor.shape) and len(tensor) != len(target[name]):
+            return f"{name} has {len(tensor)} rows in the file and {len(target[name])} here"
+    return None
+
+
 # --- adapt ------------------------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
-def adapt(checkpoint: Checkpoint, target: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Report]:
+def adapt(
+    checkpoint: Checkpoint, target: Mapping[str, Tensor], reset: Iterable[str] = ()
+) -> tuple[dict[str, Tensor], Report]:
     """The checkpoint's tensors under the names and in the shapes of a model.
 
     Args:
         target: the model's state dict; where a file gives only a part of a tensor, the rest is taken from here.
+        reset: beginnings of names that are not taken.
 
     Returns:
         A state dict with the names of `target` that the file provides, and the report.
@@ -128,6 +154,9 @@ def adapt(checkpoint: Checkpoint, target: Mapping[str, Tensor]) -> tuple[dict[st
     refuse_foreign(checkpoint)
     report = Report(f"{path}: {checkpoint.kind} weights ({checkpoint.container})", metadata=checkpoint.metadata)
     source, report.dropped = vlmo_names(checkpoint)
+    for name in [name for name in source if name.startswith(tuple(reset))]:
+        del source[name]
+        report.dropped[name] = "starts new (reset_heads)"
     _check_size(path, source, target)
     adapted, problems = {}, []
     for name, tensor in source.items():

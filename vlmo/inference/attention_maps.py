@@ -15,13 +15,15 @@ from vlmo.errors import VLMoError
 from vlmo.modules.attention import Attention
 from vlmo.modules.model import VLMoModel
 
+DRAWN_SIZE = 640  # pixels of a drawing's longer side: to be seen on a screen, whatever the model's image size
+
 
 @dataclass
 class AttentionMap:
     """Holds the attention of a text's tokens to an image's patches.
 
     Attributes:
-        image: as the model saw it, size x size.
+        image: as given, of any size and shape (the model sees all of it, squeezed into a square).
         tokens: of the text, [CLS] and [SEP] included.
         layers: numbers of the layers, from 0.
         weights: (layers, heads, tokens, h, w), of each token to each patch; a token's further attention, to 1 in all,
@@ -33,13 +35,16 @@ class AttentionMap:
     layers: list[int]
     weights: Tensor
 
-    def picture(self, token: str | int | None = None, layer: int = -1, opacity: float = 0.6) -> Image.Image:
+    def picture(
+        self, token: str | int | None = None, layer: int = -1, opacity: float = 0.6, longer_side: int = DRAWN_SIZE
+    ) -> Image.Image:
         """Draws the image under a heat map of the weights, mean over heads, the strongest patch hottest.
 
         Args:
             token: the word or its number; None: the mean over the words ([CLS] and [SEP] left out).
             layer: position in `layers`.
             opacity: of the hottest place.
+            longer_side: of the drawing, in pixels; the image keeps its shape.
 
         Raises:
             VLMoError: if there is no such token or layer.
@@ -49,11 +54,14 @@ class AttentionMap:
         if not -len(self.layers) <= layer < len(self.layers):
             raise VLMoError(f"layer={layer}: there are {len(self.layers)}, from 0")
         heat = self.weights[layer].mean(0)[self._numbers(token)].mean(0)
-        heat = F.interpolate(heat[None, None], self.image.size[::-1], mode="bicubic")[0, 0].clamp(min=0)
+        scale = longer_side / max(self.image.size)
+        width, height = (max(round(scale * side), 1) for side in self.image.size)
+        image = self.image.resize((width, height), Image.Resampling.BICUBIC)
+        heat = F.interpolate(heat[None, None], (height, width), mode="bicubic")[0, 0].clamp(min=0)
         share = (heat / heat.max().clamp(min=1e-12)).numpy()
         colours = 255 * colormaps["inferno"](share)[:, :, :3]
         alpha = opacity * share[:, :, None]
-        return Image.fromarray(((1 - alpha) * np.asarray(self.image) + alpha * colours).round().astype(np.uint8))
+        return Image.fromarray(((1 - alpha) * np.asarray(image) + alpha * colours).round().astype(np.uint8))
 
     def _numbers(self, token: str | int | None) -> list[int]:
         if token is None:

@@ -160,10 +160,9 @@ class Predictor:
             raise VLMoError(f"layers={list(layers)}: the model has {len(numbers)}, from 0")
         layers = numbers if layers is None else list(layers)
         (batch,) = self._batches({"image": [image], "text": [text]})
-        size = self.model.image_size
         tokens = [self.vocabulary[i] for i in batch["text_ids"][0].tolist()]
         weights = text_to_patches(self.model, batch, layers)
-        return AttentionMap(load_image(image).resize((size, size)), tokens, layers, weights)
+        return AttentionMap(load_image(image), tokens, layers, weights)
 
     # --- images and texts apart --------------------------------------------------------------------------------------
 

@@ -5,6 +5,7 @@ encoded (`VLMoModel.encode`) and hands each task its hidden states -> metrics an
 a batch from the table to the optimizer.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -16,8 +17,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from vlmo.batch import Batch, empty_batch
-from vlmo.checkpoints.files import Checkpoint
-from vlmo.checkpoints.loading import load_weights
+from vlmo.checkpoints.files import Checkpoint, read
+from vlmo.checkpoints.loading import load_weights, other_classes
 from vlmo.checkpoints.metadata import METADATA_KEY, resumed_names
 from vlmo.checkpoints.pretrained import metadata_of
 from vlmo.distributed.collectives import single_process, world_size
@@ -29,6 +30,8 @@ from vlmo.training import optimizer as optim
 from vlmo.training.contrast_cache import ContrastCache
 from vlmo.training.metrics import Metrics
 from vlmo.training.unused_parameters import unused_parameters
+
+log = logging.getLogger(__name__)
 
 
 class VLMo(VLMoModel, pl.LightningModule):
@@ -77,7 +80,8 @@ class VLMo(VLMoModel, pl.LightningModule):
         elif settings.get_recall_rerank_metric and settings.test_only:
             required += [head for task in tasks if task.provides == "matching" for head in task.heads(1)]
         if settings.load_path:
-            load_weights(self, loaded or settings.load_path, required)
+            loaded = loaded or read(settings.load_path)
+            load_weights(self, loaded, required, self.heads_to_reset(loaded, label_names))
         self.answers, self.vocabulary = label_names or self.answers, vocabulary or self.vocabulary
         for trains in [task.trains for task in tasks if task.trains is not None]:
             for name, parameter in self.named_parameters():
@@ -193,7 +197,7 @@ class VLMo(VLMoModel, pl.LightningModule):
             if phase != "train":
                 self.log(tag, value)
         primary = [[values[t.name, key] for key in t.primary_metrics if (t.name, key) in values] for t in self.tasks]
-        scores = [float(torch.stack(found).mean()) for found in primary if found]
+        scores = [float(torch.stack(found).sum()) for found in primary if found]
         if phase != "train" and f"recalls/{phase}_avg" in self.trainer.callback_metrics:  # measured just before
             scores.append(float(self.trainer.callback_metrics[f"recalls/{phase}_avg"]))
         if scores:  # (questions of a challenge's test set have no answers)
@@ -206,10 +210,28 @@ class VLMo(VLMoModel, pl.LightningModule):
         never = unused_parameters(self)
         return [(name, p) for name, p in self.named_parameters() if p.requires_grad and name not in never]
 
+    @property
+    def downstream_heads(self) -> list[str]:
+        """Beginnings of the names of the heads that are trained at `lr_mult` times the learning rate."""
+        return [head for task in self.tasks if task.head_group for head in task.required_heads]
+
+    def heads_to_reset(self, loaded: Checkpoint, label_names: Sequence[str] | None) -> list[str]:
+        """Gives beginnings of the names of the heads that start new whatever the file holds: see `reset_heads`."""
+        if self.settings.reset_heads != "auto" or self.settings.test_only:
+            return self.downstream_heads if self.settings.reset_heads is True else []
+        found = []
+        for head in self.downstream_heads:
+            named = any(task.named_classes and head in task.required_heads for task in self.tasks)
+            why = other_classes(loaded, self.state_dict(), head, label_names if named else None)
+            if why:
+                log.warning(f"{loaded.path}: its {head} is for other classes ({why}) and starts new")
+                found.append(head)
+        return found
+
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Gives what the optimizer updates, and how: see `optimizer.parameter_groups`."""
         s = self.settings
-        heads = [head for task in self.tasks if task.head_group for head in task.required_heads]
+        heads = self.downstream_heads
         trained, depth = self.trained_parameters(), self.transformer.depth
         return optim.parameter_groups(trained, s.learning_rate, s.weight_decay, s.lr_mult, heads, s.layer_decay, depth)
 

@@ -116,6 +116,11 @@ class ModelOptions(OptionGroup):
         False, "True: one feed-forward part for every modality instead of experts, to compare with"
     )
     load_path: str = option("", "checkpoint to start from: a VLMo or BEiT file")
+    reset_heads: bool | Literal["auto"] = option(
+        "auto",
+        "whether heads of downstream tasks start new although load_path has them: True: always (as published), "
+        '"auto": where they are for other classes, False: never',
+    )
     activation_checkpointing: bool | Literal["offload"] = option(
         False, 'True: blocks are computed again in the backward pass; "offload": and their inputs wait in CPU memory'
     )
@@ -179,6 +184,10 @@ class EvaluationOptions(OptionGroup):
         False, "recall also after ITM has ordered the first k_test candidates of each query anew"
     )
     k_test: PositiveInt = option(32, "candidates that re-ranking looks at")
+    rerank_by: Literal["published", "match"] = option(
+        "published",
+        'what orders them: "published" is the logit of a match plus the cosine, "match" the log-odds of a match',
+    )
     val_check_interval: Annotated[int | float, Field(gt=0)] = option(
         1.0, "validate every so many batches (int), or this share of an epoch (float)"
     )

@@ -106,6 +106,14 @@ def _evaluation(s: Options) -> Iterator[str]:
 
 
 @rule
+def _reset_heads(s: Options) -> Iterator[str]:
+    if s.reset_heads is True and s.test_only:
+        yield "reset_heads=True: test_only=True evaluates the heads of load_path; drop one"
+    elif s.reset_heads is True and not any(task.head_group for task in active_tasks(s).values()):
+        yield "reset_heads=True: is for the heads of downstream classification, and no such loss is on; drop it"
+
+
+@rule
 def _batch(s: Options) -> Iterator[str]:
     if not s.test_only and s.batch_size % s.pairs_per_pass:
         near = max(round(s.batch_size / s.pairs_per_pass), 1) * s.pairs_per_pass

@@ -144,7 +144,7 @@ class Task:
     Options: ClassVar[type[OptionGroup] | None] = None
     fields: ClassVar[Mapping[str, Field]]  # of the batch, those that it reads
     metrics: ClassVar[tuple[str, ...]] = ("loss", "accuracy")
-    primary_metrics: ClassVar[tuple[str, ...]] = ("accuracy",)  # whose mean enters `val/the_metric`
+    primary_metrics: ClassVar[tuple[str, ...]] = ("accuracy",)  # whose sum enters `val/the_metric`, as published
     uses: ClassVar[tuple[Use, ...]] = ()
 
     def __init__(self, options: Any = None, **values: Any) -> None:

@@ -77,7 +77,7 @@ class ContrastTask(Task):
 
     provides = "contrast"
     fields = {name: FIELDS[name] for name in ("image", "text_ids", "text_masks")}
-    metrics = ("loss", "i2t_accuracy", "t2i_accuracy")
+    metrics: ClassVar[tuple[str, ...]] = ("loss", "i2t_accuracy", "t2i_accuracy")
     primary_metrics = ("i2t_accuracy", "t2i_accuracy")
     Options = ContrastOptions
     vl_branch: ClassVar[bool] = False  # whether features of the VL-FFN branch are compared too
@@ -119,11 +119,13 @@ class ContrastTask(Task):
         output.scalars = {"logit_scale": log_scale.detach().exp()}
         if "vl_image" in features:
             log_scale = step.heads["logit_vl_scale"]
-            vl_loss, vl_logits, _ = contrast(features["vl_image"], features["vl_text"], log_scale, exact, counts)
+            vl_loss, vl_logits, labels = contrast(features["vl_image"], features["vl_text"], log_scale, exact, counts)
             output.loss = (output.loss + vl_loss) / 2
             output.measured["loss"] = mean(output.loss, len(vl_logits))
+            output.measured["vl_i2t_accuracy"] = accuracy(vl_logits, labels)
+            output.measured["vl_t2i_accuracy"] = accuracy(vl_logits.t(), labels)
             output.outputs |= {"vl_i2t_logits": vl_logits, "vl_t2i_logits": vl_logits.t()}
-            output.scalars["logit_vl_scale"] = log_scale.detach().exp()
+            output.scalars["vl_logit_scale"] = log_scale.detach().exp()
         return output
 
     def loss(self, step: Step, encoded: Sequence[Hidden]) -> TaskOutput:
@@ -169,6 +171,7 @@ class ITC(ContrastTask):
     name = "itc"
     stage = 3
     paths = ("text", "image", "vl branch")
+    metrics = (*ContrastTask.metrics, "vl_i2t_accuracy", "vl_t2i_accuracy")
     vl_branch = True
 
     def heads(self, width: int) -> dict[str, nn.Module | nn.Parameter]:

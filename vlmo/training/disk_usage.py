@@ -3,15 +3,14 @@
 import math
 from collections.abc import Mapping
 
-from torch import nn
-
+from vlmo.modules.vlmo_module import VLMo
 from vlmo.settings import Settings
 from vlmo.training.optimizer import state_share
 
 
-def checkpoint_size(model: nn.Module, optim_type: str) -> int:
+def checkpoint_size(model: VLMo, optim_type: str) -> int:
     """Bytes of a training checkpoint: the weights, and what the optimizer keeps of those that are trained."""
-    trained = sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
+    trained = sum(parameter.nbytes for _, parameter in model.trained_parameters())
     weights = sum(tensor.nbytes for tensor in model.state_dict().values())
     return weights + int(state_share(optim_type) * trained)
 

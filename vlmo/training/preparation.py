@@ -43,8 +43,9 @@ def resolve_label_names(
         _compare(settings, loaded, None, vocabulary)
         return None, vocabulary
     names = datamodule.label_names()
-    _compare(settings, loaded, names, vocabulary)
-    saved = loaded.answers if loaded else None
+    heads_are_kept = settings.test_only or settings.reset_heads is False  # (a head of other classes else starts new)
+    _compare(settings, loaded, names if heads_are_kept else None, vocabulary)
+    saved = loaded.answers if loaded and settings.reset_heads is not True else None
     names = saved or names if settings.test_only else names or saved
     if settings.test_only and not names:
         log.warning(

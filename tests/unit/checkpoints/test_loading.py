@@ -307,6 +307,18 @@ def test_number_of_answers(tmp_path):
     refused(SmallModel(), path, r"\[7, 16\] in the file, \[5, 16\] in the model; set vqav2_label_size=7")
 
 
+def test_heads_that_are_reset_stay_as_they_are(tmp_path):
+    state = random_state(answers=7)
+    path = saved(state, tmp_path / "vqa.pt")
+    model = SmallModel()
+    before = snapshot(model)
+    report = load(model, path, reset=["vqa_classifier"])
+    heads = [name for name in before if name.startswith("vqa_classifier")]
+    assert heads and set(heads) <= set(report.new) and set(heads) <= set(report.dropped)
+    assert all(torch.equal(model.state_dict()[name], before[name]) for name in heads)
+    assert torch.equal(model.state_dict()["transformer.norm.bias"], state["transformer.norm.bias"])
+
+
 @pytest.mark.parametrize(
     "part", ["transformer.blocks.0.attn.proj.weight", "transformer.norm.bias", "mlp_vl.fc1", "vqa"]
 )

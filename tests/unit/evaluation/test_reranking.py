@@ -1,14 +1,15 @@
 """Re-ranking against one pair at a time."""
 
 from contextlib import nullcontext
+from typing import get_args
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 from tests import tiny
-from vlmo.evaluation import retrieval
-from vlmo.evaluation.reranking import candidates, match_scores, reranked
+from vlmo.evaluation import reranking, retrieval
+from vlmo.evaluation.reranking import RerankBy, candidates, cosines, match_scores, pair_numbers, reranked, rows_of_pairs
 from vlmo.evaluation.retrieval import Encoded, best_ranks
 
 IMAGES, TEXTS_EACH = 5, 3
@@ -19,8 +20,8 @@ class Matcher:
 
     device = torch.device("cpu")
 
-    def __init__(self, odds: torch.Tensor) -> None:
-        self.odds = odds
+    def __init__(self, odds: torch.Tensor, no_match: float = 0.0) -> None:
+        self.odds, self.no_match = odds, no_match
         self.pairs: list[tuple[int, int]] = []
 
     def infer(self, batch):
@@ -28,7 +29,7 @@ class Matcher:
         return {"cls_feats": self.odds[batch["text"], batch["image"]]}
 
     def itm_score(self, odds):
-        return torch.stack([torch.zeros_like(odds), odds], dim=1)
+        return torch.stack([odds.new_full(odds.shape, self.no_match), self.no_match + odds], dim=1)
 
 
 def loader_of(images, texts):
@@ -59,26 +60,56 @@ def one_by_one(queries, items, odds, k):
     return ranks
 
 
+@pytest.mark.parametrize("by", get_args(RerankBy))
 @pytest.mark.parametrize("k", [1, 2, 3, 40])
 @pytest.mark.parametrize("chunk", [2, 1024])
-def test_ranks_of_the_ordered_candidates(sides, monkeypatch, k, chunk):
+def test_ranks_of_the_ordered_candidates(sides, monkeypatch, k, chunk, by):
     monkeypatch.setattr(retrieval, "CHUNK", chunk)
+    monkeypatch.setattr(reranking, "PAIRS_AT_ONCE", chunk)
     images, texts = sides
     odds = torch.randn(15, IMAGES, generator=torch.Generator().manual_seed(1))
-    model = Matcher(odds)
+    model = Matcher(odds, no_match=0.5)
     ranks = best_ranks(texts, images), best_ranks(images, texts)
-    image_ranks, text_ranks = reranked(model, images, texts, ranks, k, loader_of)
-    assert image_ranks.tolist() == one_by_one(texts, images, odds[:, images.number], k)
-    assert text_ranks.tolist() == one_by_one(images, texts, odds.t()[images.number], k)
+    image_ranks, text_ranks = reranked(model, images, texts, ranks, k, loader_of, by=by)
+    scores = odds[:, images.number]
+    if by == "published":
+        scores = scores + texts.features @ images.features.t()
+    assert image_ranks.tolist() == one_by_one(texts, images, scores, k)
+    assert text_ranks.tolist() == one_by_one(images, texts, scores.t(), k)
     assert len(set(model.pairs)) == len(model.pairs)  # each once, although both sides may want it
     assert model.pairs == sorted(model.pairs)  # by image
     assert 3 not in {image for image, _ in model.pairs}
 
 
+def test_the_cosine_decides_between_pairs_that_match_alike_as_published(sides):
+    images, texts = sides
+    ranks = best_ranks(texts, images), best_ranks(images, texts)
+    alike = Matcher(torch.full((15, IMAGES), 0.5))
+    as_published = reranked(alike, images, texts, ranks, 3, loader_of, by="published")
+    assert all(torch.equal(after, before) for before, after in zip(ranks, as_published, strict=True))
+
+
+def test_a_pair_as_one_number():
+    images, texts = torch.tensor([0, 2, 1, -1]), torch.tensor([4, 0, 4, 3])
+    numbers = pair_numbers(images, texts, num_texts=5)
+    assert numbers.tolist() == [4, 10, 9, -1]
+    for found, expected in zip(rows_of_pairs(numbers[:3], 5), (images, texts), strict=True):
+        assert torch.equal(found, expected[:3])
+
+
+def test_cosines_of_pairs(sides, monkeypatch):
+    monkeypatch.setattr(reranking, "PAIRS_AT_ONCE", 2)
+    images, texts = sides
+    image_rows, text_rows = torch.tensor([3, 0, 0]), torch.tensor([14, 2, 0])
+    expected = (images.features @ texts.features.t())[image_rows, text_rows]
+    assert torch.allclose(cosines(images, texts, image_rows, text_rows), expected)
+    assert not len(cosines(images, texts, image_rows[:0], text_rows[:0]))
+
+
 def test_where_all_match_alike_nothing_is_found(sides):
     images, texts = sides
     ranks = best_ranks(texts, images), best_ranks(images, texts)
-    found = reranked(Matcher(torch.full((15, IMAGES), 0.5)), images, texts, ranks, 3, loader_of)
+    found = reranked(Matcher(torch.full((15, IMAGES), 0.5)), images, texts, ranks, 3, loader_of, by="match")
     for before, after in zip(ranks, found, strict=True):
         assert after.min() >= 0 and not (after[before >= 3] < 3).any()
         assert (after >= torch.minimum(before, torch.tensor(0))).all()
@@ -108,7 +139,8 @@ def test_what_ties_with_the_last_candidate_is_one_too():
     assert (candidates(query, alike, 2) >= 0).sum() == 4
 
 
-def test_scores_are_those_of_the_head():
+@pytest.mark.parametrize("by", get_args(RerankBy))
+def test_scores_are_those_of_the_head(by):
     model = tiny.model("task_mlm_itm_itc_base")
     batch = tiny.batch()
     parts = [{name: value[rows] for name, value in batch.items()} for rows in (slice(0, 2), slice(2, 3))]
@@ -116,8 +148,11 @@ def test_scores_are_those_of_the_head():
         part | {"raw_index": numbers} for part, numbers in zip(parts, torch.tensor([3, 0, 1]).split(2), strict=True)
     ]
     entered = []
-    scores = match_scores(model, loader, 4, lambda: entered.append(1) or nullcontext())
-    chances = model.itm_score(model.infer(batch)["cls_feats"]).softmax(dim=1)[:, 1]
-    assert torch.allclose(scores[[3, 0, 1]].sigmoid(), chances, atol=1e-5)
+    scores = match_scores(model, loader, 4, lambda: entered.append(1) or nullcontext(), by)
+    logits = model.itm_score(model.infer(batch)["cls_feats"])
+    if by == "match":
+        assert torch.allclose(scores[[3, 0, 1]].sigmoid(), logits.softmax(dim=1)[:, 1], atol=1e-5)
+    else:
+        assert torch.allclose(scores[[3, 0, 1]], logits[:, 1], atol=1e-5)
     assert scores[2] == 0  # another process's
     assert len(entered) == 2

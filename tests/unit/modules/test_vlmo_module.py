@@ -8,6 +8,8 @@ import torch
 
 from tests import tiny
 from tests.conftest import GOLDENS
+from vlmo.checkpoints.metadata import METADATA_KEY
+from vlmo.checkpoints.pretrained import metadata_of
 from vlmo.errors import VLMoError
 from vlmo.modules import VLMo
 from vlmo.tasks.base import TaskOutput
@@ -188,6 +190,43 @@ def test_nlvr2_widens_the_token_types_of_a_loaded_file(tmp_path):
     model = VLMo(tiny.config(NLVR2, load_path=str(tmp_path / "stage3.pt")))
     types = before.token_type_embeddings.weight
     assert torch.equal(model.token_type_embeddings.weight, types[[0, 1, 1]])
+
+
+@pytest.mark.parametrize("reset", [False, True, "auto"])
+@pytest.mark.parametrize("task", [VQA, NLVR2])
+def test_heads_of_a_fine_tuned_file_are_kept_or_start_new(tmp_path, task, reset):
+    before = tiny.model(task)
+    torch.save(before.state_dict(), tmp_path / "tuned.pt")
+    model = VLMo(tiny.config(task, load_path=str(tmp_path / "tuned.pt"), reset_heads=reset))
+    kept = {name for name, value in model.state_dict().items() if torch.equal(value, before.state_dict()[name])}
+    heads = {name for name in before.state_dict() if name.startswith(tuple(model.downstream_heads))}
+    assert heads
+    assert kept == before.state_dict().keys() - (heads if reset is True else set())
+
+
+@pytest.mark.parametrize(
+    "saved, names, size, kept",
+    [
+        (["yes", "no"], ["yes", "no"], 7, True),
+        (["yes", "no"], ["yes"], 7, True),  # as far as the tables show them
+        (None, ["yes", "no"], 7, True),  # nobody knows
+        (["yes", "no"], ["benign", "malignant"], 7, False),
+        (None, ["benign", "malignant"], 2, False),
+    ],
+)
+def test_a_head_for_other_classes_starts_new_by_itself(tmp_path, caplog, saved, names, size, kept):
+    before = tiny.model(VQA)
+    before.answers = saved
+    torch.save({"state_dict": before.state_dict(), METADATA_KEY: metadata_of(before).to_dict()}, tmp_path / "tuned.pt")
+    options = {"load_path": str(tmp_path / "tuned.pt"), "vqav2_label_size": size}
+    model = VLMo(tiny.config(VQA, **options), label_names=names)
+    first = "vqa_classifier.0.weight"
+    assert torch.equal(model.state_dict()[first], before.state_dict()[first]) == kept
+    assert ("starts new" in caplog.text) != kept
+    assert model.answers == names
+    if size == 7:  # an evaluation has the head of the file
+        tested = VLMo(tiny.config(VQA, **options, test_only=True), label_names=names)
+        assert torch.equal(tested.state_dict()[first], before.state_dict()[first])
 
 
 def test_the_same_seed_gives_the_same_weights():

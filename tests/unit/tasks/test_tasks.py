@@ -5,12 +5,14 @@ import torch
 import torch.nn.functional as F
 
 from tests import tiny
+from vlmo.batch import FIELDS, VALUES, Field
 from vlmo.modules import linear_cross_entropy
+from vlmo.modules.attention import first_positions
 from vlmo.modules.model import Encode, VLMoModel
 from vlmo.registry import ARCHITECTURES
 from vlmo.registry import TASKS as REGISTERED
 from vlmo.tasks import mlm
-from vlmo.tasks.base import TaskOutput, compute_tasks
+from vlmo.tasks.base import Task, TaskOutput, compute_tasks
 from vlmo.tasks.itc import contrast
 from vlmo.tasks.itm import draw_negatives
 from vlmo.tasks.mim import normalised_patches
@@ -124,6 +126,8 @@ def test_contrast_is_the_mean_over_both_branches():
     assert torch.allclose(output.outputs["t2i_logits"], logits.T, rtol=1e-5)
     assert torch.allclose(output.outputs["vl_i2t_logits"], vl_logits, rtol=1e-5)
     assert output.scalars["logit_scale"] == pytest.approx(model.logit_scale.exp().item())
+    hits = (vl_logits.argmax(1) == torch.arange(3)).sum(), (vl_logits.argmax(0) == torch.arange(3)).sum()
+    assert output.measured["vl_i2t_accuracy"] == (hits[0], 3) and output.measured["vl_t2i_accuracy"] == (hits[1], 3)
 
 
 def test_retrieval_contrasts_the_plain_features_alone():
@@ -418,6 +422,42 @@ def test_a_batch_without_samples_has_losses_of_zero_that_reach_all_the_same(name
     reached = {name for name, p in model.named_parameters() if p.grad is not None}
     assert reached == {name for name, _ in model.trained_parameters()}
     assert not any(p.grad.any() for p in model.parameters() if p.grad is not None)
+
+
+class BoxTask(Task):
+    """Made up, with fields of every kind that no built-in task has."""
+
+    name = "boxes"
+    paths = ("image",)
+    fields = {
+        "image": FIELDS["image"],
+        "boxes": Field(("K", 4), torch.float32, padding=0),
+        "area": Field((), torch.float32),
+        "difficult": Field((), torch.bool),
+        "phrases": VALUES,
+    }
+
+    def heads(self, width):
+        return {"box_head": torch.nn.Linear(width, 4)}
+
+    def requests(self, step):
+        return [Encode(image=step.batch["image"], positions=first_positions(step.batch["image"]))]
+
+    def loss(self, step, encoded):
+        batch = step.batch
+        assert batch["difficult"].dtype == torch.bool and len(batch["phrases"]) == len(batch["area"])
+        found = step.heads["box_head"](encoded[0][0][:, 0])
+        return TaskOutput(((found[:, None] - batch["boxes"]).abs().sum((1, 2)) * batch["area"]).sum())
+
+
+def test_fields_of_a_new_task_are_there_in_a_batch_without_samples(monkeypatch):
+    monkeypatch.setitem(REGISTERED, "boxes", BoxTask)
+    model = model_of("boxes").train()
+    batch = model.empty_batch()
+    assert batch.keys() >= BoxTask.fields.keys() and batch["boxes"].shape[::2] == (0, 4) and batch["phrases"] == []
+    loss = model(batch)["boxes"].loss
+    loss.backward()
+    assert loss.item() == 0 and not model.box_head.weight.grad.any()
 
 
 def test_dropping_every_branch_leaves_no_weight_without_a_gradient():

@@ -26,7 +26,7 @@ def test_the_size_of_a_checkpoint_counts_what_the_optimizer_keeps():
     for optimizer, kept in (("adamw", 2), ("sgd", 1), ("adan", 4)):
         model = tiny.model("task_textmlm_base", optim_type=optimizer)
         weights = sum(tensor.nbytes for tensor in model.state_dict().values())
-        trained = sum(p.nbytes for p in model.parameters() if p.requires_grad)
+        trained = sum(p.nbytes for _, p in model.trained_parameters())
         assert checkpoint_size(model, optimizer) == weights + kept * trained
         with torch.device("meta"):
             shapes = tiny.VLMo(model.settings.model_dump(mode="json"))

@@ -7,7 +7,7 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 
 from vlmo.distributed.collectives import rank, single_process
-from vlmo.evaluation.reranking import reranked
+from vlmo.evaluation.reranking import RerankBy, reranked
 from vlmo.evaluation.retrieval import Encoded, best_ranks, encode, pair_batches, recalls
 from vlmo.modules.vlmo_module import VLMo
 from vlmo.tasks.base import Step
@@ -23,13 +23,14 @@ class RetrievalEvaluation(Callback):
     The mean of a split is `recalls/{split}_avg`. With re-ranking also `recalls/rerank_*` and `recalls/val_rerank_*`.
     """
 
-    def __init__(self, batch_size: int, rerank: int = 0) -> None:
+    def __init__(self, batch_size: int, rerank: int = 0, rerank_by: RerankBy = "published") -> None:
         """
         Args:
             batch_size: pairs that are contrasted at a time, where the loss comes from the features too.
             rerank: number of candidates of each query that ITM orders anew; 0 for none.
+            rerank_by: see `reranked`.
         """
-        self.batch_size, self.rerank = batch_size, rerank
+        self.batch_size, self.rerank, self.rerank_by = batch_size, rerank, rerank_by
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         for split in ("val", "test"):
@@ -58,7 +59,7 @@ class RetrievalEvaluation(Callback):
             if rank() == 0:
                 log.warning(f"{split}: matching the first {self.rerank} candidates of each query takes a while")
             pairs = partial(data.pair_loader, split)
-            again = reranked(pl_module, images, texts, ranks, self.rerank, pairs, autocast)
+            again = reranked(pl_module, images, texts, ranks, self.rerank, pairs, autocast, self.rerank_by)
             found |= {f"rerank_{name}": value for name, value in recalls(*again).items()}
         prefix = "recalls/val_" if split == "val" else "recalls/"
         pl_module.log_dict({f"{prefix}{name}": value for name, value in found.items()})
