@@ -16,7 +16,7 @@ class UndecodableImage(Exception):
     """The bytes are no image that can be read; the message says why."""
 
 
-def decode_image(data: Any) -> Image.Image:
+def decode_image(data: Any, decoding: str = "correct") -> Image.Image:
     """Decodes an image to mode RGB.
 
     - RGB, grey, black-and-white, CMYK, YCbCr and palette images: Pillow's plain conversion, as published.
@@ -30,6 +30,8 @@ def decode_image(data: Any) -> Image.Image:
 
     Args:
         data: encoded image: bytes, memoryview or `pyarrow.Buffer`; None is refused.
+        decoding: "original" is Pillow's plain conversion for all images, whose EXIF orientation and transparency are
+            passed over and whose 16-bit grey is clipped: what the released weights were trained on.
 
     Raises:
         UndecodableImage: with the reason.
@@ -39,7 +41,7 @@ def decode_image(data: Any) -> Image.Image:
         warnings.simplefilter("ignore")
         image = _load(data)
         try:
-            return to_upright_rgb(image)
+            return to_rgb(image, decoding)
         except (ValueError, OSError, MemoryError) as error:  # not every error: a mistake in here is no broken image
             raise UndecodableImage(f"{type(error).__name__}: {error}") from error
 
@@ -56,9 +58,9 @@ def _load(data: Any) -> Image.Image:
     return image
 
 
-def to_upright_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image, decoding: str = "correct") -> Image.Image:
     """A decoded image of any mode by the rules above."""
-    return _to_rgb(_upright(image))
+    return image.convert("RGB") if decoding == "original" else _to_rgb(_upright(image))
 
 
 def _upright(image: Image.Image) -> Image.Image:

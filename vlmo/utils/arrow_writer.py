@@ -78,7 +78,7 @@ class Conversion:
     def __init__(self, out: str, name: str, num_workers: int = 1) -> None:
         if num_workers < 0:
             raise VLMoError(f"num_workers={num_workers}: must be 1 (only this process) or more")
-        self.out, self.name = os.fspath(out), name
+        self.out, self.name = os.path.expanduser(out), name
         self.workers = Workers(num_workers)
         self.report = Report(self.out, skipped_file=f"{name}_skipped.txt")
         self._shard_counts: dict[str, int] = {}

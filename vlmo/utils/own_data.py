@@ -30,6 +30,7 @@ Key = TypeVar("Key", bound=Hashable)
 def annotation_file(root: str, given: str | None, stem: str) -> str:
     """The file given (relative to `root`, or to the working directory), else `root`/`stem` with a known extension."""
     if given is not None:
+        given = os.path.expanduser(given)
         found = next(filter(os.path.isfile, (os.path.join(root, given), given)), None)
         if found is None:
             raise VLMoError(f"annotation file {given} found neither in {root} nor in the working directory")
