@@ -1,13 +1,12 @@
 """From the bytes of an encoded image to RGB, by one set of rules."""
 
-import io
 import warnings
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
 
-from vlmo.image_formats import FORMATS
+from vlmo.image_formats import open_image
 
 ORIENTATION = 0x0112  # EXIF tag
 
@@ -50,12 +49,10 @@ def _load(data: Any) -> Image.Image:
     if data is None:
         raise UndecodableImage("there is no image")
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
-        image.load()
+        return open_image(data, lambda image: image.load())
     except Exception as error:  # Pillow's plugins raise almost anything on damaged bytes (struct.error, KeyError, ...)
         text = "unknown or damaged format" if isinstance(error, Image.UnidentifiedImageError) else str(error)
         raise UndecodableImage(f"{type(error).__name__}: {text}") from error
-    return image
 
 
 def to_rgb(image: Image.Image, decoding: str = "correct") -> Image.Image:

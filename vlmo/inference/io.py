@@ -1,6 +1,7 @@
 """What people hand in, images in many forms and files of many inputs; and results as files."""
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -13,11 +14,11 @@ from tqdm import tqdm
 
 from vlmo.datasets.image import UndecodableImage, decode_image, to_rgb
 from vlmo.errors import InputError, VLMoError
+from vlmo.files import walk
+from vlmo.image_formats import SUFFIXES
 from vlmo.utils.annotations import read_records
 
 Row = dict[str, Any]
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 
 
 def load_image(image: Any, decoding: str = "correct") -> Image.Image:
@@ -79,9 +80,10 @@ def image_files(path: str) -> list[str]:
     folder = Path(path).expanduser()
     if not folder.is_dir():
         return [path]
-    found = sorted(str(file) for file in folder.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
+    files = (os.path.join(inside, name) for inside, names in walk(folder) for name in names)
+    found = sorted(file for file in files if file.lower().endswith(SUFFIXES))
     if not found:
-        raise VLMoError(f"{path}: has no images ({', '.join(IMAGE_SUFFIXES)})")
+        raise VLMoError(f"{path}: has no images ({', '.join(SUFFIXES)})")
     return found
 
 

@@ -1,5 +1,6 @@
 """Annotation files are untrusted: readers that name the file and line of whatever is wrong, and file checks."""
 
+import ast
 import csv
 import json
 import os
@@ -78,6 +79,28 @@ def integer(record: Any, key: str, where: str) -> int:
     if value != value or abs(value) >= 1 << 63 or value != int(value):
         raise VLMoError(f"{where}: {key!r} must be a whole number of at most 64 bits, found {_short(value)}")
     return int(value)
+
+
+def listed(text: str) -> list[Any] | None:
+    """The list that a text spells as JSON or Python does (a column of lists in a CSV); None if it is no list.
+
+    Raises:
+        VLMoError: for what looks like a list of texts and cannot be read as one, such as numpy's ['a' 'b'].
+    """
+    text = text.strip()
+    if text[:1] + text[-1:] not in ("[]", "()"):
+        return None
+    for read in (json.loads, ast.literal_eval):
+        try:
+            value = read(text)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+        # (Python reads 'a' 'b' as one text, and what it writes itself is spelt in one way)
+        if isinstance(value, list | tuple) and (read is json.loads or str(value) == text):
+            return list(value)
+    if text[0] == "[" and (text[1:].lstrip()[:1] in "'\"" or text[:-1].rstrip()[-1:] in "'\""):
+        raise VLMoError(f"{_short(text)} looks like a list and is none of JSON or Python: give the records as JSONL")
+    return None
 
 
 def _short(value: Any) -> str:

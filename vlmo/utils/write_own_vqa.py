@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from vlmo.errors import VLMoError
 from vlmo.utils.annotations import field, integer
 from vlmo.utils.arrow_writer import Conversion, Report
-from vlmo.utils.own_data import annotation_file, image_file, parse_records, share_out, split_of
+from vlmo.utils.own_data import annotation_file, image_file, parse_records, read_list, share_out, single_text, split_of
 from vlmo.utils.vqa_answers import build_vocabulary, normalise_answer
 from vlmo.utils.write_vqa import Question, Split, write_splits
 
@@ -96,7 +96,7 @@ def _parse(
         _number(record, "image_id", where),
         split,
         _number(record, "question_id", where),
-        field(record, "question", str, where),
+        single_text(record, "question", where),
         tuple(normalise_answer(answer) if normalise else answer.strip() for answer in _answers(record, where)),
     )
 
@@ -114,7 +114,13 @@ def _answers(record: dict[str, Any], where: str) -> list[str]:
     if key not in record and record.get("split") is not None:
         return []  # allowed in the test split only, which is known later
     value = field(record, key, (str, int, list), where)
-    values = value if isinstance(value, list) else [value]
+    values = (
+        read_list(value, key, where, numbers=True)
+        if isinstance(value, str)
+        else value
+        if isinstance(value, list)
+        else [value]
+    )
     if not all(isinstance(each, (str, int)) and not isinstance(each, bool) for each in values):
         raise VLMoError(f"{where}: {key!r} must be an answer or a list of answers")
     return [str(each) for each in values]
