@@ -61,6 +61,7 @@ def make_arrow(
         name: Split(name, {}, str, image_ids.__getitem__) for name in ("train", "val", "test") if name in drawn.values()
     }
     majority = []
+    places: dict[int, str] = {}  # of the questions by their numbers
     for number, record in enumerate(records):
         split = drawn[record.image]
         if split != "test":
@@ -70,6 +71,8 @@ def make_arrow(
                 )
             majority.append(Counter(record.answers).most_common(1)[0][0])
         question_id = number if record.question_id is None else record.question_id
+        if places.setdefault(question_id, record.where) != record.where:
+            raise VLMoError(f"{record.where}: question_id {question_id} is that of {places[question_id]} too")
         questions = splits[split].questions.setdefault(record.image, [])
         questions.append(Question(question_id, record.text, record.answers))
     splits.setdefault("val", Split("val", {}, str))
