@@ -225,7 +225,7 @@ def _callbacks(prepared: Prepared) -> list[Callback]:
         callbacks.append(ProcessWatchdog())
     if settings.get_recall_metric:
         rerank = settings.k_test if settings.get_recall_rerank_metric else 0
-        callbacks.append(RetrievalEvaluation(settings.per_gpu_batchsize, rerank, settings.rerank_by))
+        callbacks.append(RetrievalEvaluation(rerank, settings.rerank_by))
     if not settings.test_only:
         weights = {name: settings.loss_names[name] for name in settings.active}
         callbacks += [NonFinite(settings.max_nonfinite), ConsoleLine(settings.log_every_n_steps, weights)]
