@@ -219,6 +219,15 @@ class RunChecks:
             check_resume(path, self.model)
             yield f"continues {path}"
 
+    def length(self) -> Iterator[str]:
+        from vlmo.training.run_length import RunLength
+
+        if self.texts["train"] and not self.settings.test_only:
+            length = RunLength.of(self.settings, self.texts["train"])
+            for warning in length.warnings():
+                log.warning(warning)
+            yield str(length)
+
     def disk(self) -> Iterator[str]:
         from vlmo.training.disk_usage import checkpoint_size, num_checkpoints
         from vlmo.training.preparation import check_log_dir, existing_folder
@@ -248,6 +257,7 @@ class RunChecks:
             for name in self.datamodule.specs:
                 for split in self.datamodule.splits(self.stage):
                     yield "", partial(self.split, name, split)
+        yield "length", self.length
         yield "checkpoint", self.checkpoint
         yield "model", self.fit
         yield "names", self.names

@@ -34,6 +34,7 @@ from vlmo.training.environment import Environment, choose_environment
 from vlmo.training.error_translation import explain_failures
 from vlmo.training.loggers import build_loggers
 from vlmo.training.preparation import check_log_dir, next_run_folder, resolve_label_names, save_settings
+from vlmo.training.run_length import RunLength
 from vlmo.training.strategy import ShardedBlocks, build_strategy
 from vlmo.training.summary import results, summary
 
@@ -112,7 +113,7 @@ def execute(prepared: Prepared, callbacks: Iterable[Callback] = (), loggers: Ite
     if settings.test_only:
         _warn_of_resizing(model, settings)
     if trainer.is_global_zero:
-        print(summary(settings, prepared.environment, model), flush=True)
+        print(summary(settings, prepared.environment, model, _length(prepared)), flush=True)
     try:
         metrics = _evaluate(prepared, trainer) if settings.test_only else _train(prepared, trainer)
     except RuntimeError as error:
@@ -127,6 +128,16 @@ def execute(prepared: Prepared, callbacks: Iterable[Callback] = (), loggers: Ite
         elif not settings.fast_dev_run:
             print(f"  logs and checkpoints: {trainer.default_root_dir}", flush=True)
     return metrics
+
+
+def _length(prepared: Prepared) -> RunLength | None:
+    """How long the training is, with a warning where its schedule is longer; None for an evaluation and a trial."""
+    if prepared.settings.test_only or prepared.settings.fast_dev_run:
+        return None
+    length = RunLength.of(prepared.settings, len(prepared.datamodule.train_dataset))
+    for warning in length.warnings():
+        log.warning(warning)
+    return length
 
 
 def _train(prepared: Prepared, trainer: pl.Trainer) -> dict[str, float]:
@@ -194,12 +205,12 @@ def build_trainer(prepared: Prepared, callbacks: Iterable[Callback] = (), logger
         plugins=plugins,
         precision=environment.precision,
         deterministic=settings.deterministic,
-        max_epochs=settings.max_epoch if settings.max_epoch else -1,
-        max_steps=settings.max_steps if settings.max_steps else -1,
+        max_epochs=-1 if settings.max_steps else settings.max_epoch,
+        max_steps=settings.max_steps or -1,
         accumulate_grad_batches=settings.accumulated_batches,
         gradient_clip_val=settings.gradient_clip_val,
         val_check_interval=settings.val_check_interval,
-        # a number of batches counts on over the ends of epochs, as the published runs did
+        # a number of batches counts on over the ends of epochs (the original's began anew in each, and had to fit in)
         check_val_every_n_epoch=None if isinstance(settings.val_check_interval, int) else 1,
         log_every_n_steps=settings.log_every_n_steps,
         fast_dev_run=int(settings.fast_dev_run),
