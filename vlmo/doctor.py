@@ -213,8 +213,9 @@ class RunChecks:
 
     def resuming(self) -> Iterator[str]:
         from vlmo.training.checkpointing.files import check_resume, resume_path
+        from vlmo.training.checkpointing.saved_run import fingerprint
 
-        path = resume_path(self.settings)
+        path = resume_path(self.settings, fingerprint(self.loaded.tensors if self.loaded else None))
         if path:
             check_resume(path, self.model)
             yield f"continues {path}"

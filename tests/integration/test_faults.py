@@ -408,7 +408,7 @@ def test_the_schedule_waits_for_a_skipped_step_and_goes_on_after_a_resume(go, br
     rates = [group["lr"] for group in whole_groups(whole)]
     broken(1)
     run = go(TEXT, **options)
-    (tag,) = [name for name in run.rows[0] if name.startswith("lr-")][:1]
+    tag = next(name for row in run.rows for name in row if name.startswith("lr-"))
     taken, skipped = whole.logged(tag), run.logged(tag)
     assert skipped[2] == taken[1] and skipped[3] == taken[2]  # the rate of the second step is used again
     assert whole_groups(run)[0]["lr"] > rates[0]
