@@ -216,7 +216,9 @@ class RunChecks:
         from vlmo.training.checkpointing.files import check_resume, resume_path
         from vlmo.training.checkpointing.saved_run import fingerprint
 
-        path = resume_path(self.settings, fingerprint(self.loaded.tensors if self.loaded else None))
+        named = bool(self.settings.resume_from)  # then it does not matter what was loaded, nor whether it could be
+        start = "" if named else fingerprint(self.loaded.tensors if self.loaded else None)
+        path = resume_path(self.settings, start)
         if path:
             check_resume(path, self.model)
             yield f"continues {path}"

@@ -60,7 +60,7 @@ class Prepared:
         loggers: that the settings ask for.
         label_names: of the classes, where they have names.
         resumed_from: the checkpoint that training goes on from.
-        start: fingerprint of the weights at `load_path`.
+        start: fingerprint of the weights at `load_path`, for a training.
     """
 
     settings: Settings
@@ -101,10 +101,10 @@ def prepare(config: Mapping[str, Any]) -> Prepared:
     if loaded:
         checkpoint.refuse_foreign(loaded)
     label_names, vocabulary = resolve_label_names(settings, datamodule, loaded.metadata if loaded else None)
-    start = fingerprint(loaded.tensors if loaded else None)
-    resumed_from = None
+    start, resumed_from = "", None
     if not settings.test_only:
         check_optimizer(settings.optim_type)
+        start = fingerprint(loaded.tensors if loaded else None)
         resumed_from = resume_path(settings, start)
     check_log_dir(settings)
     check_loggers(settings.loggers)
