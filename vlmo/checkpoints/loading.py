@@ -5,10 +5,11 @@
 A file is recognised by its names, never by the task. The model is untouched until everything is decided.
 """
 
+import logging
 import re
 import textwrap
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,14 @@ import torch
 from torch import Tensor, nn
 
 from vlmo.checkpoints.files import Checkpoint, read
-from vlmo.checkpoints.metadata import Metadata
+from vlmo.checkpoints.metadata import Metadata, first_mismatch
 from vlmo.checkpoints.resizing import TABLE, fit
 from vlmo.errors import VLMoError
 from vlmo.registry import ARCHITECTURES
 
+log = logging.getLogger(__name__)
+
+NOTHING: Mapping[str, str] = {}
 # Ends of names of index buffers: recomputed, because a file of another image size would carry wrong ones.
 INDEX_BUFFERS = ("relative_position_index", "position_ids")
 BEIT_HEADS = ("fc_norm.", "head.", "lm_head.", "mask_token")
@@ -58,19 +62,22 @@ class Report:
         return "\n".join(lines)
 
 
-def load(model: nn.Module, source: str | Path | Checkpoint, required: Iterable[str] = ()) -> Report:
+def load(
+    model: nn.Module, source: str | Path | Checkpoint, required: Iterable[str] = (), anew: Mapping[str, str] = NOTHING
+) -> Report:
     """Loads a file into the model, adapted to it; on any error the model is as it was.
 
     Args:
         source: the file, or what was read of it.
         required: beginnings of names that the file must hold, such as the head that an evaluation needs.
+        anew: beginnings of names that are not taken from the file, each with the reason.
 
     Raises:
         VLMoError: if the file cannot be read, does not fit, or lacks something required.
     """
     checkpoint = source if isinstance(source, Checkpoint) else read(source)
     target = model.state_dict()
-    adapted, report = adapt(checkpoint, target)
+    adapted, report = adapt(checkpoint, target, anew)
     require(checkpoint, report, required)
     with torch.no_grad():
         for name, tensor in adapted.items():
@@ -78,15 +85,42 @@ def load(model: nn.Module, source: str | Path | Checkpoint, required: Iterable[s
     return report
 
 
-def load_weights(model: Any, source: str | Path | Checkpoint, required: Iterable[str] = ()) -> Report:
-    """Loads a file into the model; the names of classes and tokens come along. Raises VLMoError as `load`."""
-    model.load_report = report = load(model, source, required)
+def load_weights(
+    model: Any, source: str | Path | Checkpoint, required: Iterable[str] = (), anew: Mapping[str, str] = NOTHING
+) -> Report:
+    """Loads a file into the model; the names of classes and tokens come along. Arguments and errors as of `load`."""
+    model.load_report = report = load(model, source, required, anew)
+    for beginning, why in anew.items():
+        log.warning(f"{source.path if isinstance(source, Checkpoint) else source}: {beginning}* starts new: {why}")
     if report.metadata:
         model.vocabulary = report.metadata.vocabulary
         heads = tuple(head for task in model.tasks if task.named_classes for head in task.required_heads)
-        if heads and any(name.startswith(heads) for name in report.taken):
+        if heads and not anew and any(name.startswith(heads) for name in report.taken):
             model.answers = report.metadata.answers
     return report
+
+
+def other_classes(
+    checkpoint: Checkpoint, tasks: Iterable[Any], target: Mapping[str, Tensor], names: Sequence[str] | None
+) -> dict[str, str]:
+    """Beginnings of names of the outputs that mean other classes than a run's: training starts them new. With reasons.
+
+    Args:
+        names: of the run's classes, where they are known.
+    """
+    saved = checkpoint.metadata.answers if checkpoint.metadata else None
+    mismatch = first_mismatch(saved, names) if saved and names else None
+    anew = {}
+    for beginning in (beginning for task in tasks if task.named_classes for beginning in task.sized_by):
+        shapes = [
+            (t.shape, target[n].shape) for n, t in checkpoint.tensors.items() if n.startswith(beginning) and n in target
+        ]
+        sizes = next(((old[0], new[0]) for old, new in shapes if old and old[:1] != new[:1]), None)
+        if shapes and mismatch:
+            anew[beginning] = f"the file was trained with other answers: {mismatch}"
+        elif sizes and not (saved and names):
+            anew[beginning] = f"the file has {sizes[0]} answers, the run {sizes[1]}"
+    return anew
 
 
 def require(checkpoint: Checkpoint, report: Report, required: Iterable[str]) -> None:
@@ -99,12 +133,18 @@ def require(checkpoint: Checkpoint, report: Report, required: Iterable[str]) -> 
         )
 
 
+def _whose(names: Iterable[str]) -> str:
+    if any(name.startswith("beit.") or re.search(r"encoder\.layer\.\d+\.lambda_1", name) for name in names):
+        return "is BEiT as Hugging Face's transformers name its weights; give Microsoft's or timm's file"
+    return "no name in it is VLMo's or BEiT's"
+
+
 def refuse_foreign(checkpoint: Checkpoint) -> None:
     """Raises VLMoError if no name of the file is VLMo's or BEiT's."""
     if checkpoint.kind == "foreign":
         some = ", ".join(list(checkpoint.tensors)[:3])
         raise VLMoError(
-            f"{checkpoint.path}: no name in it is VLMo's or BEiT's (it holds {some}, ...); give another load_path"
+            f"{checkpoint.path}: {_whose(checkpoint.tensors)} (it holds {some}, ...); give another load_path"
         )
 
 
@@ -112,11 +152,14 @@ def refuse_foreign(checkpoint: Checkpoint) -> None:
 
 
 @torch.no_grad()
-def adapt(checkpoint: Checkpoint, target: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Report]:
+def adapt(
+    checkpoint: Checkpoint, target: Mapping[str, Tensor], anew: Mapping[str, str] = NOTHING
+) -> tuple[dict[str, Tensor], Report]:
     """The checkpoint's tensors under the names and in the shapes of a model.
 
     Args:
         target: the model's state dict; where a file gives only a part of a tensor, the rest is taken from here.
+        anew: as of `load`.
 
     Returns:
         A state dict with the names of `target` that the file provides, and the report.
@@ -134,6 +177,9 @@ def adapt(checkpoint: Checkpoint, target: Mapping[str, Tensor]) -> tuple[dict[st
         if name not in target:
             report.dropped[name] = "not used by this model"
             continue
+        if new := next((beginning for beginning in anew if name.startswith(beginning)), ""):
+            report.dropped[name] = anew[new]
+            continue
         try:
             if tensor.is_floating_point() and tensor.shape == target[name].shape:
                 adapted[name], change = tensor, ""
@@ -146,8 +192,9 @@ def adapt(checkpoint: Checkpoint, target: Mapping[str, Tensor]) -> tuple[dict[st
             report.resized[name] = change
         else:
             report.taken.append(name)
-    report.new = [name for name in target if name not in source]
-    problems += [f"{path}: {line}" for line in _incomplete(checkpoint.kind, source, report.new)]
+    missing = [name for name in target if name not in source]
+    report.new = [name for name in target if name not in source or name in report.dropped]
+    problems += [f"{path}: {line}" for line in _incomplete(checkpoint.kind, source, missing)]
     if not adapted and not problems:
         problems = [f"{path}: holds nothing that this model has; give another load_path"]
     if problems:

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from vlmo.batch import Batch, empty_batch
-from vlmo.checkpoints.files import Checkpoint
-from vlmo.checkpoints.loading import load_weights
+from vlmo.checkpoints.files import Checkpoint, read
+from vlmo.checkpoints.loading import load_weights, other_classes
 from vlmo.checkpoints.metadata import METADATA_KEY, resumed_names
 from vlmo.checkpoints.pretrained import metadata_of
 from vlmo.distributed.collectives import single_process, world_size
@@ -76,7 +76,9 @@ class VLMo(VLMoModel, pl.LightningModule):
         elif settings.get_recall_rerank_metric and settings.test_only:
             required += [head for task in tasks if task.provides == "matching" for head in task.heads(1)]
         if settings.load_path:
-            load_weights(self, loaded or settings.load_path, required)
+            loaded = loaded or read(settings.load_path)
+            anew = {} if settings.test_only else other_classes(loaded, self.tasks, self.state_dict(), label_names)
+            load_weights(self, loaded, required, anew)
         self.answers, self.vocabulary = label_names or self.answers, vocabulary or self.vocabulary
         for trains in [task.trains for task in tasks if task.trains is not None]:
             for name, parameter in self.named_parameters():

@@ -101,7 +101,7 @@ def test_damaged_files_and_wrong_columns(tmp_path):
     assert problems[0].startswith(f"{train}: is not a complete Arrow file")
     assert problems[1] == f"{restval}: has no column 'image'; it has picture, caption"
     assert problems[2] == f"{val}: column 'image' is string, not binary"
-    assert problems[3] == f"{val}: column 'caption' is string, not a list"
+    assert problems[3] == f"{val}: column 'caption' is string, not a list of texts"
 
 
 def test_tables_without_samples(tmp_path):
