@@ -20,7 +20,7 @@ from tests.tables import (
     write_wikibk,
 )
 from vlmo.checkpoint import convert
-from vlmo.checkpoints.pretrained import load_weights
+from vlmo.checkpoints.loading import load_weights
 from vlmo.errors import VLMoError
 from vlmo.inference import Predictor
 from vlmo.modules import VLMo
