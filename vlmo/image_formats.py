@@ -1,10 +1,6 @@
-"""Formats of encoded images that are read, and how one is opened; apart, so that converters need not load torch."""
+"""Formats of encoded images that are read, and how one is mended; apart, so that converters need not load torch."""
 
-import io
-from collections.abc import Callable
 from typing import Any
-
-from PIL import Image
 
 try:
     from PIL import AvifImagePlugin
@@ -21,26 +17,12 @@ PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 PIXEL_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")  # of a PNG; the others are about it
 
 
-def open_image(data: Any, use: Callable[[Image.Image], object]) -> Image.Image:
-    """Opens an encoded image and calls `use` with it, which loads or verifies it.
+def without_metadata(data: Any) -> bytes:
+    """A PNG's chunks that make its pixels; nothing if it has no others, or is no PNG.
 
-    A PNG whose metadata Pillow refuses (texts or a colour profile above 1 MB, a damaged one) is opened without them.
-    Raises whatever Pillow's readers raise.
+    For those that Pillow refuses because of what is said about them: texts or a colour profile above 1 MB.
     """
-    try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
-        use(image)
-    except Exception:
-        pixels = _without_metadata(memoryview(data))
-        if not pixels:
-            raise
-        image = Image.open(io.BytesIO(pixels), formats=("PNG",))
-        use(image)
-    return image
-
-
-def _without_metadata(data: memoryview) -> bytes:
-    """A PNG's chunks that make its pixels; nothing if it has no others, or is no PNG."""
+    data = memoryview(data)
     kept, start = [data[: len(PNG_SIGNATURE)]], len(PNG_SIGNATURE)
     if kept[0] != PNG_SIGNATURE:
         return b""

@@ -1,12 +1,14 @@
 """From the bytes of an encoded image to RGB, by one set of rules."""
 
+import io
 import warnings
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
 
-from vlmo.image_formats import open_image
+from vlmo.image_formats import FORMATS, without_metadata
 
 ORIENTATION = 0x0112  # EXIF tag
 
@@ -49,10 +51,19 @@ def _load(data: Any) -> Image.Image:
     if data is None:
         raise UndecodableImage("there is no image")
     try:
-        return open_image(data, lambda image: image.load())
+        return _open(data)
     except Exception as error:  # Pillow's plugins raise almost anything on damaged bytes (struct.error, KeyError, ...)
+        with suppress(Exception):
+            if pixels := without_metadata(data):
+                return _open(pixels)
         text = "unknown or damaged format" if isinstance(error, Image.UnidentifiedImageError) else str(error)
         raise UndecodableImage(f"{type(error).__name__}: {text}") from error
+
+
+def _open(data: Any) -> Image.Image:
+    image = Image.open(io.BytesIO(data), formats=FORMATS)
+    image.load()
+    return image
 
 
 def to_rgb(image: Image.Image, decoding: str = "correct") -> Image.Image:
