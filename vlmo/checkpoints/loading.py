@@ -111,7 +111,7 @@ def other_classes(
     saved = checkpoint.metadata.answers if checkpoint.metadata else None
     mismatch = first_mismatch(saved, names) if saved and names else None
     anew = {}
-    for beginning in (beginning for task in tasks if task.named_classes for beginning in task.sized_by):
+    for beginning, option in (pair for task in tasks if task.named_classes for pair in task.sized_by.items()):
         shapes = [
             (t.shape, target[n].shape) for n, t in checkpoint.tensors.items() if n.startswith(beginning) and n in target
         ]
@@ -120,6 +120,11 @@ def other_classes(
             anew[beginning] = f"the file was trained with other answers: {mismatch}"
         elif sizes and not (saved and names):
             anew[beginning] = f"the file has {sizes[0]} answers, the run {sizes[1]}"
+        elif shapes and names and not saved and len(names) < shapes[0][1][0]:
+            log.warning(
+                f"{checkpoint.path}: does not say which its answers are; if they are not the data's {len(names)}, give "
+                f"{option}={len(names)}: {beginning}* starts new then"
+            )
     return anew
 
 

@@ -395,7 +395,7 @@ def test_renamed_and_retyped(files, tmp_path, data):
     load_or_refuse(saved(state, tmp_path / "file.pt"))
 
 
-def test_outputs_of_other_classes_start_new(tmp_path):
+def test_outputs_of_other_classes_start_new(tmp_path, caplog):
     path = saved(random_state(answers=5), tmp_path / "a.pt")
     source, model = read(path), SmallModel(answers=2)
     before = model.vqa_classifier[3].weight.clone()
@@ -407,6 +407,7 @@ def test_outputs_of_other_classes_start_new(tmp_path):
     assert torch.equal(model.vqa_classifier[0].weight, source.tensors["vqa_classifier.0.weight"])
     assert {"vqa_classifier.3.weight", "vqa_classifier.3.bias"} <= set(report.new) & set(report.dropped)
     assert other_classes(source, tasks, SmallModel(answers=5).state_dict(), ["yes", "no"]) == {}
+    assert "vqav2_label_size=2" in caplog.text  # nobody can tell whether they are the same
 
 
 def test_hugging_faces_beit_is_named(tmp_path):

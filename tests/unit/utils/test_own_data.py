@@ -133,7 +133,7 @@ def test_useless_splits_and_options(splits, options, message, root, tmp_path):
 
 
 def test_missing_lists(root, tmp_path):
-    with pytest.raises(VLMoError, match="captions.jsonl, .*captions.csv, .*captions.tsv exists"):
+    with pytest.raises(VLMoError, match="captions.jsonl, .*captions.csv, .*captions.json exists"):
         write_own_captions.make_arrow(str(root), str(tmp_path / "out"))
     with pytest.raises(VLMoError, match="no.csv found neither in"):
         write_own_captions.make_arrow(str(root), str(tmp_path / "out"), annotations="no.csv")
