@@ -12,6 +12,7 @@ import shutil
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -196,8 +197,13 @@ class RunChecks:
 
         yield f"{self.settings.model_arch}: {sum(p.numel() for p in self.model.parameters()) / 1e6:,.1f} M parameters"
         if self.loaded:
-            reset = self.model.heads_to_reset(self.loaded, self.datamodule.label_names())
-            _, report = checkpoint.adapt(self.loaded, self.model.state_dict(), reset)
+            label_names = None
+            with suppress(VLMoError):  # (said of the data)
+                label_names = self.datamodule.label_names()
+            anew = self.model.heads_to_reset(self.loaded, label_names)
+            for beginning, why in anew.items():
+                log.warning(f"{beginning}* starts new: {why}")
+            _, report = checkpoint.adapt(self.loaded, self.model.state_dict(), anew)
             yield from str(report).splitlines()[1:]
             heads = [head for task in self.model.tasks for head in task.required_heads]
             checkpoint.require(self.loaded, report, heads if self.settings.test_only else ())

@@ -2,7 +2,7 @@
 
 import io
 import warnings
-from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -63,10 +63,19 @@ def _load(data: Any) -> Image.Image:
     if data is None:
         raise UndecodableImage("there is no image")
     try:
-        return open_image(data, lambda image: image.load())
+        return _open(data)
     except Exception as error:  # Pillow's plugins raise almost anything on damaged bytes (struct.error, KeyError, ...)
+        with suppress(Exception):
+            if pixels := without_metadata(data):
+                return _open(pixels)
         text = "unknown or damaged format" if isinstance(error, Image.UnidentifiedImageError) else str(error)
         raise UndecodableImage(f"{type(error).__name__}: {text}") from error
+
+
+def _open(data: Any) -> Image.Image:
+    image = Image.open(io.BytesIO(data), formats=FORMATS)
+    image.load()
+    return image
 
 
 def to_rgb(image: Image.Image, decoding: str = "correct") -> Image.Image:
@@ -101,26 +110,12 @@ def _to_grey(values: np.ndarray) -> Image.Image:
     return Image.fromarray(values.clip(0, 255).astype(np.uint8))
 
 
-def open_image(data: Any, use: Callable[[Image.Image], object]) -> Image.Image:
-    """Opens an encoded image and calls `use` with it, which loads or verifies it.
+def without_metadata(data: Any) -> bytes:
+    """A PNG's chunks that make its pixels; nothing if it has no others, or is no PNG.
 
-    A PNG whose metadata Pillow refuses (texts or a colour profile above 1 MB, a damaged one) is opened without them.
-    Raises whatever Pillow's readers raise.
+    For those that Pillow refuses because of what is said about them: texts or a colour profile above 1 MB.
     """
-    try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
-        use(image)
-    except Exception:
-        pixels = _without_metadata(memoryview(data))
-        if not pixels:
-            raise
-        image = Image.open(io.BytesIO(pixels), formats=("PNG",))
-        use(image)
-    return image
-
-
-def _without_metadata(data: memoryview) -> bytes:
-    """A PNG's chunks that make its pixels; nothing if it has no others, or is no PNG."""
+    data = memoryview(data)
     kept, start = [data[: len(PNG_SIGNATURE)]], len(PNG_SIGNATURE)
     if kept[0] != PNG_SIGNATURE:
         return b""

@@ -40,7 +40,12 @@ class SNLIVEDataset(BaseDataset):
     """A sample is one sentence with its image."""
 
     text_column: ClassVar[str] = "sentences"
-    columns: ClassVar[dict[str, str]] = {"image": "binary", "sentences": "a list", "labels": "a list", "ids": "a list"}
+    columns: ClassVar[dict[str, str]] = {
+        "image": "binary",
+        "sentences": "a list of texts",
+        "labels": "a list",
+        "ids": "a list",
+    }
     fields: ClassVar[Mapping[str, Field]] = {"entailment": NUMBER, "pair_id": VALUES}
 
     def targets(self, location: RowLocation) -> dict[str, Any]:

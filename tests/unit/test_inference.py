@@ -217,6 +217,13 @@ def test_images_in_every_form(tmp_path):
     assert load_image(encoded(turned, "JPEG", exif=exif), "original").size == (4, 2)
 
 
+@pytest.mark.parametrize("text", [7, None, b"a cat", ["a", 7]])
+def test_texts_that_are_none(pairs, text):
+    for use in (lambda: pairs.match(IMAGES[0], text), lambda: pairs.fill_mask(text)):
+        with pytest.raises(InputError, match="a text is a str, not"):
+            use()
+
+
 def test_images_as_released_weights_saw_them():
     clear = Image.new("RGBA", (4, 4), (0, 0, 0, 0))
     correct, original = predictor(), Predictor(predictor().model, image_decoding="original")
@@ -242,11 +249,6 @@ def test_images_as_released_weights_saw_them():
 def test_images_that_are_none(pairs, image, message):
     with pytest.raises(InputError, match=message):
         pairs.match([IMAGES[0], image], "a cat")
-
-
-def test_texts_that_are_none(pairs):
-    with pytest.raises(InputError, match="a text is a str"):
-        pairs.match(IMAGES[0], 3)
 
 
 def test_tokenizer_and_answers(tmp_path):

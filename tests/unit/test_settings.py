@@ -385,3 +385,16 @@ def test_run_name_keeps_the_whole_name_of_the_file(path, name):
 def test_options_about_speed(updates, line):
     (found,) = problems(**updates)
     assert re.search(line, found)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "remedy"),
+    [
+        ("datasets", "coco", """'datasets=["coco"]'"""),
+        ("datasets", "[coco, vg]", """'datasets=["coco", "vg"]'"""),
+        ("adamw_betas", "0.9,0.98", "'adamw_betas=[0.9, 0.98]'"),
+        ("loggers", "csv", """'loggers=["csv"]'"""),
+    ],
+)
+def test_a_list_that_is_none_is_shown_as_it_is_typed(name, value, remedy):
+    assert any(remedy in line for line in problems(**{name: value}))

@@ -5,6 +5,7 @@
 A file is recognised by its names, never by the task. The model is untouched until everything is decided.
 """
 
+import logging
 import re
 import textwrap
 from collections import Counter
@@ -22,6 +23,9 @@ from vlmo.checkpoints.resizing import TABLE, fit
 from vlmo.errors import VLMoError
 from vlmo.registry import ARCHITECTURES
 
+log = logging.getLogger(__name__)
+
+NOTHING: Mapping[str, str] = {}
 # Ends of names of index buffers: recomputed, because a file of another image size would carry wrong ones.
 INDEX_BUFFERS = ("relative_position_index", "position_ids")
 BEIT_HEADS = ("fc_norm.", "head.", "lm_head.", "mask_token")
@@ -59,21 +63,21 @@ class Report:
 
 
 def load(
-    model: nn.Module, source: str | Path | Checkpoint, required: Iterable[str] = (), reset: Iterable[str] = ()
+    model: nn.Module, source: str | Path | Checkpoint, required: Iterable[str] = (), anew: Mapping[str, str] = NOTHING
 ) -> Report:
     """Loads a file into the model, adapted to it; on any error the model is as it was.
 
     Args:
         source: the file, or what was read of it.
         required: beginnings of names that the file must hold, such as the head that an evaluation needs.
-        reset: beginnings of names that are not taken from the file: they stay as initialised.
+        anew: beginnings of names that are not taken from the file, each with the reason.
 
     Raises:
         VLMoError: if the file cannot be read, does not fit, or lacks something required.
     """
     checkpoint = source if isinstance(source, Checkpoint) else read(source)
     target = model.state_dict()
-    adapted, report = adapt(checkpoint, target, reset)
+    adapted, report = adapt(checkpoint, target, anew)
     require(checkpoint, report, required)
     with torch.no_grad():
         for name, tensor in adapted.items():
@@ -82,16 +86,48 @@ def load(
 
 
 def load_weights(
-    model: Any, source: str | Path | Checkpoint, required: Iterable[str] = (), reset: Iterable[str] = ()
+    model: Any, source: str | Path | Checkpoint, required: Iterable[str] = (), anew: Mapping[str, str] = NOTHING
 ) -> Report:
     """Loads a file into the model; the names of classes and tokens come along. Arguments and errors as of `load`."""
-    model.load_report = report = load(model, source, required, reset)
+    model.load_report = report = load(model, source, required, anew)
+    for beginning, why in anew.items():
+        log.warning(f"{source.path if isinstance(source, Checkpoint) else source}: {beginning}* starts new: {why}")
     if report.metadata:
         model.vocabulary = report.metadata.vocabulary
         heads = tuple(head for task in model.tasks if task.named_classes for head in task.required_heads)
-        if heads and any(name.startswith(heads) for name in report.taken):
+        kept = not any(beginning.startswith(heads) for beginning in anew)
+        if heads and kept and any(name.startswith(heads) for name in report.taken):
             model.answers = report.metadata.answers
     return report
+
+
+def other_classes(
+    checkpoint: Checkpoint, tasks: Iterable[Any], target: Mapping[str, Tensor], names: Sequence[str] | None
+) -> dict[str, str]:
+    """Beginnings of names of the outputs that mean other classes than a run's: training starts them new. With reasons.
+
+    Args:
+        target: the model's state dict.
+        names: of the run's classes, where they are known.
+    """
+    saved = checkpoint.metadata.answers if checkpoint.metadata else None
+    anew = {}
+    for task in (task for task in tasks if task.head_group):
+        run = names if task.named_classes else None
+        mismatch = first_mismatch(saved, run) if saved and run else None
+        for beginning in task.sized_by or task.required_heads:
+            own = [(n, t) for n, t in checkpoint.tensors.items() if n.startswith(beginning) and n in target and t.ndim]
+            sizes = next(((len(t), len(target[n])) for n, t in own if len(t) != len(target[n])), None)
+            if own and mismatch:
+                anew[beginning] = f"the file was trained with other classes: {mismatch}"
+            elif sizes and not (saved and run):
+                anew[beginning] = f"the file has {sizes[0]} classes, the run {sizes[1]}"
+            elif own and run and not saved and len(run) < len(own[0][1]) and beginning in task.sized_by:
+                log.warning(
+                    f"{checkpoint.path}: does not say which its classes are; if they are not the data's {len(run)}, "
+                    f"give {task.sized_by[beginning]}={len(run)} for new outputs"
+                )
+    return anew
 
 
 def require(checkpoint: Checkpoint, report: Report, required: Iterable[str]) -> None:
@@ -104,31 +140,19 @@ def require(checkpoint: Checkpoint, report: Report, required: Iterable[str]) -> 
         )
 
 
+def _whose(names: Iterable[str]) -> str:
+    if any(name.startswith("beit.") or re.search(r"encoder\.layer\.\d+\.lambda_1", name) for name in names):
+        return "is BEiT as Hugging Face's transformers name its weights; give Microsoft's or timm's file"
+    return "no name in it is VLMo's or BEiT's"
+
+
 def refuse_foreign(checkpoint: Checkpoint) -> None:
     """Raises VLMoError if no name of the file is VLMo's or BEiT's."""
     if checkpoint.kind == "foreign":
         some = ", ".join(list(checkpoint.tensors)[:3])
         raise VLMoError(
-            f"{checkpoint.path}: no name in it is VLMo's or BEiT's (it holds {some}, ...); give another load_path"
+            f"{checkpoint.path}: {_whose(checkpoint.tensors)} (it holds {some}, ...); give another load_path"
         )
-
-
-def other_classes(
-    checkpoint: Checkpoint, target: Mapping[str, Tensor], head: str, names: Sequence[str] | None
-) -> str | None:
-    """Says why a head of the file is for other classes than those in use; None if it is not, as far as is known.
-
-    Args:
-        target: the model's state dict. head: beginning of its names.
-        names: of the classes in use, where they have names.
-    """
-    saved = checkpoint.metadata.answers if checkpoint.metadata else None
-    if saved and names and (where := first_mismatch(saved, names)):
-        return where
-    for name, tensor in checkpoint.tensors.items():
-        if name.startswith(head) and name in target and len(tensor.shape) and len(tensor) != len(target[name]):
-            return f"{name} has {len(tensor)} rows in the file and {len(target[name])} here"
-    return None
 
 
 # --- adapt ------------------------------------------------------------------------------------------------------------
@@ -136,13 +160,13 @@ def other_classes(
 
 @torch.no_grad()
 def adapt(
-    checkpoint: Checkpoint, target: Mapping[str, Tensor], reset: Iterable[str] = ()
+    checkpoint: Checkpoint, target: Mapping[str, Tensor], anew: Mapping[str, str] = NOTHING
 ) -> tuple[dict[str, Tensor], Report]:
     """The checkpoint's tensors under the names and in the shapes of a model.
 
     Args:
         target: the model's state dict; where a file gives only a part of a tensor, the rest is taken from here.
-        reset: beginnings of names that are not taken.
+        anew: as of `load`.
 
     Returns:
         A state dict with the names of `target` that the file provides, and the report.
@@ -154,14 +178,14 @@ def adapt(
     refuse_foreign(checkpoint)
     report = Report(f"{path}: {checkpoint.kind} weights ({checkpoint.container})", metadata=checkpoint.metadata)
     source, report.dropped = vlmo_names(checkpoint)
-    for name in [name for name in source if name.startswith(tuple(reset))]:
-        del source[name]
-        report.dropped[name] = "starts new (reset_heads)"
     _check_size(path, source, target)
     adapted, problems = {}, []
     for name, tensor in source.items():
         if name not in target:
             report.dropped[name] = "not used by this model"
+            continue
+        if new := next((beginning for beginning in anew if name.startswith(beginning)), ""):
+            report.dropped[name] = anew[new]
             continue
         try:
             if tensor.is_floating_point() and tensor.shape == target[name].shape:
@@ -175,8 +199,9 @@ def adapt(
             report.resized[name] = change
         else:
             report.taken.append(name)
-    report.new = [name for name in target if name not in source]
-    problems += [f"{path}: {line}" for line in _incomplete(checkpoint.kind, source, report.new)]
+    missing = [name for name in target if name not in source]
+    report.new = [name for name in target if name not in source or name in report.dropped]
+    problems += [f"{path}: {line}" for line in _incomplete(checkpoint.kind, source, missing)]
     if not adapted and not problems:
         problems = [f"{path}: holds nothing that this model has; give another load_path"]
     if problems:

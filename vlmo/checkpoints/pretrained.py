@@ -94,6 +94,7 @@ def infer_metadata(source: Checkpoint) -> Metadata:
     """
     if source.metadata:
         return source.metadata
+    loading.refuse_foreign(source)
     tensors, _ = loading.vlmo_names(source)
     name, patch_size = _architecture(source.path, tensors)
     options: dict[str, Any] = {

@@ -30,7 +30,25 @@ def open_table(path: str | Path) -> pa.RecordBatchFileReader:
     except FileNotFoundError:
         raise VLMoError(f"{path}: is missing") from None
     except (pa.ArrowInvalid, OSError) as error:
-        raise VLMoError(f"{path}: is not a complete Arrow file ({error}); make it again") from error
+        raise VLMoError(
+            f"{path}: {_what_else(Path(path)) or f'is not a complete Arrow file ({error}); make it again'}"
+        ) from error
+
+
+def _what_else(path: Path) -> str:
+    """What a file is that is no Arrow file, and how it becomes one; "" if it can be a damaged one."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(4)
+    except OSError:
+        return ""
+    if start == b"\xff\xff\xff\xff":  # as Hugging Face's `datasets` writes
+        return (
+            "is an Arrow stream, not a file; rewrite it: t = pyarrow.ipc.open_stream(OLD).read_all(), then "
+            "pyarrow.ipc.new_file(NEW, t.schema).write_table(t)"
+        )
+    others = {b"PAR1": "Parquet", b"FEA1": "Feather version 1"}
+    return f"is {others[start]}, not Arrow; convert it (DATA.md)" if start in others else ""
 
 
 class RowLocation(NamedTuple):
@@ -157,7 +175,7 @@ class ArrowTables:
         for batch, chosen in _groups(np.searchsorted(self._text_starts, indices, side="right") - 1):
             record = self._record(batch)
             texts = record.column(self.text_column).values
-            if len(texts) and _is_text(texts.type):
+            if len(texts) and is_text(texts.type):
                 positions = indices[chosen] - self._text_starts[batch] + int(_offsets(record, self.text_column)[0])
                 starts = _byte_offsets(texts)
                 sizes[chosen] = starts[positions + 1] - starts[positions]
@@ -202,7 +220,7 @@ def _groups(keys: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
     yield from zip(distinct.tolist(), np.split(order, starts[1:]), strict=False)  # (of no key numpy makes one part)
 
 
-def _is_text(kind: pa.DataType) -> bool:
+def is_text(kind: pa.DataType) -> bool:
     return pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
 

@@ -62,7 +62,7 @@ class BaseDataset(Dataset):
     text_column: ClassVar[str | None] = "caption"  # None: rows without texts
     image_columns: ClassVar[tuple[str, ...]] = ("image",)
     # what a table must have, by kind (see `checks.py`), and what it must have besides for training and validation
-    columns: ClassVar[dict[str, str]] = {"image": "binary", "caption": "a list"}
+    columns: ClassVar[dict[str, str]] = {"image": "binary", "caption": "a list of texts"}
     target_columns: ClassVar[dict[str, str]] = {}
     # how what `targets` adds becomes part of a batch
     fields: ClassVar[Mapping[str, Field]] = {}

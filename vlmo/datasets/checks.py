@@ -2,14 +2,14 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from vlmo.datasets.arrow_tables import ArrowTables, is_list, open_table
+from vlmo.datasets.arrow_tables import ArrowTables, is_list, is_text, open_table
 from vlmo.datasets.base_dataset import DatasetSpec
 from vlmo.errors import VLMoError
 
@@ -153,8 +153,27 @@ def _is_binary(kind: pa.DataType) -> bool:
     return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
 
 
-def _is_list_of_lists(kind: pa.DataType) -> bool:
-    return is_list(kind) and (is_list(kind.value_type) or pa.types.is_null(kind.value_type))
+def _is_text(kind: pa.DataType) -> bool:
+    return is_text(kind) or (pa.types.is_dictionary(kind) and is_text(kind.value_type))
 
 
-_KINDS = {"binary": _is_binary, "a list": is_list, "a list of lists": _is_list_of_lists, "anything": lambda kind: True}
+def _is_number(kind: pa.DataType) -> bool:
+    return pa.types.is_integer(kind) or pa.types.is_floating(kind)
+
+
+def _list_of(is_entry: Callable[[pa.DataType], bool]) -> Callable[[pa.DataType], bool]:
+    """Lists of such entries, or of none at all."""
+    return lambda kind: is_list(kind) and (is_entry(kind.value_type) or pa.types.is_null(kind.value_type))
+
+
+_KINDS: dict[str, Callable[[pa.DataType], bool]] = {
+    "binary": _is_binary,
+    "a list": is_list,
+    "a list of texts": _list_of(_is_text),
+    "a list of whole numbers": _list_of(pa.types.is_integer),
+    "a list of lists": _list_of(is_list),
+    "a list of lists of texts": _list_of(_list_of(_is_text)),
+    "a list of lists of whole numbers": _list_of(_list_of(pa.types.is_integer)),
+    "a list of lists of numbers": _list_of(_list_of(_is_number)),
+    "anything": lambda kind: True,
+}

@@ -59,8 +59,8 @@ class NLVR2Dataset(BaseDataset):
     columns: ClassVar[dict[str, str]] = {
         "image_0": "binary",
         "image_1": "binary",
-        "questions": "a list",
-        "answers": "a list",
+        "questions": "a list of texts",
+        "answers": "a list of texts",
         "identifier": "anything",
     }
     fields: ClassVar[Mapping[str, Field]] = {

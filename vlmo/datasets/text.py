@@ -1,9 +1,9 @@
 """Text: the lower-casing BERT tokenizer, token ids of one text, and the masking for masked language modelling."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,7 +22,7 @@ def load_tokenizer(name_or_path: str | Path) -> "BertTokenizer":
 
     From a vocabulary file (one token a line, or a `tokenizer.json`), a folder that holds `vocab.txt` or
     `tokenizer.json`, or a name on the Hugging Face hub (its cache is used first). Raises VLMoError if there is none,
-    if it is no BERT vocabulary, or if the hub cannot be reached.
+    if it is no BERT vocabulary or a cased one, or if the hub cannot be reached.
     """
     from transformers import BertTokenizer
 
@@ -34,7 +34,44 @@ def load_tokenizer(name_or_path: str | Path) -> "BertTokenizer":
         path = files[0]
     elif not path.is_file():
         path = _from_hub(str(name_or_path))
-    return BertTokenizer(vocab=_read_vocab(path), do_lower_case=True)
+    vocabulary = _read_vocab(path)
+    _refuse_cased(path, vocabulary)
+    return BertTokenizer(vocab=vocabulary, do_lower_case=True)
+
+
+def _refuse_cased(path: Path, vocabulary: Iterable[str]) -> None:
+    """Texts are lower-cased and lose their accents, as the released weights need it: with other words most are [UNK].
+
+    Raises:
+        VLMoError: if the tokenizer's own settings say otherwise, or its words have capitals.
+    """
+    settings = _read_json(path.with_name("tokenizer_config.json"))
+    if path.suffix == ".json":
+        normaliser = _read_json(path).get("normalizer") or {}
+        settings = {"do_lower_case": normaliser.get("lowercase"), **normaliser, **settings}
+    wrong = [name for name in ("do_lower_case", "strip_accents", "handle_chinese_chars") if settings.get(name) is False]
+    words = [word for word in vocabulary if word[:1] != "["]
+    cased = sum(word != word.lower() for word in words)
+    if wrong or cased > len(words) / 100:
+        what = (
+            f"has {wrong[0]}=false" if wrong else f"has {cased:,} words with capitals, such as {_first_cased(words)!r}"
+        )
+        raise VLMoError(
+            f"tokenizer={path}: {what}; give an uncased BERT vocabulary: texts are lower-cased, without accents"
+        )
+
+
+def _first_cased(words: Iterable[str]) -> str:
+    return next(word for word in words if word != word.lower())
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """An object; empty where there is none."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def tokenizer_of(vocabulary: Sequence[str]) -> "BertTokenizer":

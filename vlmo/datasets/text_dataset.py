@@ -10,7 +10,7 @@ class TextDataset(BaseDataset):
     """A sample is one text, without an image; column `caption`."""
 
     image_columns: ClassVar[tuple[str, ...]] = ()
-    columns: ClassVar[dict[str, str]] = {"caption": "a list"}
+    columns: ClassVar[dict[str, str]] = {"caption": "a list of texts"}
 
 
 DATASETS.register("wikibk")(

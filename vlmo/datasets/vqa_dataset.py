@@ -18,6 +18,8 @@ from vlmo.registry import DATASETS
 
 ANSWERS_FILE = "vqav2_answers.json"  # beside the tables: list of the answers, in the order of their labels
 
+REMEDY = "these were not made together; put back the file and the tables of one conversion, or convert anew"
+
 
 class VQADataset(BaseDataset):
     """A sample is one question with its image.
@@ -27,10 +29,16 @@ class VQADataset(BaseDataset):
     """
 
     text_column: ClassVar[str] = "questions"
-    columns: ClassVar[dict[str, str]] = {"image": "binary", "questions": "a list", "question_id": "a list"}
-    target_columns: ClassVar[dict[str, str]] = dict.fromkeys(
-        ("answers", "answer_labels", "answer_scores"), "a list of lists"
-    )
+    columns: ClassVar[dict[str, str]] = {
+        "image": "binary",
+        "questions": "a list of texts",
+        "question_id": "a list of whole numbers",
+    }
+    target_columns: ClassVar[dict[str, str]] = {
+        "answers": "a list of lists of texts",
+        "answer_labels": "a list of lists of whole numbers",
+        "answer_scores": "a list of lists of numbers",
+    }
     fields: ClassVar[Mapping[str, Field]] = {
         "qid": NUMBER,
         "answered": FLAG,
@@ -60,6 +68,7 @@ class VQADataset(BaseDataset):
         """Is there an output for every label that occurs in `paths`, and for every answer of the vocabulary?"""
         try:
             vocabulary = _read_answers(root) or []
+            contradiction = _contradiction(root, vocabulary, paths)
             bounds = [pc.min_max(labels) for path in paths for (labels,) in flat_columns(path, "answer_labels")]
         except VLMoError as error:
             return [str(error)]
@@ -70,13 +79,27 @@ class VQADataset(BaseDataset):
             return [f"{name}: the data has the label {lowest}; labels count from 0"]
         if number > settings.vqav2_label_size:
             return [f"{name}: the data has {number} answers: pass vqav2_label_size={number}"]
-        return []
+        return [contradiction] if contradiction else []
 
 
 def _read_answers(root: Path) -> list[str] | None:
     """Those of the file beside the tables; None if there is none."""
     path = root / ANSWERS_FILE
     return read_label_names(path) if path.is_file() else None
+
+
+def _contradiction(root: Path, vocabulary: Sequence[str], paths: Sequence[Path]) -> str:
+    """Where the file of answers and the tables, or two tables, name a label differently; "" if nowhere."""
+    source = {label: root / ANSWERS_FILE for label in range(len(vocabulary))}
+    names = dict(enumerate(vocabulary))
+    for path in paths:
+        for label, answer in enumerate(answers_in_tables([path])):
+            if answer and vocabulary and label >= len(vocabulary):
+                return f"{root / ANSWERS_FILE}: has {len(vocabulary)} answers, {path} has number {label}: {REMEDY}"
+            if answer and names.setdefault(label, answer) != answer:
+                return f"{source[label]}: answer {label} is {names[label]!r}, in {path} {answer!r}: {REMEDY}"
+            source.setdefault(label, path)
+    return ""
 
 
 def answers_in_tables(paths: Iterable[Path]) -> list[str]:

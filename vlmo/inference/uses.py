@@ -5,7 +5,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from vlmo.errors import VLMoError
+from vlmo.errors import InputError, VLMoError
 from vlmo.registry import TASKS
 
 if TYPE_CHECKING:
@@ -37,8 +37,14 @@ def bind(use: "Use", predictor: Any) -> Callable[..., Any]:
         given = signature.bind(predictor, *args, **kwargs).arguments
         columns = {name: given[name] for name in use.columns}
         columns |= {name: given[name] for name in use.optional if given.get(name) is not None}
-        results = use.run(**(given | broadcast(columns)))
-        return results if any(map(_is_many, columns.values())) else results[0]
+        many = any(map(_is_many, columns.values()))
+        columns = broadcast(columns)
+        for name, values in columns.items():
+            wrong = [value for value in values if not name.startswith("image") and not isinstance(value, str)]
+            if wrong:
+                raise InputError(f"{name}: a text is a str, not {type(wrong[0]).__name__}")
+        results = use.run(**(given | columns))
+        return results if many else results[0]
 
     _, *own = signature.parameters.values()
     method.__signature__ = signature.replace(parameters=own, return_annotation=Any)  # type: ignore[attr-defined]  # as help() shows it

@@ -216,18 +216,13 @@ class VLMo(VLMoModel, pl.LightningModule):
         """Beginnings of the names of the heads that are trained at `lr_mult` times the learning rate."""
         return [head for task in self.tasks if task.head_group for head in task.required_heads]
 
-    def heads_to_reset(self, loaded: Checkpoint, label_names: Sequence[str] | None) -> list[str]:
-        """Gives beginnings of the names of the heads that start new whatever the file holds: see `reset_heads`."""
-        if self.settings.reset_heads != "auto" or self.settings.test_only:
-            return self.downstream_heads if self.settings.reset_heads is True else []
-        found = []
-        for head in self.downstream_heads:
-            named = any(task.named_classes and head in task.required_heads for task in self.tasks)
-            why = other_classes(loaded, self.state_dict(), head, label_names if named else None)
-            if why:
-                log.warning(f"{loaded.path}: its {head} is for other classes ({why}) and starts new")
-                found.append(head)
-        return found
+    def heads_to_reset(self, loaded: Checkpoint, label_names: Sequence[str] | None) -> dict[str, str]:
+        """Beginnings of the names that start new whatever the file holds, each with the reason: see `reset_heads`."""
+        if self.settings.reset_heads is True:
+            return dict.fromkeys(self.downstream_heads, "reset_heads=True")
+        if self.settings.test_only or self.settings.reset_heads is False:
+            return {}
+        return other_classes(loaded, self.tasks, self.state_dict(), label_names)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Gives what the optimizer updates, and how: see `optimizer.parameter_groups`."""

@@ -7,6 +7,7 @@ import copy
 import difflib
 import functools
 import inspect
+import json
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
@@ -160,9 +161,18 @@ def _describe(error: pydantic.ValidationError, config: Mapping[str, Any], model:
             lines[name] = f"{name}: there is no such option" + (f"; did you mean {near[0]}?" if near else "")
         else:
             what = item["msg"].removeprefix("Value error, ")
+            if item["type"] == "tuple_type":
+                what = f"is a list; write {_as_list(name, config[name])}"
             text = f"{name}={config[name]!r}: {what[0].lower()}{what[1:]}"
             lines[name] = text if name not in lines else f"{lines[name]}; or {what[0].lower()}{what[1:]}"
     return lines
+
+
+def _as_list(name: str, value: Any) -> str:
+    """How a list is typed, from one whose brackets or quotes are missing (a shell takes the quotes)."""
+    given = [part.strip(" '\"") for part in str(value).strip("[]()").split(",")]
+    entries = [part if part.replace(".", "").isdecimal() else json.dumps(part) for part in given if part]
+    return f"'{name}=[{', '.join(entries)}]'"
 
 
 def _unknown_names(right: Any) -> list[str]:

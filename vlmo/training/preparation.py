@@ -36,7 +36,8 @@ def resolve_label_names(
         loaded: what the file at `load_path` says of itself.
 
     Raises:
-        VLMoError: in evaluation, if the file was trained with others. Training warns: it learns anew.
+        VLMoError: in evaluation, if the file was trained with others. Training warns of another vocabulary, and starts
+            the outputs of other classes new (`other_classes`).
     """
     tasks = [TASKS[name] for name in settings.active]
     vocabulary = vocabulary_of(datamodule.tokenizer) if any(task.has_text for task in tasks) else None
@@ -59,6 +60,7 @@ def resolve_label_names(
 def _compare(
     settings: Settings, loaded: Metadata | None, names: list[str] | None, vocabulary: list[str] | None
 ) -> None:
+    names = names if settings.test_only else None
     problems = incompatibilities(loaded, names, vocabulary, settings.load_path) if loaded else []
     if problems and settings.test_only:
         raise VLMoError("\n".join(problems))

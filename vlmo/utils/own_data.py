@@ -35,7 +35,7 @@ def annotation_file(root: str, given: str | None, stem: str) -> str:
         if found is None:
             raise VLMoError(f"annotation file {given} found neither in {root} nor in the working directory")
         return found
-    candidates = [os.path.join(root, f"{stem}.{extension}") for extension in ("jsonl", "csv", "tsv")]
+    candidates = [os.path.join(root, f"{stem}.{extension}") for extension in ("jsonl", "csv", "tsv", "json")]
     found = next(filter(os.path.isfile, candidates), None)
     if found is None:
         raise VLMoError(f"none of {', '.join(candidates)} exists: name the annotation file with annotations=")

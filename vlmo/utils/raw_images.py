@@ -1,12 +1,13 @@
 """Encoded images as they lie on disk: read as bytes, and checked without decoding where that suffices."""
 
+import io
 import os
 import warnings
 from typing import NamedTuple
 
 from PIL import Image, UnidentifiedImageError
 
-from vlmo.images import open_image
+from vlmo.images import FORMATS, without_metadata
 
 MAX_IMAGE_BYTES = 256 << 20  # keeps a batch far below Arrow's 2 GiB and the memory flat
 JPEG_END = b"\xff\xd9"
@@ -64,7 +65,13 @@ def _check(data: bytes) -> None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            open_image(data, lambda image: _look(image, data))
+            try:
+                _look(data)
+            except Exception:
+                pixels = without_metadata(data)
+                if not pixels:
+                    raise
+                _look(pixels)
     except UnidentifiedImageError:
         raise ImageProblem("not an image") from None
     except Image.DecompressionBombError:
@@ -73,8 +80,9 @@ def _check(data: bytes) -> None:
         raise ImageProblem("damaged or truncated") from None
 
 
-def _look(image: Image.Image, data: bytes) -> None:
-    if image.format == "PNG":
-        image.verify()
-    elif image.format not in ("JPEG", "MPO") or JPEG_END not in data[-TAIL:]:
-        image.load()
+def _look(data: bytes) -> None:
+    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        if image.format == "PNG":
+            image.verify()
+        elif image.format not in ("JPEG", "MPO") or JPEG_END not in data[-TAIL:]:
+            image.load()

@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 from vlmo.checkpoints.files import read
-from vlmo.checkpoints.loading import load
+from vlmo.checkpoints.loading import load, other_classes
 from vlmo.errors import VLMoError
 from vlmo.modules.multiway_transformer import ARCHITECTURES, MultiWayTransformer
 from vlmo.modules.positions import num_table_rows
+from vlmo.registry import TASKS
 
 WIDTH, DEPTH, HEADS = 8, 2, 2
 
@@ -404,3 +405,24 @@ def test_renamed_and_retyped(files, tmp_path, data):
         else:
             state[name] = data.draw(st.sampled_from(changed))
     load_or_refuse(saved(state, tmp_path / "file.pt"))
+
+
+def test_outputs_of_other_classes_start_new(tmp_path, caplog):
+    path = saved(random_state(answers=5), tmp_path / "a.pt")
+    source, model = read(path), SmallModel(answers=2)
+    before = model.vqa_classifier[3].weight.clone()
+    tasks = [TASKS["vqa"]()]
+    anew = other_classes(source, tasks, model.state_dict(), ["yes", "no"])
+    assert list(anew) == ["vqa_classifier.3."] and "5 classes, the run 2" in anew["vqa_classifier.3."]
+    report = load(model, source, anew=anew)
+    assert torch.equal(model.vqa_classifier[3].weight, before)
+    assert torch.equal(model.vqa_classifier[0].weight, source.tensors["vqa_classifier.0.weight"])
+    assert {"vqa_classifier.3.weight", "vqa_classifier.3.bias"} <= set(report.new) & set(report.dropped)
+    assert other_classes(source, tasks, SmallModel(answers=5).state_dict(), ["yes", "no"]) == {}
+    assert "vqav2_label_size=2" in caplog.text  # nobody can tell whether they are the same
+
+
+def test_hugging_faces_beit_is_named(tmp_path):
+    path = saved({"beit.encoder.layer.0.attention.attention.query.weight": torch.zeros(2, 2)}, tmp_path / "a.pt")
+    with pytest.raises(VLMoError, match="Hugging Face"):
+        load(SmallModel(), path)

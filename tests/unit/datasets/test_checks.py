@@ -101,7 +101,7 @@ def test_damaged_files_and_wrong_columns(tmp_path):
     assert problems[0].startswith(f"{train}: is not a complete Arrow file")
     assert problems[1] == f"{restval}: has no column 'image'; it has picture, caption"
     assert problems[2] == f"{val}: column 'image' is string, not binary"
-    assert problems[3] == f"{val}: column 'caption' is string, not a list"
+    assert problems[3] == f"{val}: column 'caption' is string, not a list of texts"
 
 
 def test_tables_without_samples(tmp_path):
@@ -152,3 +152,34 @@ def test_answers_from_the_tables(tmp_path):
 @pytest.mark.parametrize("name", DATASETS)
 def test_remedies_name_converters_that_exist(name):
     assert callable(importlib.import_module(f"vlmo.utils.write_{DATASETS[name].make_arrow}").make_arrow)
+
+
+@pytest.mark.parametrize("captions", [[[b"a"]], [[1]], [[["a", "cat"]]], [[{"raw": "a"}]]])
+def test_texts_of_another_type(captions, tmp_path):
+    tables.write_coco(tmp_path)
+    path = tables.write_table(tmp_path / "coco_caption_karpathy_val.arrow", {"image": [b"x"], "caption": captions})
+    (problem,) = check(tmp_path, "coco").problems
+    assert problem.startswith(str(path)) and "'caption'" in problem and "a list of texts" in problem
+
+
+def test_answers_file_of_other_tables(tmp_path):
+    tables.write_vqa(tmp_path)
+    path = tmp_path / "vqav2_answers.json"
+    answers = json.loads(path.read_text())
+    path.write_text(json.dumps(answers[::-1]))
+    (problem,) = check(tmp_path, "vqa").problems
+    assert str(path) in problem and "not made together" in problem
+    path.write_text(json.dumps(answers[:1]))
+    (problem,) = check(tmp_path, "vqa").problems
+    assert "has 1 answers" in problem
+
+
+def test_what_is_no_arrow_file_is_called_what_it_is(tmp_path):
+    tables.write_coco(tmp_path)
+    train, val = (tmp_path / f"coco_caption_karpathy_{split}.arrow" for split in ("train", "val"))
+    table = pa.ipc.open_file(train).read_all()
+    with pa.ipc.new_stream(train, table.schema) as writer:
+        writer.write_table(table)
+    val.write_bytes(b"PAR1....PAR1")
+    stream, parquet = check(tmp_path, "coco").problems
+    assert "Arrow stream" in stream and "open_stream" in stream and "Parquet" in parquet

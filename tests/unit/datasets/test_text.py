@@ -205,3 +205,27 @@ def test_text_without_tokens(tokenizer):
     for whole_word in (True, False):
         masked, labels = TokenMasker(tokenizer, 0.15, whole_word)([2, 3], np.random.default_rng(0))
         assert masked.tolist() == [2, 3] and labels.tolist() == [-100, -100]
+
+
+def test_cased_vocabularies_are_refused(tmp_path):
+    cased, uncased = SPECIAL + ["Ein", "Hund", "in"], SPECIAL + ["ein", "hund", "in"]
+    (tmp_path / "vocab.txt").write_text("\n".join(cased) + "\n")
+    for path in (tmp_path, tmp_path / "vocab.txt"):
+        with pytest.raises(VLMoError, match="2 words with capitals, such as 'Ein'"):
+            load_tokenizer(path)
+    (tmp_path / "vocab.txt").write_text("\n".join(uncased) + "\n")
+    load_tokenizer(tmp_path)
+    for name in ("do_lower_case", "strip_accents"):
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps({name: False}))
+        with pytest.raises(VLMoError, match=f"{name}=false"):
+            load_tokenizer(tmp_path)
+
+
+def test_a_normaliser_that_keeps_capitals_is_refused(tmp_path):
+    vocabulary = {word: number for number, word in enumerate(VOCAB)}
+    content = {"model": {"type": "WordPiece", "vocab": vocabulary}, "normalizer": {"lowercase": True}}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    load_tokenizer(tmp_path)
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content | {"normalizer": {"lowercase": False}}))
+    with pytest.raises(VLMoError, match="do_lower_case=false"):
+        load_tokenizer(tmp_path)

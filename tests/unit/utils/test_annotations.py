@@ -3,7 +3,7 @@
 import pytest
 
 from vlmo.errors import VLMoError
-from vlmo.utils.annotations import column, field, inside, integer, raise_problems, read_records, require_files
+from vlmo.utils.annotations import column, field, inside, integer, listed, raise_problems, read_records, require_files
 
 
 def test_paths_stay_inside(tmp_path):
@@ -94,3 +94,42 @@ def test_wrong_records(name, content, message, tmp_path):
         list(read_records(str(tmp_path / name)))
     with pytest.raises(VLMoError, match="cannot be read"):
         list(read_records(str(tmp_path / "missing.csv")))
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("['a cat', \"it's\"]", ["a cat", "it's"]),
+        ('["a cat"]', ["a cat"]),
+        ("('a', 'b')", ["a", "b"]),
+        ("[2, 2]", [2, 2]),
+        ("[]", []),
+        ("[laughs]", None),
+        ("a cat ['x']", None),
+        ("(a cat)", None),
+        ("", None),
+    ],
+)
+def test_lists_in_texts(text, value):
+    assert listed(text) == value
+
+
+@pytest.mark.parametrize("text", ["['a' 'b']", "['a', nan]", "['a', 'b'", "['a', b']"])
+def test_lists_that_cannot_be_read(text):
+    if text.endswith("]"):
+        with pytest.raises(VLMoError, match="looks like a list"):
+            listed(text)
+    else:
+        assert listed(text) is None
+
+
+@pytest.mark.parametrize("content", ['[{"a": 1}, {"a": 2}]', '[\n {"a": 1},\n {"a": 2}\n]'])
+def test_one_list_of_records(content, tmp_path):
+    (tmp_path / "a.json").write_text(content)
+    assert [record for _, record in read_records(str(tmp_path / "a.json"))] == [{"a": 1}, {"a": 2}]
+
+
+def test_two_columns_of_one_name(tmp_path):
+    (tmp_path / "a.csv").write_text("image,caption,caption\n1,2,3\n")
+    with pytest.raises(VLMoError, match="two columns 'caption'"):
+        list(read_records(str(tmp_path / "a.csv")))

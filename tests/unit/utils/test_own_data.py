@@ -7,7 +7,9 @@ from types import SimpleNamespace
 import pytest
 
 from tests.unit.utils.raw import image_bytes, read_rows, write_images, write_karpathy, write_lines
+from vlmo.datasets.nlvr2_dataset import sentence_identifiers
 from vlmo.errors import VLMoError
+from vlmo.tasks.nlvr2 import Statement, nlvr2_csv
 from vlmo.utils import write_easy_vqa, write_own_captions, write_own_karpathy, write_own_pairs, write_own_vqa
 
 
@@ -131,7 +133,7 @@ def test_useless_splits_and_options(splits, options, message, root, tmp_path):
 
 
 def test_missing_lists(root, tmp_path):
-    with pytest.raises(VLMoError, match="captions.jsonl, .*captions.csv, .*captions.tsv exists"):
+    with pytest.raises(VLMoError, match="captions.jsonl, .*captions.csv, .*captions.json exists"):
         write_own_captions.make_arrow(str(root), str(tmp_path / "out"))
     with pytest.raises(VLMoError, match="no.csv found neither in"):
         write_own_captions.make_arrow(str(root), str(tmp_path / "out"), annotations="no.csv")
@@ -273,3 +275,52 @@ def test_easy_vqa(root, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "easy_vqa", None)
     with pytest.raises(VLMoError, match="pip install easy-vqa"):
         write_easy_vqa.make_arrow(str(tmp_path / "easy"), str(tmp_path / "out"))
+
+
+def test_cells_that_hold_a_list(root, tmp_path):
+    rows = "".join(f"images/{n}.jpg,\"['a cat {n}', 'a dog']\",{'val' if n else 'train'}\n" for n in range(2))
+    (root / "captions.csv").write_text("image,caption,split\n" + rows)
+    write_own_captions.make_arrow(str(root), str(tmp_path / "out"))
+    (row,) = read_rows(tmp_path / "out" / "coco_caption_karpathy_train.arrow")
+    assert row["caption"] == ["a cat 0", "a dog"]
+    rows = "".join(f"images/{n}.jpg,what?,\"['cat', 'cat', 'dog']\",{'val' if n else 'train'}\n" for n in range(2))
+    (root / "questions.csv").write_text("image,question,answers,split\n" + rows)
+    write_own_vqa.make_arrow(str(root), str(tmp_path / "vqa"))
+    (row,) = read_rows(tmp_path / "vqa" / "vqav2_train.arrow")
+    assert json.loads((tmp_path / "vqa" / "vqav2_answers.json").read_text()) == ["cat"]
+    assert row["answers"] == [["cat"]] and row["answer_scores"] == [[1.0]]  # two of three
+    (root / "captions.csv").write_text("image,caption\nimages/0.jpg,['a' 'b']\n")
+    with pytest.raises(VLMoError, match="csv:2: 'caption'.*looks like a list"):
+        write_own_captions.make_arrow(str(root), str(tmp_path / "out"))
+
+
+def test_statements_keep_their_identifiers(root, tmp_path):
+    records = [pair(0, 1, True, split="train")]
+    records += [pair(2, 3, n, split="val", identifier=f"item,{n}") for n in (0, 1)]
+    records += [pair(4, 5, True, split="test"), pair(4, 5, False, split="test", identifier="mine")]
+    write_lines(root / "pairs.jsonl", records)
+    write_own_pairs.make_arrow(str(root), str(tmp_path / "out"))
+    assert sentence_identifiers(tmp_path / "out" / "nlvr2_dev.arrow") == {"item,0": ["item,0", "item,1"]}
+    assert sentence_identifiers(tmp_path / "out" / "nlvr2_test1.arrow") == {"pair-2": ["pair-2-0", "mine"]}
+    assert sentence_identifiers(tmp_path / "out" / "nlvr2_train.arrow") == {}
+    assert nlvr2_csv([Statement("nlvr2_dev", "item,0", "", True, True)]) == '"item,0",true\n'
+    write_lines(root / "pairs.jsonl", [*records, pair(6, 7, True, identifier="mine")])
+    with pytest.raises(VLMoError, match="jsonl:6: 'identifier' 'mine' is that of .*jsonl:5"):
+        write_own_pairs.make_arrow(str(root), str(tmp_path / "out"))
+
+
+def test_two_questions_of_one_number(root, tmp_path):
+    records = [question(0, "a", "train", question_id=5), question(1, "a", "val", question_id=5)]
+    write_lines(root / "questions.jsonl", records)
+    with pytest.raises(VLMoError, match="jsonl:2: question_id 5 is that of .*jsonl:1"):
+        write_own_vqa.make_arrow(str(root), str(tmp_path / "out"))
+
+
+def test_an_image_in_two_splits_of_karpathys_list(tmp_path):
+    write_karpathy(tmp_path / "raw", 2)
+    path = tmp_path / "raw" / "dataset.json"
+    content = json.loads(path.read_text())
+    content["images"].append(content["images"][0] | {"split": "test"})
+    path.write_text(json.dumps(content))
+    report = write_own_karpathy.make_arrow(str(tmp_path / "raw"), str(tmp_path / "out"))
+    assert any("several splits" in note and "0.jpg" in note for note in report.notes)

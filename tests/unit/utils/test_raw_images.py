@@ -3,9 +3,10 @@
 import io
 
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from tests.unit.utils.raw import image_bytes
+from vlmo.images import AVIF, decode_image
 from vlmo.utils import raw_images
 from vlmo.utils.raw_images import FileSlice, ImageProblem, describe, read_image
 
@@ -55,3 +56,25 @@ def test_a_part_of_a_file(tmp_path):
 def test_a_folder_is_no_image(tmp_path):
     with pytest.raises(ImageProblem, match="cannot be read"):
         read_image(str(tmp_path))
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_metadata_do_not_decide_about_the_pixels(broken):
+    about = PngImagePlugin.PngInfo()
+    about.add_itxt("XML:com.adobe.xmp", "x" * 2_000_000, zip=True)
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 6), (1, 2, 3)).save(buffer, "PNG", pnginfo=about, icc_profile=bytes(1_500_000))
+    data = buffer.getvalue()
+    if broken:
+        at = data.index(b"iTXt") + 40
+        data = data[:at] + b"?" + data[at + 1 :]
+    assert read_image(data) == data
+    assert decode_image(data).getpixel((0, 0)) == (1, 2, 3)
+    with pytest.raises(ImageProblem):
+        read_image(data[:-30])
+
+
+def test_avif_where_pillow_reads_it():
+    if not AVIF:
+        pytest.skip("this Pillow has no AVIF")
+    assert read_image(image_bytes(3, "AVIF"))

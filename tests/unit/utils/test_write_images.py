@@ -4,7 +4,9 @@ import pyarrow as pa
 import pytest
 
 from tests import tables
+from tests.unit.utils.raw import write_images
 from vlmo.errors import VLMoError
+from vlmo.inference.io import image_files
 from vlmo.utils import convert
 from vlmo.utils.write_images import make_arrow
 
@@ -51,3 +53,15 @@ def test_mistakes(tmp_path):
         make_arrow(str(tmp_path), str(tmp_path), val_share=0.9)
     with pytest.raises(VLMoError, match="nothing to convert"):
         make_arrow(str(tmp_path), str(tmp_path))
+
+
+def test_linked_folders_are_read_once_and_circles_end(tmp_path):
+    write_images(tmp_path / "elsewhere", 3)
+    write_images(tmp_path / "root" / "here", 2)
+    (tmp_path / "root" / "linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "root" / "again").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "root")
+    (tmp_path / "root" / "here" / "._0.jpg").write_bytes(b"Mac OS X")
+    report = make_arrow(str(tmp_path / "root"), str(tmp_path / "out"), val_share=0)
+    assert report.rows == {"images_train_0.arrow": 5} and not report.skipped
+    assert len(image_files(str(tmp_path / "root"))) == 5

@@ -33,7 +33,7 @@ def members(number):
 def write_tar(path, files):
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w") as tar:
-        for name, content in files.items():
+        for name, content in files.items() if isinstance(files, dict) else files:
             info = tarfile.TarInfo(name)
             info.size = len(content)
             tar.addfile(info, io.BytesIO(content))
@@ -113,3 +113,67 @@ def test_mistakes(tmp_path):
         make_arrow(str(raw), str(tmp_path / "out"))
     with pytest.raises(VLMoError, match="val_share=-1"):
         make_arrow(str(raw), str(tmp_path / "out"), val_share=-1)
+
+
+def captions_of(root, out, **options):
+    report = make_arrow(str(root), str(out), name="sbu", val_share=0, **options)
+    return report, [row["caption"][0] for row in read_rows(out / "sbu_0.arrow")]
+
+
+@pytest.mark.parametrize("kind", ["tar", "files"])
+def test_a_dot_in_a_name_and_a_lost_image(kind, tmp_path):
+    files = {}
+    for number in range(3):
+        files |= {f"1.2.840.{number}.jpg": image_bytes(number), f"1.2.840.{number}.txt": f"text {number}".encode()}
+    del files["1.2.840.1.jpg"]
+    (tmp_path / "raw").mkdir()
+    if kind == "tar":
+        write_tar(tmp_path / "raw" / "a.tar", files)
+    else:
+        for name, content in files.items():
+            (tmp_path / "raw" / name).write_bytes(content)
+    report, captions = captions_of(tmp_path / "raw", tmp_path / "out")
+    assert captions == ["text 0", "text 2"] and report.skipped == {"no image": 1}
+    rows = read_rows(tmp_path / "out" / "sbu_0.arrow")
+    assert [row["image"] for row in rows] == [image_bytes(0), image_bytes(2)]
+    assert rows[0]["image_id"] == "1.2.840.0"
+
+
+@pytest.mark.parametrize("second", ["0001.right.jpg", "0001.jpg", "0001.png"])
+def test_two_images_in_a_sample_are_left_out(second, tmp_path):
+    first = "0001.left.jpg" if second == "0001.right.jpg" else "0001.jpg"
+    files = [*members(0).items(), (first, image_bytes(6)), (second, image_bytes(7)), ("0001.txt", b"whose?")]
+    write_tar(tmp_path / "raw" / "a.tar", files)
+    report, captions = captions_of(tmp_path / "raw", tmp_path / "out")
+    assert captions == ["caption 0"] and report.skipped == {"several images in one sample": 1}
+
+
+def test_why_nothing_was_converted(tmp_path):
+    apart = {f"{n}.jpg": image_bytes(n) for n in range(2)} | {f"{n}.txt": b"a" for n in range(2)}
+    write_tar(tmp_path / "apart" / "a.tar", apart)
+    with pytest.raises(VLMoError, match="0 of 4: 2 no caption .*2 files of a sample not side by side"):
+        make_arrow(str(tmp_path / "apart"), str(tmp_path / "out"))
+    write_tar(tmp_path / "key" / "a.tar", {"0.jpg": image_bytes(), "0.json": b'{"text": "a", "url": "u"}'})
+    with pytest.raises(VLMoError, match="1 no caption .*its .json has text, url"):
+        make_arrow(str(tmp_path / "key"), str(tmp_path / "out"))
+    pq.write_table(pa.table({"jpg": [b""], "text": ["a"]}), tmp_path / "key" / "a.parquet")
+    (tmp_path / "key" / "a.tar").unlink()
+    with pytest.raises(VLMoError, match="no column 'caption' .it has jpg, text"):
+        make_arrow(str(tmp_path / "key"), str(tmp_path / "out"))
+
+
+def test_what_macos_writes_between_files_is_passed_over(tmp_path):
+    files = {}
+    for name, content in all_files(range(2)).items():
+        files |= {f"./._{name}": b"Mac OS X", f"./{name}": content}
+    write_tar(tmp_path / "raw" / "a.tar", files)
+    report, captions = captions_of(tmp_path / "raw", tmp_path / "out")
+    assert captions == ["caption 0", "caption 1"] and not report.skipped
+
+
+def test_parquet_of_hugging_face(tmp_path):
+    images = [{"bytes": image_bytes(number), "path": None} for number in range(3)]
+    (tmp_path / "raw").mkdir()
+    pq.write_table(pa.table({"image": images, "text": ["a", "b", "c"]}), tmp_path / "raw" / "0.parquet")
+    _, captions = captions_of(tmp_path / "raw", tmp_path / "out", caption_key="text")
+    assert captions == ["a", "b", "c"]

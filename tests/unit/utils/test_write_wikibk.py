@@ -75,3 +75,9 @@ def test_mistakes(tmp_path):
         make_arrow(str(tmp_path), str(tmp_path / "out"))
     with pytest.raises(VLMoError, match="val_share=1"):
         make_arrow(str(tmp_path), str(tmp_path / "out"), val_share=1)
+
+
+def test_a_document_a_line_is_said(tmp_path):
+    (tmp_path / "a.txt").write_text("word " * 1000 + "\n" + "short\n" * 9)
+    report = make_arrow(str(tmp_path), str(tmp_path / "out"))
+    assert any("1 of 10 lines" in note for note in report.notes)
