@@ -35,7 +35,7 @@ def resolve_label_names(
         loaded: what the file at `load_path` says of itself.
 
     Raises:
-        VLMoError: in evaluation, if the file was trained with others. Training warns: it learns anew.
+        VLMoError: in evaluation, if the file was trained with others. Training warns, or starts the head new.
     """
     tasks = [TASKS[name] for name in settings.active]
     vocabulary = vocabulary_of(datamodule.tokenizer) if any(task.has_text for task in tasks) else None

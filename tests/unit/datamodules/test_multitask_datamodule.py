@@ -344,7 +344,7 @@ def test_all_problems_at_once(make):
 
 
 def test_vocabulary_must_fit(make):
-    with pytest.raises(VLMoError, match=r"the tokenizer has (\d+) words: pass vocab_size=\1"):
+    with pytest.raises(VLMoError, match=r"the tokenizer has (\d+) tokens: pass vocab_size=\1"):
         make("task_textmlm_base", vocab_size=20).check("fit")
 
 

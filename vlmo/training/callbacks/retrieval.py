@@ -27,7 +27,7 @@ class RetrievalEvaluation(Callback):
         """
         Args:
             batch_size: pairs that are contrasted at a time, where the loss comes from the features too.
-            rerank: number of candidates of each query that ITM orders anew; 0 for none.
+            rerank: number of candidates of each query that ITM re-orders; 0 for none.
             rerank_by: see `reranked`.
         """
         self.batch_size, self.rerank, self.rerank_by = batch_size, rerank, rerank_by

@@ -70,7 +70,7 @@ def newest_intact(settings: Settings) -> Path | None:
             return path
         except VLMoError as error:
             damaged.add(path.stat().st_ino)
-            log.warning(f"{str(error).split('; ')[0]}; going on from the one before it")
+            log.warning(f"{str(error).split('; ')[0]}; continuing from the one before it")
     return None
 
 
