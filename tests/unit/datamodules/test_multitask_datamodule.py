@@ -197,7 +197,7 @@ def test_nlvr2_tables_that_do_not_tell_the_numbers_of_sentences(make, caplog):
         make("task_finetune_nlvr2_base").check("fit")
         assert "numbers of a pair's sentences" not in caplog.text
         make("task_finetune_nlvr2_base", test_only=True, load_path="x.ckpt").check("test")
-    assert caplog.text.count("does not tell the numbers of a pair's sentences") == 2
+    assert caplog.text.count("does not hold the numbers of a pair's sentences") == 2
 
 
 def test_retrieval(make):
