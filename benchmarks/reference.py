@@ -28,7 +28,7 @@ STAGE3_MLM_WEIGHT = 0.25
 
 
 class Reference:
-    """The losses of `model`'s objectives, the published way.
+    """The losses of `model`'s tasks, the published way.
 
     Args:
         model: shares its weights; its mode decides on dropout.
@@ -45,7 +45,7 @@ class Reference:
         self.index = {modality: index.to(model.device) for modality, index in indices.items()}
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """By objective, weighted by `loss_names`."""
+        """By task, weighted by `loss_names`."""
         batch = self.padded(batch)
         ways = {
             "mlm": self._mlm,

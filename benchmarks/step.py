@@ -63,7 +63,7 @@ class Trial:
         self.updates = 0
 
     def losses(self, way: str, batch: Mapping[str, Any]) -> dict[str, Tensor]:
-        """By objective, of a batch on the CPU."""
+        """By task, of a batch on the CPU."""
         moved = {
             name: value.to(self.device, non_blocking=True) if isinstance(value, Tensor) else value
             for name, value in batch.items()

@@ -56,7 +56,7 @@ def text(lengths: Sequence[int], padded: int) -> dict[str, torch.Tensor]:
 def batch(
     lengths: Sequence[int] = (6, 9, 12), padded: int = 16, images: Sequence[str] = ("image",), image_size: int = 32
 ) -> dict[str, Any]:
-    """A batch for every objective; NLVR2's has the images `image_0` and `image_1`."""
+    """A batch for every task; NLVR2's has the images `image_0` and `image_1`."""
     draw = torch.Generator().manual_seed(0)
     size = len(lengths)
     return {

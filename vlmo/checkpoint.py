@@ -88,7 +88,7 @@ def _stage(kind: str, names: Iterable[str], tasks: Sequence[str], heads: Sequenc
         return "1 (vision)"
     unknown = [f"{name} (a task that is not known here: give --plugins)" for name in tasks if name not in TASKS]
     tuned = [name for name in tasks if name in TASKS and TASKS[name].stage is None]
-    pretrained = [name for name in tasks if name in TASKS and TASKS[name].stage is not None]
+    pretrained = sorted(name for name in tasks if name in TASKS and TASKS[name].stage is not None)
     if tuned or (unknown and not pretrained):
         return f"fine-tuned for {', '.join(tuned + unknown)}"
     if heads and not tasks:
@@ -108,7 +108,7 @@ def convert(path: str, out: str, answers: str | None = None, tokenizer: str | No
     Raises:
         VLMoError: if `path` is no VLMo checkpoint, `out` cannot be made from it, or answers or words do not fit it.
     """
-    target = Path(out)
+    target = Path(out).expanduser()
     file = read(path)
     metadata = infer_metadata(file)
     if file.kind == "beit":
@@ -132,7 +132,7 @@ def convert(path: str, out: str, answers: str | None = None, tokenizer: str | No
 
 def _completed(metadata: Metadata, path: str, answers: str | None, tokenizer: str | None) -> Metadata:
     """Adds the answers and words that are given, which may not contradict those that the file has."""
-    labels = read_label_names(Path(answers)) if answers else None
+    labels = read_label_names(Path(answers).expanduser()) if answers else None
     words = vocabulary_of(load_tokenizer(tokenizer)) if tokenizer else None
     problems = incompatibilities(metadata, labels, words, path)
     if labels and len(labels) > _num_answers(metadata):

@@ -36,6 +36,25 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
     sync(path.parent)
 
 
+def walk(root: str | Path) -> Iterator[tuple[str, list[str]]]:
+    """Gives each folder below `root` with the names of its files, in order.
+
+    Links to folders are followed, and each folder is taken once, so that a circle of links ends. What macOS writes
+    beside files (`._*`) is passed over.
+    """
+    taken: set[str] = set()
+    for folder, folders, names in os.walk(root, followlinks=True, onerror=_warn_of_folder):
+        place = os.path.realpath(folder)
+        folders[:] = sorted(folders) if place not in taken else []
+        if place not in taken:
+            taken.add(place)
+            yield folder, sorted(name for name in names if not name.startswith("._"))
+
+
+def _warn_of_folder(error: OSError) -> None:
+    log.warning(f"{error.filename}: cannot be read ({error.strerror}); going on without it")
+
+
 def sync(path: str | Path) -> None:
     """Brings a file's content, or the names in a folder, to the disk: a rename alone may be lost with the power."""
     descriptor = os.open(path, os.O_RDONLY)

@@ -18,6 +18,7 @@ vocab.txt. A checkpoint of a plugin's task needs --plugins MODULE, which may bri
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -173,10 +174,19 @@ def _parser(commands: Mapping[str, Command]) -> argparse.ArgumentParser:
         for column in command.columns + command.optional:
             one.add_argument(f"--{column.replace('_', '-')}", nargs="+" if command.apart else None)
         one.add_argument("--input", metavar="FILE", help="rows: .jsonl, .csv, .tsv, or a folder of images")
-        one.add_argument("--output", metavar="FILE", required=name == "attention", help="else the standard output")
+        one.add_argument(
+            "--output",
+            metavar="FILE",
+            type=os.path.expanduser,
+            required=name == "attention",
+            help="else the standard output",
+        )
         one.add_argument("--tokenizer", help="vocab.txt, folder or hub name, if the checkpoint has no vocabulary")
         one.add_argument("--answers", help="JSON list of the answers, if the checkpoint has none")
         one.add_argument("--image-size", type=positive_int, help="pixels a side, other than the checkpoint's")
+        one.add_argument(
+            "--image-decoding", choices=("correct", "original"), default="correct", help="for released files"
+        )
         one.add_argument("--batch-size", type=positive_int, default=16)
         one.add_argument("--device", help="cpu, cuda, cuda:1, ...; else the GPU if there is one")
         _add_plugins(one)
@@ -248,6 +258,7 @@ def run(command: Command, options: Options) -> int:
         options.answers,
         options.device,
         options.batch_size,
+        image_decoding=options.image_decoding,
         **({"image_size": options.image_size} if options.image_size else {}),
     )
     results: Iterable[Row] = predict_rows(rows, partial(command.predict, predictor, options), options.batch_size)

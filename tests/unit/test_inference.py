@@ -214,6 +214,16 @@ def test_images_in_every_form(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     assert load_image(encoded(turned, "JPEG", exif=exif)).size == (2, 4)
+    assert load_image(encoded(turned, "JPEG", exif=exif), "original").size == (4, 2)
+
+
+def test_images_as_released_weights_saw_them():
+    clear = Image.new("RGBA", (4, 4), (0, 0, 0, 0))
+    correct, original = predictor(), Predictor(predictor().model, image_decoding="original")
+    assert not torch.equal(correct.embed_images([clear]), original.embed_images([clear]))
+    assert torch.equal(correct.embed_images([clear]), original.embed_images([Image.new("RGB", (4, 4), "white")]))
+    with pytest.raises(VLMoError, match="image_decoding"):
+        Predictor(correct.model, image_decoding="plain")
 
 
 @pytest.mark.parametrize(

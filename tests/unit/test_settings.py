@@ -45,6 +45,15 @@ def test_a_config_written_as_json_is_the_same_config():
     assert Settings.from_config(json.loads(json.dumps(settings.model_dump(mode="json")))) == settings
 
 
+def test_home_is_expanded_in_every_path_option(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/somebody")
+    names = {"data_root", "log_dir", "load_path", "resume_from", "tokenizer", "mim_tokenizer"}
+    settings = Settings.from_config(resolve() | dict.fromkeys(names, "~/here"))
+    assert {getattr(settings, name) for name in names} == {"/home/somebody/here"}
+    paths = {name for name, text in Settings.meanings().items() if "folder of" in text or "a local file" in text}
+    assert paths <= names  # one that is added is a PathText too
+
+
 def test_frozen():
     settings = Settings.from_config(resolve())
     with pytest.raises(ValueError, match="frozen"):

@@ -51,7 +51,7 @@ def read(path: str | Path) -> Checkpoint:
     Raises:
         VLMoError: if there is no such file, or it is no checkpoint, is damaged, or holds no named tensors.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     if (path / WEIGHTS_FILE).is_file() or (path / INDEX_FILE).is_file():
         return _read_folder(path)
     if (path / DEEPSPEED_WEIGHTS).is_file():

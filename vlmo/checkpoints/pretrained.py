@@ -173,7 +173,7 @@ def write_folder(
     """
     from huggingface_hub import save_torch_state_dict
 
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     if folder.exists() and not folder.is_dir():
         raise VLMoError(f"{folder}: is a file; give a folder")
     folder.mkdir(parents=True, exist_ok=True)

@@ -3,7 +3,7 @@
 import logging
 import os
 import signal
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from vlmo.batch import FIELDS, Field
 from vlmo.datamodules.collate import Collator
-from vlmo.datamodules.samplers import LengthGroupedSampler, SeenSamples, ShuffleSampler
+from vlmo.datamodules.samplers import LengthGroupedSampler, SeenSamples, ShuffleSampler, eval_batches
 from vlmo.datasets.base_dataset import BaseDataset, ConcatDataset, ImageView, PairView, TextView
 from vlmo.datasets.checks import check_tables, split_files
 from vlmo.datasets.masked_images import MaskedImages, PatchMasker
@@ -140,13 +140,17 @@ class MTDataModule(LightningDataModule):
             if self._without_text:
                 masker = PatchMasker.from_settings(s.image_size // PATCH_SIZE, s) if "patch_mask" in wanted else None
                 opened = {
-                    name: MaskedImages(paths, self.specs[name].dataset.image_columns, masker, transform)
+                    name: MaskedImages(
+                        paths, self.specs[name].dataset.image_columns, masker, transform, s.image_decoding
+                    )
                     for name, paths in files.items()
                 }
             else:
                 tokens = TokenMasker(self.tokenizer, s.mlm_prob, s.whole_word_masking)
                 opened = {
-                    name: self.specs[name].dataset(paths, self.tokenizer, s.max_text_len, tokens, transform, wanted)
+                    name: self.specs[name].dataset(
+                        paths, self.tokenizer, s.max_text_len, tokens, transform, wanted, s.image_decoding
+                    )
                     for name, paths in files.items()
                 }
             self._opened[split] = {name: dataset for name, dataset in opened.items() if len(dataset)}
@@ -169,9 +173,12 @@ class MTDataModule(LightningDataModule):
             **sampling,
         )
 
-    def _eval_loader(self, dataset: ConcatDataset, retrieval: bool = False) -> DataLoader:
-        batches = eval_batches(len(dataset), self.settings.per_gpu_batchsize, rank(), world_size())
-        return self._loader(dataset, retrieval, batch_sampler=batches)
+    def _eval_loader(self, dataset: ConcatDataset, retrieval: bool = False, mixed: bool = False) -> DataLoader:
+        return self._loader(dataset, retrieval, batch_sampler=self.eval_batches(len(dataset), mixed))
+
+    def eval_batches(self, length: int, mixed: bool) -> list[Sequence[int]]:
+        """This process's batches of an evaluation of so many samples; see `eval_batches`."""
+        return eval_batches(length, self.settings.per_gpu_batchsize, rank(), world_size(), mixed)
 
     def resume_from(self, seen: SeenSamples) -> None:
         """The training loader will go on after these samples."""
@@ -205,11 +212,11 @@ class MTDataModule(LightningDataModule):
         return self._loader(dataset, batch_size=s.training_batch, sampler=sampler, drop_last=full)
 
     def val_dataloader(self) -> DataLoader | list[DataLoader]:
-        """In order, not augmented; no loader if none of the data sets has validation data."""
+        """Mixed, always in the same way, not augmented; no loader if none of the data sets has validation data."""
         return self._split_loader("val")
 
     def test_dataloader(self) -> DataLoader | list[DataLoader]:
-        """In order, not augmented; no loader if none of the data sets has test data."""
+        """As validation, or in order where predictions are written; no loader if none of the sets has test data."""
         return self._split_loader("test")
 
     def has(self, split: str) -> bool:
@@ -220,7 +227,9 @@ class MTDataModule(LightningDataModule):
         datasets = list(self._open(split).values())
         if not datasets:
             return []
-        return self._eval_loader(ConcatDataset([] if self.recall_measures_all(split) else datasets))
+        # (files of predictions are written as the data are in order)
+        mixed = split == "val" or not any(task.writes_predictions for task in self.tasks)
+        return self._eval_loader(ConcatDataset([] if self.recall_measures_all(split) else datasets), mixed=mixed)
 
     def recall_measures_all(self, split: str) -> bool:
         """Tells whether the features that recall needs are all that the tasks need: pairs are then not read again."""
@@ -275,18 +284,6 @@ class MTDataModule(LightningDataModule):
             if (names := kind.label_names(self.root, paths)) is not None:
                 return names
         return None
-
-
-def eval_batches(length: int, batch_size: int, rank: int, world: int) -> list[range]:
-    """This process's batches of an evaluation: every sample exactly once over all processes, in order.
-
-    Batches are dealt out whole. So a batch holds the same samples, and the same padding, whatever the number of
-    processes, and what is computed of it is equal to the last bit. All processes get as many, the last of some empty,
-    because under FSDP every step needs all processes; at least one, because a loader without any leaves the evaluation.
-    """
-    starts = range(0, length, batch_size)
-    batches = [range(start, min(start + batch_size, length)) for start in starts[rank::world]]
-    return batches + [range(0)] * (max(-(-len(starts) // world), 1) - len(batches))
 
 
 def _outlive_signals(worker: int) -> None:

@@ -1,6 +1,6 @@
 """Which samples a process sees, in which order, with which seed."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain, repeat
 from typing import NamedTuple
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
+EVALUATION_ORDER = 0  # seed of the order of evaluation: not the run's, so that runs can be compared
 PART = 8192  # samples of a process that are made a Python list at a time
 
 
@@ -165,3 +166,21 @@ class LengthGroupedSampler(ShuffleSampler):
             batches = stretch[lengths.argsort(stable=True)].view(-1, size)
             yield batches[torch.randperm(len(batches), generator=generator)].flatten()
         yield samples[full:]
+
+
+def eval_batches(length: int, batch_size: int, rank: int, world: int, mixed: bool = False) -> list[Sequence[int]]:
+    """This process's batches of an evaluation: every sample exactly once over all processes.
+
+    They are in order, or `mixed`: in one random order, the same in every evaluation of as many samples. In order the
+    texts of one image would be in one batch, where a loss among the pairs of the batch takes them for strangers.
+
+    Batches are dealt out whole. So a batch holds the same samples, and the same padding, whatever the number of
+    processes, and what is computed of it is equal to the last bit. All processes get as many, the last of some empty,
+    because under FSDP every step needs all processes; at least one, because a loader without any leaves the evaluation.
+    """
+    starts = range(0, length, batch_size)
+    batches: list[Sequence[int]] = [range(start, min(start + batch_size, length)) for start in starts[rank::world]]
+    if mixed:
+        order = np.random.default_rng(EVALUATION_ORDER).permutation(length)
+        batches = [order[batch].tolist() for batch in batches]
+    return batches + [range(0)] * (max(-(-len(starts) // world), 1) - len(batches))

@@ -29,7 +29,12 @@ class Skipped(NamedTuple):
 
 
 def read_images(
-    tables: ArrowTables, location: RowLocation, columns: Sequence[str], transform: Transform, seed: int
+    tables: ArrowTables,
+    location: RowLocation,
+    columns: Sequence[str],
+    transform: Transform,
+    seed: int,
+    decoding: str = "correct",
 ) -> dict[str, Any] | Skipped:
     """Decodes and transforms a row's images: (3, S, S) by column; `seed` determines the augmentation."""
     images: dict[str, Any] = {}
@@ -38,7 +43,7 @@ def read_images(
         torch.default_generator.manual_seed(seed)
         for column in columns:
             try:
-                image = decode_image(location.scalar(column).as_buffer())
+                image = decode_image(location.scalar(column).as_buffer(), decoding)
             except UndecodableImage as error:
                 name = tables.paths[location.table].stem
                 return Skipped(f"{name}: image row {location.image} of the data set ({column}): {error}", {})
@@ -70,6 +75,7 @@ class BaseDataset(Dataset):
         masker: TokenMasker,
         transform: Transform,
         wanted: Collection[str],
+        image_decoding: str = "correct",
     ):
         """
         Args:
@@ -80,6 +86,7 @@ class BaseDataset(Dataset):
             transform: RGB image to (3, S, S); draws from torch's global generator only.
             wanted: names of the fields that somebody reads: other images are not decoded, nor are tokens masked for
                 nobody.
+            image_decoding: as of `decode_image`.
 
         Raises:
             VLMoError: if a file cannot be read.
@@ -90,6 +97,7 @@ class BaseDataset(Dataset):
         self.masker = masker
         self.transform = transform
         self.wanted = frozenset(wanted)
+        self.image_decoding = image_decoding
 
     def __len__(self) -> int:
         return self.tables.num_texts
@@ -124,7 +132,7 @@ class BaseDataset(Dataset):
     def images(self, location: RowLocation, seed: int) -> dict[str, Any] | Skipped:
         """The row's transformed images (3, S, S) by column; `seed` determines the augmentation."""
         columns = [column for column in self.image_columns if column in self.wanted]
-        return read_images(self.tables, location, columns, self.transform, seed)
+        return read_images(self.tables, location, columns, self.transform, seed, self.image_decoding)
 
     # --- what a run asks before it begins ----------------------------------------------------------------------------
 

@@ -1,13 +1,12 @@
 """From the bytes of an encoded image to RGB, by one set of rules."""
 
-import io
 import warnings
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
 
-from vlmo.image_formats import FORMATS
+from vlmo.image_formats import open_image
 
 ORIENTATION = 0x0112  # EXIF tag
 
@@ -16,7 +15,7 @@ class UndecodableImage(Exception):
     """The bytes are no image that can be read; the message says why."""
 
 
-def decode_image(data: Any) -> Image.Image:
+def decode_image(data: Any, decoding: str = "correct") -> Image.Image:
     """Decodes an image to mode RGB.
 
     - RGB, grey, black-and-white, CMYK, YCbCr and palette images: Pillow's plain conversion, as published.
@@ -30,6 +29,8 @@ def decode_image(data: Any) -> Image.Image:
 
     Args:
         data: encoded image: bytes, memoryview or `pyarrow.Buffer`; None is refused.
+        decoding: "original" is Pillow's plain conversion for all images, whose EXIF orientation and transparency are
+            passed over and whose 16-bit grey is clipped: what the released weights were trained on.
 
     Raises:
         UndecodableImage: with the reason.
@@ -39,7 +40,7 @@ def decode_image(data: Any) -> Image.Image:
         warnings.simplefilter("ignore")
         image = _load(data)
         try:
-            return to_upright_rgb(image)
+            return to_rgb(image, decoding)
         except (ValueError, OSError, MemoryError) as error:  # not every error: a mistake in here is no broken image
             raise UndecodableImage(f"{type(error).__name__}: {error}") from error
 
@@ -48,17 +49,15 @@ def _load(data: Any) -> Image.Image:
     if data is None:
         raise UndecodableImage("there is no image")
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
-        image.load()
+        return open_image(data, lambda image: image.load())
     except Exception as error:  # Pillow's plugins raise almost anything on damaged bytes (struct.error, KeyError, ...)
         text = "unknown or damaged format" if isinstance(error, Image.UnidentifiedImageError) else str(error)
         raise UndecodableImage(f"{type(error).__name__}: {text}") from error
-    return image
 
 
-def to_upright_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image, decoding: str = "correct") -> Image.Image:
     """A decoded image of any mode by the rules above."""
-    return _to_rgb(_upright(image))
+    return image.convert("RGB") if decoding == "original" else _to_rgb(_upright(image))
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -75,6 +75,7 @@ class MaskedImages(Dataset):
         image_columns: Sequence[str],
         masker: PatchMasker | None,
         transform: Transform,
+        image_decoding: str = "correct",
     ):
         """
         Args:
@@ -82,6 +83,7 @@ class MaskedImages(Dataset):
             image_columns: columns with encoded images.
             masker: draws the patches to hide; None: none are.
             transform: RGB image to (3, S, S); draws from torch's global generator only.
+            image_decoding: as of `decode_image`.
 
         Raises:
             VLMoError: if a file cannot be read.
@@ -90,6 +92,7 @@ class MaskedImages(Dataset):
         self.image_columns = image_columns
         self.masker = masker
         self.transform = transform
+        self.image_decoding = image_decoding
 
     def __len__(self) -> int:
         return self.tables.num_rows * len(self.image_columns)
@@ -99,7 +102,8 @@ class MaskedImages(Dataset):
         row, number = divmod(index, len(self.image_columns))
         location, column = self.tables.row(row), self.image_columns[number]
         image_seed, masking_seed = np.random.SeedSequence([seed, index]).generate_state(2, np.uint64)
-        images = read_images(self.tables, location, [column], self.transform, int(image_seed))
+        seed = int(image_seed)
+        images = read_images(self.tables, location, [column], self.transform, seed, self.image_decoding)
         if isinstance(images, Skipped):
             return images
         sample = {"image": images[column], "raw_index": index, "img_index": row}

@@ -1,7 +1,7 @@
 """Sentences about pairs of images that are true or false."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,6 +15,7 @@ from vlmo.registry import DATASETS
 # In a table's metadata: JSON, the official numbers of a pair's sentences by the pair's identifier, of the pairs for
 # which they are not 0, 1, ... in order. (The published tables have no room for them.)
 NUMBERS_KEY = b"sentence_numbers"
+IDENTIFIERS_KEY = b"sentence_identifiers"  # likewise: whole identifiers of the sentences, of one's own data
 
 
 def sentence_numbers(path: str | Path) -> dict[str, list[int]] | None:
@@ -23,21 +24,34 @@ def sentence_numbers(path: str | Path) -> dict[str, list[int]] | None:
     Raises:
         VLMoError: if that is damaged.
     """
+    return _lists(path, NUMBERS_KEY, int)
+
+
+def sentence_identifiers(path: str | Path) -> dict[str, list[str]]:
+    """The identifiers of the sentences by that of the pair, of pairs whose sentences are not just numbered in order.
+
+    Raises:
+        VLMoError: if what the table says of them is damaged.
+    """
+    numbers = sentence_numbers(path) or {}
+    numbered = {pair: [f"{pair}-{number}" for number in of_pair] for pair, of_pair in numbers.items()}
+    return numbered | (_lists(path, IDENTIFIERS_KEY, str) or {})
+
+
+def _lists(path: str | Path, key: bytes, kind: Callable[[Any], Any]) -> dict[str, list[Any]] | None:
     metadata = open_table(path).schema.metadata or {}
-    if NUMBERS_KEY not in metadata:
+    if key not in metadata:
         return None
     try:
-        return {
-            pair: [int(number) for number in numbers] for pair, numbers in json.loads(metadata[NUMBERS_KEY]).items()
-        }
+        return {pair: [kind(value) for value in values] for pair, values in json.loads(metadata[key]).items()}
     except (ValueError, TypeError, AttributeError) as error:
-        raise VLMoError(f"{path}: is damaged (sentence_numbers: {error}); make it again") from error
+        raise VLMoError(f"{path}: is damaged ({key.decode()}: {error}); make it again") from error
 
 
 class NLVR2Dataset(BaseDataset):
     """A sample is one sentence with both images; the file's name tells dev from test.
 
-    `identifier` is that of the sentence: {split}-{set}-{pair}-{sentence}.
+    `identifier` is that of the sentence: {split}-{set}-{pair}-{sentence}, or what one's own data call it.
     """
 
     text_column: ClassVar[str] = "questions"
@@ -57,19 +71,19 @@ class NLVR2Dataset(BaseDataset):
     }
 
     @cached_property
-    def _numbers(self) -> list[dict[str, list[int]]]:
+    def _identifiers(self) -> list[dict[str, list[str]]]:
         """By file."""
-        return [sentence_numbers(path) or {} for path in self.tables.paths]
+        return [sentence_identifiers(path) for path in self.tables.paths]
 
     def targets(self, location: RowLocation) -> dict[str, Any]:
         pair = location.text("identifier")
-        numbers = self._numbers[location.table].get(pair)
-        if numbers is not None and location.item >= len(numbers):
+        names = self._identifiers[location.table].get(pair)
+        if names is not None and location.item >= len(names):
             raise VLMoError(f"{location.path}: is damaged (sentence_numbers: too few for {pair}); make it again")
         return {
             "answers": location.list_item("answers") == "True",
             "table_name": self.tables.paths[location.table].stem,
-            "identifier": f"{pair}-{location.item if numbers is None else numbers[location.item]}",
+            "identifier": f"{pair}-{location.item}" if names is None else names[location.item],
             "sentence": location.list_item(self.text_column),
         }
 

@@ -1,7 +1,7 @@
 """Retrieval: encode images and texts apart, rank by the product of their contrastive features, count recalls."""
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
@@ -71,23 +71,21 @@ def encode(model: VLMo, loader: Iterable[dict[str, Any]], side: str, autocast: A
     return Encoded(all_features[order], number[order], owner[order], skipped)
 
 
-def pair_batches(images: Encoded, texts: Encoded, batch_size: int) -> Iterator[dict[str, Tensor]]:
-    """Gives features of pairs, "image" and "text" (B, D) each: all texts in order, each with its image.
+def pair_batches(images: Encoded, texts: Encoded, batches: Iterable[Sequence[int]]) -> Iterator[dict[str, Tensor]]:
+    """Gives features of pairs, "image" and "text" (B, D) each: each text with its image.
 
-    Batches are those of `eval_batches`, dealt out to the processes likewise; texts whose image cannot be decoded are
-    left out.
+    Texts whose image cannot be decoded are left out.
+
+    Args:
+        batches: places of the texts, those of this process.
     """
     image_of_text = torch.searchsorted(images.owner, texts.owner).clamp(max=len(images.owner) - 1)
     known = images.owner[image_of_text] == texts.owner if len(images.owner) else texts.owner < 0
-    step = world_size() * batch_size
-    for start in range(rank() * batch_size, len(texts.number), step):
-        part = slice(start, start + batch_size)
-        rows = known[part]
-        if rows.any():
-            yield {
-                "image": images.features[image_of_text[part][rows]],
-                "text": texts.features[part][rows],
-            }
+    for batch in batches:
+        part = torch.tensor(batch, dtype=torch.long, device=known.device)
+        part = part[known[part]]
+        if len(part):
+            yield {"image": images.features[image_of_text[part]], "text": texts.features[part]}
 
 
 def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """What users hand in, images in many forms and files of many inputs; and results as files."""
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -11,21 +12,22 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from vlmo.datasets.image import UndecodableImage, decode_image, to_upright_rgb
+from vlmo.datasets.image import UndecodableImage, decode_image, to_rgb
 from vlmo.errors import InputError, VLMoError
+from vlmo.files import walk
+from vlmo.image_formats import SUFFIXES
 from vlmo.utils.annotations import read_records
 
 Row = dict[str, Any]
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 
-
-def load_image(image: Any) -> Image.Image:
+def load_image(image: Any, decoding: str = "correct") -> Image.Image:
     """Gives an RGB image, by the rules of `decode_image`.
 
     Args:
         image: path; bytes of an image file; Pillow image; array (H, W), (H, W, 3 or 4) or tensor (3, H, W) or (H, W),
             uint8, or floats in [0, 1].
+        decoding: as of `decode_image`.
 
     Raises:
         InputError: if it is none of these, or cannot be decoded.
@@ -37,13 +39,14 @@ def load_image(image: Any) -> Image.Image:
         image = _from_array(image)
     if isinstance(image, Image.Image):
         try:
-            return to_upright_rgb(image)
+            return to_rgb(image, decoding)
         except OSError as error:  # Pillow reads a file's pixels only now
             raise InputError(f"this Pillow image cannot be decoded ({error})") from error
     if not isinstance(image, str | Path | bytes):
         raise InputError(f"an image is a path, a Pillow image, an array or a tensor, not {type(image).__name__}")
     try:
-        return decode_image(image if isinstance(image, bytes) else Path(image).expanduser().read_bytes())
+        data = image if isinstance(image, bytes) else Path(image).expanduser().read_bytes()
+        return decode_image(data, decoding)
     except OSError as error:
         raise InputError(f"{image!s}: cannot be read ({error.strerror or error})") from error
     except UndecodableImage as error:
@@ -77,9 +80,10 @@ def image_files(path: str) -> list[str]:
     folder = Path(path).expanduser()
     if not folder.is_dir():
         return [path]
-    found = sorted(str(file) for file in folder.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
+    files = (os.path.join(inside, name) for inside, names in walk(folder) for name in names)
+    found = sorted(file for file in files if file.lower().endswith(SUFFIXES))
     if not found:
-        raise VLMoError(f"{path}: has no images ({', '.join(IMAGE_SUFFIXES)})")
+        raise VLMoError(f"{path}: has no images ({', '.join(SUFFIXES)})")
     return found
 
 

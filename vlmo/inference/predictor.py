@@ -68,12 +68,14 @@ class Predictor:
         answers: Sequence[str] | str | Path | None = None,
         device: str | torch.device | None = None,
         batch_size: int = 16,
+        image_decoding: Literal["correct", "original"] = "correct",
     ) -> None:
         """
         Args:
             tokenizer: hub name, folder or vocab.txt; None: the vocabulary in the checkpoint, else the name in it.
             answers: in the order of their labels, or the JSON file with them; None: those in the checkpoint.
             device: None: the GPU if there is one, else the CPU.
+            image_decoding: "original" shows released weights images as they were trained on them (see `decode_image`).
 
         Raises:
             VLMoError: if the tokenizer or the device cannot be had, or tokenizer or answers are not the training's.
@@ -87,7 +89,9 @@ class Predictor:
             self.model.to(self.device)
         except (RuntimeError, AssertionError) as error:  # no such device, or a torch built without it
             raise VLMoError(f"device={device}: {str(error).splitlines()[0]}") from error
-        self.batch_size = batch_size
+        if image_decoding not in ("correct", "original"):
+            raise VLMoError(f"image_decoding={image_decoding!r}: must be 'correct' or 'original'")
+        self.batch_size, self.image_decoding = batch_size, image_decoding
         self._transform = square_transform(model.image_size)
 
     @classmethod
@@ -99,6 +103,7 @@ class Predictor:
         device: str | torch.device | None = None,
         batch_size: int = 16,
         plugins: Iterable[str] = (),
+        image_decoding: Literal["correct", "original"] = "correct",
         **options: Any,
     ) -> "Predictor":
         """Loads a file, folder or hub name.
@@ -108,7 +113,8 @@ class Predictor:
             options: `task`, `image_size`, ... of `VLMoModel.from_pretrained`.
         """
         plugin_modules.load(plugins)
-        return cls(VLMoModel.from_pretrained(path_or_hub_id, **options), tokenizer, answers, device, batch_size)
+        model = VLMoModel.from_pretrained(path_or_hub_id, **options)
+        return cls(model, tokenizer, answers, device, batch_size, image_decoding)
 
     # --- what tasks offer --------------------------------------------------------------------------------------------
 
@@ -162,7 +168,7 @@ class Predictor:
         (batch,) = self._batches({"image": [image], "text": [text]})
         tokens = [self.vocabulary[i] for i in batch["text_ids"][0].tolist()]
         weights = text_to_patches(self.model, batch, layers)
-        return AttentionMap(load_image(image), tokens, layers, weights)
+        return AttentionMap(load_image(image, self.image_decoding), tokens, layers, weights)
 
     # --- images and texts apart --------------------------------------------------------------------------------------
 
@@ -233,7 +239,7 @@ class Predictor:
 
     def _sample(self, row: Mapping[str, Any]) -> dict[str, Tensor]:
         return {
-            name: self._transform(load_image(value))
+            name: self._transform(load_image(value, self.image_decoding))
             if name.startswith("image")
             else torch.tensor(self.token_ids(value))
             for name, value in row.items()

@@ -5,10 +5,11 @@ options in `Task.Options`, its rules in `Task.check`.
 """
 
 import difflib
+import os
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from vlmo.registry import ARCHITECTURES, DATASETS, LOGGERS, TASKS, TRANSFORMS
 from vlmo.settings.option import NamesOf, OptionGroup, option, rule
@@ -31,6 +32,8 @@ NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]  # from 0 to below 1
 Text = Annotated[str, Field(min_length=1)]
 Texts = Annotated[tuple[str, ...], Field(min_length=1)]
+# A path, or a name that may be one: ~ is expanded here, once for all who read it. A shell leaves it where it is quoted.
+PathText = Annotated[str, AfterValidator(os.path.expanduser)]
 
 # --- groups -----------------------------------------------------------------------------------------------------------
 
@@ -62,7 +65,7 @@ class DataOptions(OptionGroup):
     """Data"""
 
     datasets: Annotated[Texts, NamesOf(DATASETS)] = option(("coco", "vg", "sbu", "gcc"), "trained on together")
-    data_root: str = option("", "folder of the Arrow files (DATA.md says how to make them)")
+    data_root: PathText = option("", "folder of the Arrow files (DATA.md says how to make them)")
     draw_false_image: Count = option(0, "refused above 0: no task reads false images (ITM draws them from the batch)")
     draw_false_text: Count = option(0, "refused above 0: no task reads false texts (ITM draws them from the batch)")
     image_only: bool = option(False, "refused: images alone are trained on by a loss that reads nothing else")
@@ -75,7 +78,9 @@ class DataOptions(OptionGroup):
 class TextOptions(OptionGroup):
     """Text"""
 
-    tokenizer: Text = option("bert-base-uncased", "hub name, local folder, or a vocab.txt")
+    tokenizer: Annotated[PathText, Field(min_length=1)] = option(
+        "bert-base-uncased", "hub name, local folder, or a vocab.txt"
+    )
     vocab_size: PositiveInt = option(30522, "rows of the word embedding")
     max_text_len: Annotated[int, Field(ge=3), WHOLE] = option(40, "tokens, [CLS] and [SEP] included")
     max_text_len_of_initckpt: Annotated[int, Field(ge=3), WHOLE] = option(
@@ -102,6 +107,10 @@ class ImageOptions(OptionGroup):
     autocontrast: Literal["correct", "original"] = option(
         "correct", '"original": AutoContrast as published, which whitens channels whose least value is above 0'
     )
+    image_decoding: Literal["correct", "original"] = option(
+        "correct",
+        '"original": EXIF orientation, transparency, 16-bit grey as released weights saw them, for evaluating those',
+    )
     image_size: PositiveInt = option(224, "pixels a side, a multiple of the architecture's patch size")
 
 
@@ -115,7 +124,7 @@ class ModelOptions(OptionGroup):
     shared_ffn: bool = option(
         False, "True: one feed-forward part for every modality instead of experts, to compare with"
     )
-    load_path: str = option("", "checkpoint to start from: a VLMo or BEiT file")
+    load_path: PathText = option("", "checkpoint to start from: a VLMo or BEiT file")
     reset_heads: bool | Literal["auto"] = option(
         "auto",
         "whether heads of downstream tasks start new although load_path has them: True: always (as published), "
@@ -206,7 +215,7 @@ def _validation(s: EvaluationOptions) -> Iterator[str]:
 class ContinuingOptions(OptionGroup):
     """Continuing"""
 
-    resume_from: str | None = option(
+    resume_from: PathText | None = option(
         None, "a checkpoint of this project's: the run continues from it exactly, also in the middle of an epoch"
     )
     resume_during_training: bool = option(
@@ -225,7 +234,7 @@ class ContinuingOptions(OptionGroup):
 class MachineOptions(OptionGroup):
     """Machine"""
 
-    log_dir: Text = option("result", "folder of the runs' folders")
+    log_dir: Annotated[PathText, Field(min_length=1)] = option("result", "folder of the runs' folders")
     log_every_n_steps: PositiveInt = option(50, "optimizer steps between two logged ones")
     loggers: Annotated[tuple[str, ...], NamesOf(LOGGERS)] = option(("tensorboard", "csv"), "where numbers are logged")
     per_gpu_batchsize: PositiveInt = option(

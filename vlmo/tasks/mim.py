@@ -17,6 +17,7 @@ from vlmo.modules.image_tokenizer import NUM_CODES, DalleEncoder
 from vlmo.modules.model import Encode, Hidden
 from vlmo.modules.transformer import PATCH_SIZE
 from vlmo.registry import ARCHITECTURES, TASKS
+from vlmo.settings.groups import PathText
 from vlmo.settings.option import OptionGroup, option
 from vlmo.tasks.base import Step, Task, TaskOutput, accuracy, mean, mean_cross_entropy
 
@@ -42,7 +43,7 @@ class MIMOptions(OptionGroup):
     mim_target: Literal["pixels", "dalle"] = option(
         "pixels", "what hidden patches are predicted as: their pixels, or codes of DALL-E's tokenizer"
     )
-    mim_tokenizer: str = option(
+    mim_tokenizer: PathText = option(
         "", "for mim_target=dalle: its encoder.pkl (https://cdn.openai.com/dall-e/encoder.pkl), a local file"
     )
     mim_mask_ratio: Annotated[float, Bounds(gt=0, lt=1)] = option(

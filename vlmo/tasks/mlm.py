@@ -88,7 +88,7 @@ class MaskedTokens(Task):
         Outputs are "labels" and, of few tokens, "logits".
         """
         ((hidden, _),) = encoded  # (B, R, D)
-        located = _located(step.batch)
+        located = located_tokens(step.batch)
         kept = located["masked_kept"]
         labels = step.batch["text_labels_mlm"].gather(1, located["masked_positions"]).flatten()[kept]  # (M,)
         tokens = hidden.flatten(0, 1)[kept]  # (M, D)
@@ -103,7 +103,7 @@ class MaskedTokens(Task):
         return TaskOutput(loss, outputs, {"loss": mean(loss, len(labels)), "accuracy": accuracy(predicted, labels)})
 
 
-def _located(batch: Mapping[str, Any]) -> Mapping[str, Tensor]:
+def located_tokens(batch: Mapping[str, Any]) -> Mapping[str, Tensor]:
     """Gives `masked_positions` and `masked_kept`, which batches that were not collated lack."""
     return batch if "masked_kept" in batch else locate_masked_tokens(batch["text_labels_mlm"])
 
@@ -150,5 +150,5 @@ class MLM(MaskedTokens):
 
     def requests(self, step: Step) -> list[Encode]:
         batch = step.batch
-        positions = _located(batch)["masked_positions"]
+        positions = located_tokens(batch)["masked_positions"]
         return [Encode(batch["image"], batch["text_ids_mlm"], batch["text_masks"], positions)]

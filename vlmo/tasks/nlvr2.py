@@ -1,5 +1,7 @@
 """NLVR2: is the sentence true of the two images?"""
 
+import csv
+import io
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -39,7 +41,10 @@ def nlvr2_csv(statements: Iterable[Statement]) -> str:
     What could not be predicted stays empty, which the script takes for wrong.
     """
     words = {True: "true", False: "false", None: ""}
-    return "".join(f"{s.identifier},{words[s.prediction]}\n" for s in sorted(statements, key=_order))
+    lines = io.StringIO()
+    rows = ((s.identifier, words[s.prediction]) for s in sorted(statements, key=_order))
+    csv.writer(lines, lineterminator="\n").writerows(rows)  # (one's own identifiers may have commas)
+    return lines.getvalue()
 
 
 def _order(statement: Statement) -> list[Any]:

@@ -6,7 +6,7 @@ from vlmo.batch import FIELDS
 from vlmo.modules.model import Encode
 from vlmo.registry import TASKS
 from vlmo.tasks.base import Step
-from vlmo.tasks.mlm import MaskedTokens, _located
+from vlmo.tasks.mlm import MaskedTokens, located_tokens
 
 
 @TASKS.register("textmlm")
@@ -41,5 +41,5 @@ class TextMLM(MaskedTokens):
 
     def requests(self, step: Step) -> list[Encode]:
         batch = step.batch
-        positions = _located(batch)["masked_positions"]
+        positions = located_tokens(batch)["masked_positions"]
         return [Encode(text_ids=batch["text_ids_mlm"], text_masks=batch["text_masks"], positions=positions)]

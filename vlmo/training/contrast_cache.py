@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -29,8 +29,27 @@ from vlmo.tasks.itc import ContrastTask
 Features = dict[str, Tensor]
 
 
+@dataclass(frozen=True)
+class FirstPass:
+    """What the first pass of a step leaves for its second.
+
+    Attributes:
+        batch: with what the other tasks need of all of it, such as the negatives of matching.
+        features: (B, D) each, leaves of the contrast's graph.
+        states: of the random numbers, before each chunk.
+        unit: of value 0 in the loss: its gradient is the factor that the precision scales losses by.
+        autocast: the precision's context.
+    """
+
+    batch: dict[str, Any]
+    features: Features
+    states: list[list[Tensor]]
+    unit: Tensor
+    autocast: torch.autocast
+
+
 class ContrastCache:
-    """Takes a model's training steps; holds what the first pass of a step leaves for its second.
+    """Takes a model's training steps.
 
     Args:
         model: `VLMo` with one contrastive task.
@@ -41,30 +60,27 @@ class ContrastCache:
         self.model, self.chunk_size = model, chunk_size
         (self.contrast,) = (task for task in model.tasks if isinstance(task, ContrastTask))
         self.others: list[Task] = [task for task in model.tasks if task is not self.contrast]
+        self.first: FirstPass | None = None  # (Lightning hands a loss alone from one hook to the next)
 
     def first_pass(self, batch: Mapping[str, Any]) -> dict[str, TaskOutput]:
         """Gives the contrast of the whole batch, by its name; its weighted loss has a graph down to the features."""
-        device, weights = self.model.device, self.model.settings.loss_names
-        self.autocast = torch.autocast(
-            device.type, torch.get_autocast_dtype(device.type), torch.is_autocast_enabled(device.type)
-        )
-        self.states: list[list[Tensor]] = []
+        device, heads = self.model.device, self.model.heads
+        dtype, enabled = torch.get_autocast_dtype(device.type), torch.is_autocast_enabled(device.type)
+        states: list[list[Tensor]] = []
         found: list[Features] = []
         for chunk in self._chunks(batch):
-            self.states.append(_random_state(device))
+            states.append(_random_state(device))
             with torch.no_grad():
                 found.append(self._features(chunk))
-        self.features = {n: torch.cat([each[n].float() for each in found]).requires_grad_() for n in found[0]}
-        step = Step(batch, self.model.heads, training=True)  # type: ignore[arg-type]
-        output = self.contrast.compare(step, self.features)
-        # of value 0: its gradient is the factor that the precision scales losses by, for those of the second pass
-        self.unit = torch.zeros((), device=device, requires_grad=True)
-        output = replace(output, loss=output.loss * weights[self.contrast.name] + self.unit)
-        self.batch = dict(batch)
-        provided = {self.contrast.provides: output}
+        features = {name: torch.cat([each[name].float() for each in found]).requires_grad_() for name in found[0]}
+        output = self.contrast.compare(Step(batch, heads, training=True), features)  # type: ignore[arg-type]
+        whole, provided = dict(batch), {self.contrast.provides: output}
         for task in self.others:
-            self.batch |= task.prepare(Step(self.batch, self.model.heads, True, provided))  # type: ignore[arg-type]
-        return {self.contrast.name: output}
+            whole |= task.prepare(Step(whole, heads, True, provided))  # type: ignore[arg-type]
+        unit = torch.zeros((), device=device, requires_grad=True)
+        self.first = FirstPass(whole, features, states, unit, torch.autocast(device.type, dtype, enabled))
+        weight = self.model.settings.loss_names[self.contrast.name]
+        return {self.contrast.name: replace(output, loss=output.loss * weight + unit)}
 
     def second_pass(self, loss: Tensor, measure: Callable[[dict[str, TaskOutput]], None]) -> None:
         """Adds the gradient of the whole batch to the parameters, as the mean over all processes.
@@ -74,26 +90,27 @@ class ContrastCache:
             measure: called with the outputs of the other tasks in each chunk, by name; their tensors are as large as
                 the chunk's, so nothing of them should be kept.
         """
+        assert self.first is not None
+        first, self.first = self.first, None
         loss.backward()
-        items = {task.name: max(float(task.num_items(self.batch)), 1.0) for task in self.others}  # type: ignore
+        items = {task.name: max(float(task.num_items(first.batch)), 1.0) for task in self.others}  # type: ignore
         start = 0
-        for chunk, state in zip(self._chunks(self.batch), self.states, strict=True):
+        for chunk, state in zip(self._chunks(first.batch), first.states, strict=True):
             end = start + num_samples(chunk)
-            with self.autocast:
+            with first.autocast:
                 with _replayed(state, self.model.device):
                     features = self._features(chunk)
-                fed = [(features[n].float() * _gradient(whole)[start:end]).sum() for n, whole in self.features.items()]
+                fed = [(features[n].float() * _gradient(leaf)[start:end]).sum() for n, leaf in first.features.items()]
                 outputs = compute_tasks(self.model, self.others, chunk)  # type: ignore[arg-type]
                 for task in self.others:
                     if task.name in outputs:
                         share = float(task.num_items(chunk)) / items[task.name]  # type: ignore[arg-type]
                         weight = share * self.model.settings.loss_names[task.name]
-                        fed.append(outputs[task.name].loss * weight * _gradient(self.unit))
+                        fed.append(outputs[task.name].loss * weight * _gradient(first.unit))
             torch.stack(fed).sum().backward()
             if num_samples(chunk):
                 measure(outputs)
             start = end
-        del self.features, self.batch, self.states
         mean_gradients(self.model.parameters())
 
     def _features(self, chunk: Mapping[str, Any]) -> Features:

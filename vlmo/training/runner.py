@@ -33,6 +33,7 @@ from vlmo.training.checkpointing.files import check_resume, resume_path
 from vlmo.training.environment import Environment, choose_environment
 from vlmo.training.error_translation import explain_failures
 from vlmo.training.loggers import build_loggers
+from vlmo.training.optimizer import check_optimizer
 from vlmo.training.preparation import check_log_dir, next_run_folder, resolve_label_names, save_settings
 from vlmo.training.strategy import ShardedBlocks, build_strategy
 from vlmo.training.summary import results, summary
@@ -88,7 +89,10 @@ def prepare(config: Mapping[str, Any]) -> Prepared:
     if loaded:
         checkpoint.refuse_foreign(loaded)
     label_names, vocabulary = resolve_label_names(settings, datamodule, loaded.metadata if loaded else None)
-    resumed_from = None if settings.test_only else resume_path(settings)
+    resumed_from = None
+    if not settings.test_only:
+        check_optimizer(settings.optim_type)
+        resumed_from = resume_path(settings)
     check_log_dir(settings)
     folder = next_run_folder(settings)
     loggers = [] if settings.fast_dev_run else build_loggers(settings, folder)
@@ -221,7 +225,7 @@ def _callbacks(prepared: Prepared) -> list[Callback]:
         callbacks.append(ProcessWatchdog())
     if settings.get_recall_metric:
         rerank = settings.k_test if settings.get_recall_rerank_metric else 0
-        callbacks.append(RetrievalEvaluation(settings.per_gpu_batchsize, rerank, settings.rerank_by))
+        callbacks.append(RetrievalEvaluation(rerank, settings.rerank_by))
     if not settings.test_only:
         weights = {name: settings.loss_names[name] for name in settings.active}
         callbacks += [NonFinite(settings.max_nonfinite), ConsoleLine(settings.log_every_n_steps, weights)]

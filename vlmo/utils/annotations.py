@@ -1,8 +1,10 @@
 """Annotation files are untrusted: readers that name the file and line of whatever is wrong, and file checks."""
 
+import ast
 import csv
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -80,13 +82,35 @@ def integer(record: Any, key: str, where: str) -> int:
     return int(value)
 
 
+def listed(text: str) -> list[Any] | None:
+    """The list that a text spells as JSON or Python does (a column of lists in a CSV); None if it is no list.
+
+    Raises:
+        VLMoError: for what looks like a list of texts and cannot be read as one, such as numpy's ['a' 'b'].
+    """
+    text = text.strip()
+    if text[:1] + text[-1:] not in ("[]", "()"):
+        return None
+    for read in (json.loads, ast.literal_eval):
+        try:
+            value = read(text)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+        # (Python reads 'a' 'b' as one text, and what it writes itself is spelt in one way)
+        if isinstance(value, list | tuple) and (read is json.loads or str(value) == text):
+            return list(value)
+    if text[0] == "[" and (text[1:].lstrip()[:1] in "'\"" or text[:-1].rstrip()[-1:] in "'\""):
+        raise VLMoError(f"{_short(text)} looks like a list and is none of JSON or Python: give the records as JSONL")
+    return None
+
+
 def _short(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
 
 def read_records(path: str) -> Iterator[Located]:
-    """Records of a .jsonl (.json with one object a line), .csv or .tsv file, each with its place.
+    """Records of a .jsonl or .json (one object a line, or one list), .csv or .tsv file, each with its place.
 
     Tables need a header row. In .tsv nothing is quoted: a `"` is a `"`.
     """
@@ -104,17 +128,24 @@ def read_records(path: str) -> Iterator[Located]:
 
 def _read_jsonl(path: str) -> Iterator[Located]:
     with open(path, encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, start=1):
+        first = next((line.strip() for line in file if line.strip()), "")
+        file.seek(0)
+        # a whole list (of a file whose first line is one, that may be all)
+        lines = [file.read()] if first.startswith("[") and not first.endswith("]") else file
+        for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue
             where = f"{path}:{number}"
             try:
-                record = json.loads(line)
+                content = json.loads(line)
             except (json.JSONDecodeError, RecursionError) as error:
                 raise VLMoError(f"{where}: not valid JSON ({error}); expected one object a line") from error
-            if not isinstance(record, dict):
-                raise VLMoError(f"{where}: expected an object, found {_short(record)}")
-            yield where, record
+            records = content if isinstance(content, list) and content else [content]
+            for entry, record in enumerate(records, start=1):
+                place = f"{where} ({entry})" if len(records) > 1 else where
+                if not isinstance(record, dict):
+                    raise VLMoError(f"{place}: expected an object, found {_short(record)}")
+                yield place, record
 
 
 def _read_table(path: str) -> Iterator[Located]:
@@ -125,6 +156,9 @@ def _read_table(path: str) -> Iterator[Located]:
         else:
             reader = csv.DictReader(file, strict=True)
         try:
+            double = [name for name, count in Counter(reader.fieldnames or ()).items() if count > 1 and name]
+            if double:
+                raise VLMoError(f"{path}: has two columns {double[0]!r}; give each its own name")
             for record in reader:
                 where = f"{path}:{reader.line_num}"
                 if None in record:

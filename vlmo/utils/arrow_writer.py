@@ -78,7 +78,7 @@ class Conversion:
     def __init__(self, out: str, name: str, num_workers: int = 1) -> None:
         if num_workers < 0:
             raise VLMoError(f"num_workers={num_workers}: must be 1 (only this process) or more")
-        self.out, self.name = os.fspath(out), name
+        self.out, self.name = os.path.expanduser(out), name
         self.workers = Workers(num_workers)
         self.report = Report(self.out, skipped_file=f"{name}_skipped.txt")
         self._shard_counts: dict[str, int] = {}
@@ -131,6 +131,7 @@ class Conversion:
         """
         totals: Counter[str] = Counter()
         first_problem: dict[str, Skipped] = {}
+        left_out: dict[str, str] = {}  # by reason the first
         with contextlib.ExitStack() as stack:
             writers = {key: stack.enter_context(_TableWriter(self, table)) for key, table in tables.items()}
             bar = stack.enter_context(tqdm(desc=self.name, unit="row", disable=None))
@@ -143,15 +144,22 @@ class Conversion:
                     first_problem.setdefault(chunk.key, each)
                 for each in chunk.left_out:
                     self.skip(each)
+                    left_out.setdefault(each.reason, each.name)
                 bar.update(chunk.num_rows)
         if not totals.total():
-            raise VLMoError(f"{self.name}: the annotations have nothing to convert")
+            raise VLMoError(f"{self.name}: nothing to convert: {self._why_nothing(left_out)}")
         for key, total in totals.items():
             if total and not writers[key].total_rows:
                 name, reason = first_problem[key]
                 raise VLMoError(
                     f"{tables[key].name}: none of {total:,} rows has readable images; the first: {name}: {reason}"
                 )
+
+    def _why_nothing(self, first: Mapping[str, str]) -> str:
+        if not first:
+            return "the annotations are empty"
+        counts = ", ".join(f"{self.report.skipped[why]:,} {why} (the first: {name})" for why, name in first.items())
+        return f"0 of {self.report.skipped.total():,}: {counts}"
 
     def copy_rows(self, source: str, target: str, start: int, stop: int) -> None:
         """Writes rows `start` to `stop` of the table `source` of this conversion once more, as the table `target`."""

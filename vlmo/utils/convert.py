@@ -75,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # so that unfinished files are removed
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
-        make_arrow(options.pop("root"), options.pop("out"), **options)
+        make_arrow(os.path.expanduser(options.pop("root")), options.pop("out"), **options)
     except VLMoError as error:
         return print_error(error)
     except KeyboardInterrupt:

@@ -31,11 +31,19 @@ def write_karpathy(
     """
     tables = {split: Table(f"{name}_caption_karpathy_{split}", CAPTION_SCHEMA) for split in splits}
     with Conversion(out, f"{name}_karpathy", num_workers) as conversion:
-        conversion.write(tables, partial(_rows, json_path, image_root, splits))
+        split_of: dict[str, str] = {}
+        several: dict[str, None] = {}  # images in several splits: those that are tested on may have been trained on
+        conversion.write(tables, partial(_rows, json_path, image_root, splits, split_of, several))
+        if several:
+            some = next(iter(several))
+            note = f"{len(several):,} images are in several splits, such as {some}: tested on what is trained on"
+            conversion.report.notes.append(note)
     return conversion.report
 
 
-def _rows(json_path: str, image_root: str, splits: tuple[str, ...]) -> Iterator[tuple[str, Row | Skipped]]:
+def _rows(
+    json_path: str, image_root: str, splits: tuple[str, ...], split_of: dict[str, str], several: dict[str, None]
+) -> Iterator[tuple[str, Row | Skipped]]:
     for number, image in enumerate(stream_list(json_path, "images")):
         where = f"{json_path}: images[{number}]"
         split = field(image, "split", str, where)
@@ -44,5 +52,7 @@ def _rows(json_path: str, image_root: str, splits: tuple[str, ...]) -> Iterator[
         file_name = field(image, "filename", str, where)
         folder = field(image, "filepath", str, where) if "filepath" in image else ""
         path = inside(image_root, os.path.join(folder, file_name), where)
+        if split_of.setdefault(path, split) != split:
+            several[path] = None
         captions = column(field(image, "sentences", list, where), "raw", str, f"{where}: sentences")
         yield split, caption_row(path, captions, file_name, split) if captions else Skipped(path, "no caption")

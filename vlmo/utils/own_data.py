@@ -7,7 +7,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import Any, TypeVar
 
 from vlmo.errors import VLMoError
-from vlmo.utils.annotations import field, inside, raise_problems, read_records
+from vlmo.utils.annotations import field, inside, listed, raise_problems, read_records
 from vlmo.utils.arrow_writer import Table
 from vlmo.utils.karpathy import CAPTION_SCHEMA
 from vlmo.utils.write_conceptual_caption import SHARD_ROWS
@@ -30,6 +30,7 @@ Key = TypeVar("Key", bound=Hashable)
 def annotation_file(root: str, given: str | None, stem: str) -> str:
     """The file given (relative to `root`, or to the working directory), else `root`/`stem` with a known extension."""
     if given is not None:
+        given = os.path.expanduser(given)
         found = next(filter(os.path.isfile, (os.path.join(root, given), given)), None)
         if found is None:
             raise VLMoError(f"annotation file {given} found neither in {root} nor in the working directory")
@@ -70,13 +71,32 @@ def texts(record: dict[str, Any], key: str, where: str) -> list[str]:
     """`record[key]`, or `record[key + "s"]`: a text or a list of texts; blank ones do not count."""
     key = key if key in record or f"{key}s" not in record else f"{key}s"
     value = field(record, key, (str, list), where)
-    values = [value] if isinstance(value, str) else value
+    values = read_list(value, key, where) if isinstance(value, str) else value
     if not all(isinstance(each, str) for each in values):
         raise VLMoError(f"{where}: {key!r} must be a text or a list of texts")
     found = [each.strip() for each in values if each.strip()]
     if not found:
         raise VLMoError(f"{where}: {key!r} is empty")
     return found
+
+
+def read_list(value: str, key: str, where: str, numbers: bool = False) -> list[Any]:
+    """The texts of a table's cell: those that it lists (with `numbers`, [2, 2] is a list too), else itself."""
+    try:
+        found = listed(value)
+    except VLMoError as error:
+        raise VLMoError(f"{where}: {key!r}: {error}") from error
+    kinds = (str, int) if numbers and value.lstrip().startswith("[") else str
+    is_list = found is not None and all(isinstance(each, kinds) for each in found)
+    return [str(each) for each in found or ()] if is_list else [value]
+
+
+def single_text(record: dict[str, Any], key: str, where: str) -> str:
+    """`record[key]`, one text: a list of them would be taken for one."""
+    text = field(record, key, str, where)
+    if read_list(text, key, where) != [text]:
+        raise VLMoError(f"{where}: {key!r} is a list: give a record for each text")
+    return text
 
 
 def split_of(record: dict[str, Any], where: str) -> str | None:

@@ -1,13 +1,12 @@
 """Encoded images as they lie on disk: read as bytes, and checked without decoding where that suffices."""
 
-import io
 import os
 import warnings
 from typing import NamedTuple
 
 from PIL import Image, UnidentifiedImageError
 
-from vlmo.image_formats import FORMATS
+from vlmo.image_formats import open_image
 
 MAX_IMAGE_BYTES = 256 << 20  # keeps a batch far below Arrow's 2 GiB and the memory flat
 JPEG_END = b"\xff\xd9"
@@ -65,14 +64,17 @@ def _check(data: bytes) -> None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-                if image.format == "PNG":
-                    image.verify()
-                elif image.format not in ("JPEG", "MPO") or JPEG_END not in data[-TAIL:]:
-                    image.load()
+            open_image(data, lambda image: _look(image, data))
     except UnidentifiedImageError:
         raise ImageProblem("not an image") from None
     except Image.DecompressionBombError:
         raise ImageProblem("too many pixels") from None
     except Exception:  # Pillow's readers raise whatever a damaged file leads them to
         raise ImageProblem("damaged or truncated") from None
+
+
+def _look(image: Image.Image, data: bytes) -> None:
+    if image.format == "PNG":
+        image.verify()
+    elif image.format not in ("JPEG", "MPO") or JPEG_END not in data[-TAIL:]:
+        image.load()

@@ -7,14 +7,15 @@ from functools import partial
 import pyarrow as pa
 
 from vlmo.errors import VLMoError
+from vlmo.files import walk
+from vlmo.image_formats import SUFFIXES
 from vlmo.utils.arrow_writer import Conversion, Report, Table
 from vlmo.utils.record_batches import Row
 from vlmo.utils.write_conceptual_caption import SHARD_ROWS
 
 LAYOUT = """
-  any/folders/*.jpg    (also png, gif, bmp, webp, tif, ppm; other files are passed over)
+  any/folders/*.jpg    (also png, gif, bmp, webp, tif, ppm, avif; other files are passed over)
 """
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm")
 SCHEMA = pa.schema({"image": pa.binary(), "image_id": pa.string(), "split": pa.string()})
 
 
@@ -40,10 +41,9 @@ def make_arrow(root: str, dataset_root: str, *, val_share: float = 0.01, num_wor
 def _rows(root: str, every: int) -> Iterator[tuple[str, Row]]:
     """Every `every`-th image goes to val; a folder's names are all that is held in memory."""
     number = 0
-    for folder, folders, names in os.walk(root):
-        folders.sort()
-        for name in sorted(names):
-            if not name.lower().endswith(EXTENSIONS):
+    for folder, names in walk(root):
+        for name in names:
+            if not name.lower().endswith(SUFFIXES):
                 continue
             number += 1
             split = "val" if every and number % every == 0 else "train"

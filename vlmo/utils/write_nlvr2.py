@@ -32,7 +32,8 @@ FILES = {
     "unbalanced_test1": "unbalanced/unbalanced_test1.json",
 }
 REQUIRED = ("train", "dev", "test1")
-NUMBERS_KEY = "sentence_numbers"  # in a table's metadata; vlmo/datasets/nlvr2_dataset.py reads it (and needs torch)
+# in a table's metadata; vlmo/datasets/nlvr2_dataset.py reads them (and needs torch)
+NUMBERS_KEY, IDENTIFIERS_KEY = "sentence_numbers", "sentence_identifiers"
 SCHEMA = pa.schema(
     {
         "image_0": pa.binary(),
@@ -52,6 +53,7 @@ class Pair(NamedTuple):
     sentences: list[str]
     labels: list[str]  # "True" or "False"
     numbers: list[int]  # of the sentences, in their identifiers
+    names: list[str] | None = None  # of the sentences, where they have identifiers of their own
 
 
 def make_arrow(root: str, dataset_root: str, *, num_workers: int = 1) -> Report:
@@ -86,9 +88,12 @@ def write_pairs(conversion: Conversion, pairs: Mapping[str, list[Pair]]) -> None
 
 
 def _schema(pairs: Iterable[Pair]) -> pa.Schema:
-    """The published columns, with the sentences' numbers where the order does not tell them."""
+    """The published columns, with the sentences' numbers or identifiers where the order does not tell them."""
+    pairs = list(pairs)
     numbers = {pair.identifier: pair.numbers for pair in pairs if pair.numbers != list(range(len(pair.numbers)))}
-    return SCHEMA.with_metadata({NUMBERS_KEY: json.dumps(numbers)})
+    names = {pair.identifier: pair.names for pair in pairs if pair.names}
+    more = {IDENTIFIERS_KEY: json.dumps(names)} if names else {}
+    return SCHEMA.with_metadata({NUMBERS_KEY: json.dumps(numbers)} | more)
 
 
 def truth(record: dict[str, Any], where: str) -> str:

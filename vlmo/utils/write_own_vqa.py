@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from vlmo.errors import VLMoError
 from vlmo.utils.annotations import field, integer
 from vlmo.utils.arrow_writer import Conversion, Report
-from vlmo.utils.own_data import annotation_file, image_file, parse_records, share_out, split_of
+from vlmo.utils.own_data import annotation_file, image_file, parse_records, read_list, share_out, single_text, split_of
 from vlmo.utils.vqa_answers import build_vocabulary, normalise_answer
 from vlmo.utils.write_vqa import Question, Split, write_splits
 
@@ -61,6 +61,7 @@ def make_arrow(
         name: Split(name, {}, str, image_ids.__getitem__) for name in ("train", "val", "test") if name in drawn.values()
     }
     majority = []
+    places: dict[int, str] = {}  # of the questions by their numbers
     for number, record in enumerate(records):
         split = drawn[record.image]
         if split != "test":
@@ -70,6 +71,8 @@ def make_arrow(
                 )
             majority.append(Counter(record.answers).most_common(1)[0][0])
         question_id = number if record.question_id is None else record.question_id
+        if places.setdefault(question_id, record.where) != record.where:
+            raise VLMoError(f"{record.where}: question_id {question_id} is that of {places[question_id]} too")
         questions = splits[split].questions.setdefault(record.image, [])
         questions.append(Question(question_id, record.text, record.answers))
     splits.setdefault("val", Split("val", {}, str))
@@ -96,7 +99,7 @@ def _parse(
         _number(record, "image_id", where),
         split,
         _number(record, "question_id", where),
-        field(record, "question", str, where),
+        single_text(record, "question", where),
         tuple(normalise_answer(answer) if normalise else answer.strip() for answer in _answers(record, where)),
     )
 
@@ -114,7 +117,13 @@ def _answers(record: dict[str, Any], where: str) -> list[str]:
     if key not in record and record.get("split") is not None:
         return []  # allowed in the test split only, which is known later
     value = field(record, key, (str, int, list), where)
-    values = value if isinstance(value, list) else [value]
+    values = (
+        read_list(value, key, where, numbers=True)
+        if isinstance(value, str)
+        else value
+        if isinstance(value, list)
+        else [value]
+    )
     if not all(isinstance(each, (str, int)) and not isinstance(each, bool) for each in values):
         raise VLMoError(f"{where}: {key!r} must be an answer or a list of answers")
     return [str(each) for each in values]

@@ -219,5 +219,8 @@ def _read_answers(path: str, majority: list[str]) -> dict[int, tuple[str, ...]]:
         answers = column(field(entry, "answers", list, where), "answer", str, f"{where}: answers")
         if not answers:
             raise VLMoError(f"{where}: 'answers' is empty")
-        answers_of[integer(entry, "question_id", where)] = tuple(map(sys.intern, answers))  # few different ones
+        question_id = integer(entry, "question_id", where)
+        if question_id in answers_of:
+            raise VLMoError(f"{where}: question {question_id} is annotated twice")
+        answers_of[question_id] = tuple(map(sys.intern, answers))  # few different ones
     return answers_of

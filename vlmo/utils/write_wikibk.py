@@ -25,6 +25,7 @@ SCHEMA = pa.schema(
 )
 BATCH_ROWS = 65_536
 BATCH_CHARACTERS = 8 << 20
+LONG_LINE = 2000  # characters, twice what makes 196 tokens
 MAX_LINE_BYTES = 1 << 20  # a longer line is cut at a blank; training uses the first 196 tokens of each piece
 VALIDATION_NAME = re.compile(r"(^|[._-])(val|valid|validation|dev)([._-]|$)")
 
@@ -75,7 +76,7 @@ def _text_files(root: str) -> tuple[list[str], list[str]]:
     """Training and validation files, "wikibk.2.txt" before "wikibk.10.txt"."""
     if not os.path.isdir(root):
         raise VLMoError(f"{root} is not a folder. Expected there:{LAYOUT.rstrip()}")
-    names = [name for name in os.listdir(root) if name.endswith(".txt")]
+    names = [name for name in os.listdir(root) if name.endswith(".txt") and not name.startswith("._")]
     names.sort(key=lambda name: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)])
     paths = {name: os.path.join(root, name) for name in names}
     val = [paths[name] for name in names if VALIDATION_NAME.search(name)]
@@ -87,22 +88,29 @@ def _text_files(root: str) -> tuple[list[str], list[str]]:
 
 def _counts(conversion: Conversion, paths: list[str]) -> Iterator[int]:
     """The number of texts of each file; empty lines go into the report."""
-    total_empty = 0
-    for texts, empty in conversion.workers.map(_count_texts, ((path,) for path in paths)):
-        total_empty += empty
+    total = total_empty = total_long = 0
+    for texts, empty, long in conversion.workers.map(_count_texts, ((path,) for path in paths)):
+        total, total_empty, total_long = total + texts, total_empty + empty, total_long + long
         yield texts
+    if total_long > total / 100:
+        conversion.report.notes.append(
+            f"{total_long:,} of {total:,} lines have over {LONG_LINE:,} characters, of which training uses the first "
+            "196 tokens: split documents into passages of about 150 words"
+        )
     if total_empty:
         conversion.report.notes.append(f"{total_empty:,} empty lines left out")
 
 
-def _count_texts(path: str) -> tuple[int, int]:
-    texts = empty = 0
+def _count_texts(path: str) -> tuple[int, int, int]:
+    """Numbers of texts, of empty lines, and of texts that are much longer than what training uses."""
+    texts = empty = long = 0
     for text in _lines(path):
         if text:
             texts += 1
+            long += len(text) > LONG_LINE
         else:
             empty += 1
-    return texts, empty
+    return texts, empty, long
 
 
 def _spaced(counts: list[int], share: float) -> list[frozenset[int]]:

@@ -6,8 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vlmo.datamodules import samplers
-from vlmo.datamodules.multitask_datamodule import eval_batches
-from vlmo.datamodules.samplers import EpochOrder, LengthGroupedSampler, ShuffleSampler, epoch_order
+from vlmo.datamodules.samplers import EpochOrder, LengthGroupedSampler, ShuffleSampler, epoch_order, eval_batches
 
 
 def drawn(length, world, seed=1, epoch=0):
@@ -88,14 +87,23 @@ def test_grouped_order_changes_with_epoch_and_run():
     assert len({tuple(lengths) for lengths in first}) > 1  # not always the shortest first
 
 
-@given(st.integers(0, 40), st.integers(1, 9), st.integers(1, 5))
-def test_evaluation_takes_every_sample_once_in_the_same_batches(length, batch_size, world):
-    shares = [eval_batches(length, batch_size, rank, world) for rank in range(world)]
-    batches = sorted((list(batch) for share in shares for batch in share if batch), key=lambda batch: batch[0])
-    assert [number for batch in batches for number in batch] == list(range(length))
-    assert batches == [list(batch) for batch in eval_batches(length, batch_size, 0, 1) if batch]
+@given(st.integers(0, 40), st.integers(1, 9), st.integers(1, 5), st.booleans())
+def test_evaluation_takes_every_sample_once_in_the_same_batches(length, batch_size, world, mixed):
+    shares = [eval_batches(length, batch_size, rank, world, mixed) for rank in range(world)]
+    order = [number for batch in eval_batches(length, length or 1, 0, 1, mixed) for number in batch]
+    assert sorted(order) == list(range(length)) and (mixed or order == sorted(order))
+    batches = [list(batch) for share in shares for batch in share if batch]
+    batches.sort(key=lambda batch: order.index(batch[0]))
+    assert [number for batch in batches for number in batch] == order  # whatever the batch, and the processes
+    assert batches == [list(batch) for batch in eval_batches(length, batch_size, 0, 1, mixed) if batch]
     assert all(len(batch) == batch_size for batch in batches[:-1])
     assert {len(share) for share in shares} == {max(-(-len(batches) // world), 1)}
+
+
+def test_mixed_evaluation_parts_the_texts_of_an_image():
+    images = [[number // 5 for number in batch] for batch in eval_batches(5000, 20, 0, 1, mixed=True)]
+    strangers = sum(len(set(batch)) for batch in images) / 5000
+    assert strangers > 0.95  # in order, 4 of 20
 
 
 WORLDS_AND_BATCHES = st.tuples(st.integers(1, 4), st.integers(1, 4))

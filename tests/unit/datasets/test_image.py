@@ -65,6 +65,20 @@ def test_orientation_is_applied():
     assert decode_image(encoded(picture(0), "JPEG", exif=b"Exif\0\0damaged")).size == (40, 30)
 
 
+def test_original_decoding_is_pillows_plain_conversion():
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    turned = picture(0, size=(40, 30))
+    assert np.array_equal(decode_image(encoded(turned, exif=exif), "original"), turned)
+    clear = picture(0).convert("RGBA")
+    clear.putalpha(0)
+    deep = Image.fromarray(np.array([[0, 256, 65535]], np.uint16))
+    for image in (clear, deep):
+        plain = Image.open(io.BytesIO(encoded(image))).convert("RGB")
+        assert np.array_equal(decode_image(encoded(image), "original"), plain)
+        assert not np.array_equal(decode_image(encoded(image)), plain)
+
+
 def test_what_cannot_be_decoded_is_refused(monkeypatch):
     jpeg = encoded(picture(0), "JPEG")
     for data in (None, b"", b"None", jpeg[:200], jpeg[: len(jpeg) * 2 // 3], encoded(picture(0))[:-40]):

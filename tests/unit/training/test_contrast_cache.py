@@ -128,7 +128,7 @@ def test_local_negatives_come_from_the_same_pass():
     model = model_of("itm", "itc", contrast_cache=True, negatives="local", batch_size=8)
     batch = pairs(8)
     model.training_step(batch, 0)
-    images = model.contrast_cache.batch["negative_image"]
+    images = model.contrast_cache.first.batch["negative_image"]
     drawn = [next(i for i in range(8) if torch.equal(batch["image"][i], image)) for image in images]
     assert all(other != own and other // CHUNK == own // CHUNK for own, other in enumerate(drawn))
 

@@ -1,14 +1,16 @@
 """Retrieval recall on the val and test splits, at each validation and in a test run."""
 
 import logging
+from collections.abc import Iterable
 from functools import partial
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
+from torch import Tensor
 
 from vlmo.distributed.collectives import rank, single_process
 from vlmo.evaluation.reranking import RerankBy, reranked
-from vlmo.evaluation.retrieval import Encoded, best_ranks, encode, pair_batches, recalls
+from vlmo.evaluation.retrieval import best_ranks, encode, pair_batches, recalls
 from vlmo.modules.vlmo_module import VLMo
 from vlmo.tasks.base import Step
 from vlmo.tasks.itc import ContrastTask
@@ -23,14 +25,13 @@ class RetrievalEvaluation(Callback):
     The mean of a split is `recalls/{split}_avg`. With re-ranking also `recalls/rerank_*` and `recalls/val_rerank_*`.
     """
 
-    def __init__(self, batch_size: int, rerank: int = 0, rerank_by: RerankBy = "published") -> None:
+    def __init__(self, rerank: int = 0, rerank_by: RerankBy = "published") -> None:
         """
         Args:
-            batch_size: pairs that are contrasted at a time, where the loss comes from the features too.
             rerank: number of candidates of each query that ITM re-orders; 0 for none.
             rerank_by: see `reranked`.
         """
-        self.batch_size, self.rerank, self.rerank_by = batch_size, rerank, rerank_by
+        self.rerank, self.rerank_by = rerank, rerank_by
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         for split in ("val", "test"):
@@ -51,7 +52,8 @@ class RetrievalEvaluation(Callback):
             judge_unreadable(split, images.skipped, len(image_loader.dataset))
         texts = encode(pl_module, text_loader, "text", autocast)
         if split == phase and data.recall_measures_all(split):
-            self._measure_contrast(pl_module, images, texts, phase)
+            batches = data.eval_batches(len(texts.number), mixed=True)  # as `val_dataloader` has them
+            self._measure_contrast(pl_module, pair_batches(images, texts, batches), phase)
         ranks = best_ranks(texts, images), best_ranks(images, texts)
         found = recalls(*ranks)
         mean = sum(found.values()) / len(found)
@@ -65,12 +67,12 @@ class RetrievalEvaluation(Callback):
         pl_module.log_dict({f"{prefix}{name}": value for name, value in found.items()})
         pl_module.log(f"recalls/{split}_avg", mean)
 
-    def _measure_contrast(self, model: VLMo, images: Encoded, texts: Encoded, phase: str) -> None:
-        """Measures the contrast on all pairs in order, from the features that are there."""
+    def _measure_contrast(self, model: VLMo, pairs: Iterable[dict[str, Tensor]], phase: str) -> None:
+        """Measures the contrast from the features that are there, in the batches that pairs are read in."""
         (task,) = (task for task in model.tasks if isinstance(task, ContrastTask))
         step = Step({}, model.heads, training=False)
         with torch.inference_mode():
-            batches = list(pair_batches(images, texts, self.batch_size))
+            batches = list(pairs)
             with single_process():
                 for features in batches:
                     output = task.compare(step, features, [[len(features["text"]), 1]])
