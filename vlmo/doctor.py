@@ -214,11 +214,23 @@ class RunChecks:
 
     def resuming(self) -> Iterator[str]:
         from vlmo.training.checkpointing.files import check_resume, resume_path
+        from vlmo.training.checkpointing.saved_run import fingerprint
 
-        path = resume_path(self.settings)
+        named = bool(self.settings.resume_from)  # then it does not matter what was loaded, nor whether it could be
+        start = "" if named else fingerprint(self.loaded.tensors if self.loaded else None)
+        path = resume_path(self.settings, start)
         if path:
             check_resume(path, self.model)
             yield f"continues {path}"
+
+    def length(self) -> Iterator[str]:
+        from vlmo.training.run_length import RunLength
+
+        if self.texts["train"] and not self.settings.test_only:
+            length = RunLength.of(self.settings, self.texts["train"])
+            for warning in length.warnings():
+                log.warning(warning)
+            yield str(length)
 
     def disk(self) -> Iterator[str]:
         from vlmo.training.disk_usage import checkpoint_size, num_checkpoints
@@ -249,6 +261,7 @@ class RunChecks:
             for name in self.datamodule.specs:
                 for split in self.datamodule.splits(self.stage):
                     yield "", partial(self.split, name, split)
+        yield "length", self.length
         yield "checkpoint", self.checkpoint
         yield "model", self.fit
         yield "names", self.names

@@ -399,6 +399,26 @@ def test_step_without_numbers_is_skipped(go, broken, caplog, gradient):
     optimizer = torch.load(run.last, weights_only=True)["optimizer_states"][0]
     assert optimizer["state"][0]["step"] == 3
     assert optimizer["param_groups"][0]["updates"] == 3
+    assert torch.load(run.last, weights_only=True)["lr_schedulers"][0]["last_epoch"] == 3
+
+
+def test_the_schedule_waits_for_a_skipped_step_and_goes_on_after_a_resume(go, broken, tmp_path):
+    options = OPTIONS | {"warmup_steps": 0}
+    whole = go(TEXT, **options)
+    rates = [group["lr"] for group in whole_groups(whole)]
+    broken(1)
+    run = go(TEXT, **options)
+    tag = next(name for row in run.rows for name in row if name.startswith("lr-"))
+    taken, skipped = whole.logged(tag), run.logged(tag)
+    assert skipped[2] == taken[1] and skipped[3] == taken[2]  # the rate of the second step is used again
+    assert whole_groups(run)[0]["lr"] > rates[0]
+    broken()
+    resumed = go(TEXT, log_dir=tmp_path, resume_from=str(run.folder / "checkpoints" / "epoch=0-step=2.ckpt"), **options)
+    assert resumed.logged(tag) == {step: rate for step, rate in skipped.items() if step >= 2}
+
+
+def whole_groups(run):
+    return torch.load(run.last, weights_only=True)["optimizer_states"][0]["param_groups"]
 
 
 def test_only_the_samples_of_the_broken_pass_are_named(go, broken):

@@ -203,6 +203,14 @@ def test_validation_after_a_number_of_batches(go):
     assert len(run.logged("textmlm/val/loss")) == 2
 
 
+def test_max_steps_decides_whatever_max_epoch_is(go, capsys, caplog):
+    run = go(TEXT, max_steps=4, max_epoch=1, batch_size=8, warmup_steps=9)  # 2 batches an epoch, which are one step
+    assert run.checkpoints[-2:] == ["epoch=3-step=4.ckpt", "last.ckpt"]
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("length ")]
+    assert "4 steps = 4.0 epochs" in line and "max_epoch=1" in line
+    assert "warmup_steps=9" in caplog.text
+
+
 def test_runs_of_the_same_name_lie_side_by_side(go, tmp_path):
     for _ in range(2):
         run = go(TEXT, log_dir=tmp_path, max_steps=1)

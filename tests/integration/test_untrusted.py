@@ -25,10 +25,10 @@ from vlmo.config import resolve
 from vlmo.datamodules.collate import Collator
 from vlmo.datasets.base_dataset import Skipped
 from vlmo.datasets.checks import check_tables
-from vlmo.datasets.image import UndecodableImage, decode_image
 from vlmo.datasets.label_names import read_label_names
 from vlmo.datasets.text import TokenMasker, load_tokenizer
 from vlmo.errors import VLMoError
+from vlmo.images import UndecodableImage, decode_image
 from vlmo.registry import DATASETS
 from vlmo.settings import Settings
 from vlmo.training.checkpointing.files import newest_intact

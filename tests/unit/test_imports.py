@@ -23,7 +23,7 @@ MODULES = [".".join(path.relative_to(REPOSITORY).with_suffix("").parts).removesu
 # A room may import rooms of a lower level, and itself. So the networks know nothing of tasks, tasks nothing of training
 # and data nothing of the model. Whatever is not named here is a command: it may import everything, nothing imports it.
 LEVELS = [
-    ("errors", "files", "image_formats"),
+    ("errors", "files", "images"),
     ("batch", "registry", "plugins"),
     ("distributed", "settings", "transforms"),
     ("config", "datasets", "modules"),

@@ -13,8 +13,8 @@ from torch.utils.data import Dataset
 
 from vlmo.batch import Field
 from vlmo.datasets.arrow_tables import ArrowTables, RowLocation
-from vlmo.datasets.image import UndecodableImage, decode_image
 from vlmo.datasets.text import TokenMasker, tokenize
+from vlmo.images import UndecodableImage, decode_image
 
 Transform = Callable[[Image.Image], Tensor]
 

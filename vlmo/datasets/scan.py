@@ -9,7 +9,7 @@ import numpy as np
 from vlmo.datasets.arrow_tables import ArrowTables
 from vlmo.datasets.base_dataset import DatasetSpec
 from vlmo.datasets.checks import split_files
-from vlmo.datasets.image import UndecodableImage, decode_image
+from vlmo.images import UndecodableImage, decode_image
 
 SAMPLED_ROWS = 16  # of each file, evenly spaced
 

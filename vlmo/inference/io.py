@@ -12,10 +12,9 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from vlmo.datasets.image import UndecodableImage, decode_image, to_rgb
 from vlmo.errors import InputError, VLMoError
 from vlmo.files import walk
-from vlmo.image_formats import SUFFIXES
+from vlmo.images import SUFFIXES, UndecodableImage, decode_image, to_rgb
 from vlmo.utils.annotations import read_records
 
 Row = dict[str, Any]

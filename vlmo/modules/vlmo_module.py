@@ -88,6 +88,7 @@ class VLMo(VLMoModel, pl.LightningModule):
                 parameter.requires_grad_(any(part in name for part in trains))
         self.contrast_cache = ContrastCache(self, settings.per_gpu_batchsize) if settings.contrast_cache else None
         self.metrics = Metrics(self.tasks)
+        self.step_is_skipped = False  # set before each optimizer step by who skips it
 
     @classmethod
     def build(cls, tasks: Sequence[str], options: Mapping[str, Any]) -> "VLMo":
@@ -245,6 +246,11 @@ class VLMo(VLMoModel, pl.LightningModule):
         warmup = optim.warmup_length(s.warmup_steps, total)
         schedule = optim.build_schedule(optimizer, total, warmup, s.decay_power, s.end_lr)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        """Lightning's hook after each optimizer step: one that was skipped does not count in the schedule."""
+        if not self.step_is_skipped:
+            scheduler.step()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Lightning's hook: adds what travels with the weights, as plain values."""

@@ -148,7 +148,7 @@ class OptimizerOptions(OptionGroup):
     adamw_betas: tuple[Share, Share] = option((0.9, 0.98), "Adam's, of the mean gradient and of the mean square")
     weight_decay: NotNegative = option(0.01, "of weight matrices; biases and norms have none")
     decay_power: NotNegative | Literal["cosine"] = option(1, 'power of the polynomial decay, or "cosine"')
-    max_epoch: PositiveInt | None = option(100, "passes over the data; None: max_steps decides")
+    max_epoch: PositiveInt | None = option(100, "passes over the data, where max_steps is None; else it is ignored")
     max_steps: PositiveInt | None = option(200000, "optimizer steps; None: max_epoch decides")
     warmup_steps: NotNegative = option(0.1, "a fraction of all steps below 1, else a number of steps")
     end_lr: NotNegative = option(0, "learning rate at the end of the decay")
@@ -198,7 +198,8 @@ class EvaluationOptions(OptionGroup):
         'what orders them: "published" is the logit of a match plus the cosine, "match" the log-odds of a match',
     )
     val_check_interval: Annotated[int | float, Field(gt=0)] = option(
-        1.0, "validate every so many batches (int), or this share of an epoch (float)"
+        1.0,
+        "validate every so many batches (int, counted on from epoch to epoch), or this share of an epoch (float)",
     )
     fast_dev_run: bool | PositiveInt = option(False, "True or n: n batches of everything, nothing saved")
 

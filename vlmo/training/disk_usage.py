@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from vlmo.modules.vlmo_module import VLMo
 from vlmo.settings import Settings
 from vlmo.training.optimizer import state_share
+from vlmo.training.run_length import RunLength
 
 
 def checkpoint_size(model: VLMo, optim_type: str) -> int:
@@ -22,16 +23,14 @@ def num_checkpoints(s: Settings, texts: Mapping[str, int]) -> int:
     Args:
         texts: number of samples by split.
     """
-    epoch = max(texts["train"] // (s.training_batch * s.devices * s.num_nodes), 1)  # batches
-    ends = [epoch * s.max_epoch] if s.max_epoch else []
-    ends += [s.max_steps * s.accumulated_batches] if s.max_steps else []
+    length = RunLength.of(s, texts["train"])
     if not texts["val"]:
-        between = epoch
+        between = length.epoch_batches
     elif isinstance(s.val_check_interval, int):
         between = s.val_check_interval
     else:
-        between = max(int(epoch * s.val_check_interval), 1)
-    written = math.ceil(min(ends, default=0) / between)
+        between = max(int(length.epoch_batches * s.val_check_interval), 1)
+    written = math.ceil(length.batches / between)
     if s.checkpoint_every_n_steps:
-        written += min(ends, default=0) // (s.checkpoint_every_n_steps * s.accumulated_batches)
+        written += length.steps // s.checkpoint_every_n_steps
     return min(written, s.keep_last or written) + 1

@@ -14,6 +14,7 @@ from pytorch_lightning import Trainer
 from vlmo.checkpoints.metadata import Metadata, incompatibilities
 from vlmo.datamodules.multitask_datamodule import MTDataModule
 from vlmo.datasets.text import vocabulary_of
+from vlmo.distributed.first_process import is_first_process
 from vlmo.errors import VLMoError
 from vlmo.files import atomic_write
 from vlmo.registry import TASKS
@@ -76,6 +77,28 @@ def check_log_dir(settings: Settings) -> None:
             f"log_dir={settings.log_dir}: {folder} is no folder that can be written to ({error.strerror}); give "
             "another log_dir"
         ) from error
+
+
+def make_run_folder(settings: Settings) -> Path:
+    """Makes the next `version_{k}`, for this run alone: of runs that start at the same moment each gets its own.
+
+    The other processes of the run make none; they ask `run_folder`.
+
+    Raises:
+        VLMoError: if it cannot be made.
+    """
+    while True:
+        folder = next_run_folder(settings)
+        if settings.devices * settings.num_nodes > 1 and not is_first_process():
+            return folder
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            folder.mkdir()
+            return folder
+        except FileExistsError:
+            continue  # another run was quicker
+        except OSError as error:
+            raise VLMoError(f"log_dir={settings.log_dir}: {folder} cannot be made ({error.strerror})") from error
 
 
 def next_run_folder(settings: Settings) -> Path:

@@ -8,6 +8,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from pytorch_lightning.strategies import Strategy
 
 from vlmo.checkpoints import loading as checkpoint
 from vlmo.datamodules.multitask_datamodule import MTDataModule
+from vlmo.errors import VLMoError
 from vlmo.modules import VLMo
 from vlmo.settings import Settings
 from vlmo.training.callbacks.console import ConsoleLine
@@ -30,11 +32,19 @@ from vlmo.training.callbacks.signals import StopSignals
 from vlmo.training.callbacks.skipping import NonFinite, UnreadableImages
 from vlmo.training.checkpointing.checkpoints import Checkpoints
 from vlmo.training.checkpointing.files import check_resume, resume_path
+from vlmo.training.checkpointing.saved_run import fingerprint
 from vlmo.training.environment import Environment, choose_environment
 from vlmo.training.error_translation import explain_failures
-from vlmo.training.loggers import build_loggers
+from vlmo.training.loggers import build_loggers, check_loggers
 from vlmo.training.optimizer import check_optimizer
-from vlmo.training.preparation import check_log_dir, next_run_folder, resolve_label_names, save_settings
+from vlmo.training.preparation import (
+    check_log_dir,
+    make_run_folder,
+    next_run_folder,
+    resolve_label_names,
+    save_settings,
+)
+from vlmo.training.run_length import RunLength
 from vlmo.training.strategy import ShardedBlocks, build_strategy
 from vlmo.training.summary import results, summary
 
@@ -50,6 +60,7 @@ class Prepared:
         loggers: that the settings ask for.
         label_names: of the classes, where they have names.
         resumed_from: the checkpoint that training goes on from.
+        start: fingerprint of the weights at `load_path`, for a training.
     """
 
     settings: Settings
@@ -60,6 +71,7 @@ class Prepared:
     loggers: list[Logger] = field(default_factory=list)
     label_names: list[str] | None = None
     resumed_from: Path | None = None
+    start: str = ""
 
 
 def run(
@@ -89,13 +101,13 @@ def prepare(config: Mapping[str, Any]) -> Prepared:
     if loaded:
         checkpoint.refuse_foreign(loaded)
     label_names, vocabulary = resolve_label_names(settings, datamodule, loaded.metadata if loaded else None)
-    resumed_from = None
+    start, resumed_from = "", None
     if not settings.test_only:
         check_optimizer(settings.optim_type)
-        resumed_from = resume_path(settings)
+        start = fingerprint(loaded.tensors if loaded else None)
+        resumed_from = resume_path(settings, start)
     check_log_dir(settings)
-    folder = next_run_folder(settings)
-    loggers = [] if settings.fast_dev_run else build_loggers(settings, folder)
+    check_loggers(settings.loggers)
 
     _quieten()
     for notice in environment.notices:
@@ -106,7 +118,21 @@ def prepare(config: Mapping[str, Any]) -> Prepared:
         check_resume(resumed_from, model)
     if settings.compile:
         model.transformer.compile_blocks()
-    return Prepared(settings, environment, datamodule, model, folder, loggers, label_names, resumed_from)
+    folder, loggers = _place(settings)
+    return Prepared(settings, environment, datamodule, model, folder, loggers, label_names, resumed_from, start)
+
+
+def _place(settings: Settings) -> tuple[Path, list[Logger]]:
+    """The run's folder, which is there from now on (not for a trial), and the loggers that write to it."""
+    if settings.fast_dev_run:
+        return next_run_folder(settings), []
+    folder = make_run_folder(settings)
+    try:
+        return folder, build_loggers(settings, folder)
+    except VLMoError:
+        with suppress(OSError):  # (one of them has written into it)
+            folder.rmdir()
+        raise
 
 
 def execute(prepared: Prepared, callbacks: Iterable[Callback] = (), loggers: Iterable[Logger] = ()) -> dict[str, float]:
@@ -116,7 +142,7 @@ def execute(prepared: Prepared, callbacks: Iterable[Callback] = (), loggers: Ite
     if settings.test_only:
         _warn_of_resizing(model, settings)
     if trainer.is_global_zero:
-        print(summary(settings, prepared.environment, model), flush=True)
+        print(summary(settings, prepared.environment, model, _length(prepared)), flush=True)
     try:
         metrics = _evaluate(prepared, trainer) if settings.test_only else _train(prepared, trainer)
     except RuntimeError as error:
@@ -133,6 +159,16 @@ def execute(prepared: Prepared, callbacks: Iterable[Callback] = (), loggers: Ite
     return metrics
 
 
+def _length(prepared: Prepared) -> RunLength | None:
+    """How long the training is, with a warning where its schedule is longer; None for an evaluation and a trial."""
+    if prepared.settings.test_only or prepared.settings.fast_dev_run:
+        return None
+    length = RunLength.of(prepared.settings, len(prepared.datamodule.train_dataset))
+    for warning in length.warnings():
+        log.warning(warning)
+    return length
+
+
 def _train(prepared: Prepared, trainer: pl.Trainer) -> dict[str, float]:
     """The numbers of the last step and the last validation."""
     settings, model, datamodule = prepared.settings, prepared.model, prepared.datamodule
@@ -140,7 +176,13 @@ def _train(prepared: Prepared, trainer: pl.Trainer) -> dict[str, float]:
         save_settings(settings, Path(trainer.default_root_dir))
     with explain_failures(settings, trainer):
         trainer.fit(model, datamodule=datamodule, ckpt_path=prepared.resumed_from)
-    ended_between_validations = trainer.global_step != _own(trainer, Checkpoints).validated_at
+    checkpoints = _own(trainer, Checkpoints)
+    if trainer.is_global_zero and trainer.global_step == checkpoints.resumed_at:
+        log.warning(
+            f"nothing was left to train: {prepared.resumed_from} has all {trainer.global_step:,} steps (max_steps="
+            f"{settings.max_steps}, max_epoch={settings.max_epoch}); raise max_steps to go on"
+        )
+    ended_between_validations = trainer.global_step != checkpoints.validated_at
     if ended_between_validations and datamodule.has("val"):
         if isinstance(trainer.strategy, ShardedBlocks):
             log.warning("not validated at the end: FSDP cannot; evaluate last.ckpt with test_only=True")
@@ -187,7 +229,7 @@ def build_trainer(prepared: Prepared, callbacks: Iterable[Callback] = (), logger
     last: list[Callback] = [stop]
     if not settings.test_only:
         each_epoch = not prepared.datamodule.has("val")
-        checkpoints = Checkpoints(settings, stop, each_epoch, prepared.resumed_from)
+        checkpoints = Checkpoints(settings, stop, each_epoch, prepared.resumed_from, prepared.start)
         last = [checkpoints, stop]
         plugins.append(checkpoints.io)
     return pl.Trainer(
@@ -198,12 +240,12 @@ def build_trainer(prepared: Prepared, callbacks: Iterable[Callback] = (), logger
         plugins=plugins,
         precision=environment.precision,
         deterministic=settings.deterministic,
-        max_epochs=settings.max_epoch if settings.max_epoch else -1,
-        max_steps=settings.max_steps if settings.max_steps else -1,
+        max_epochs=-1 if settings.max_steps else settings.max_epoch,
+        max_steps=settings.max_steps or -1,
         accumulate_grad_batches=settings.accumulated_batches,
         gradient_clip_val=settings.gradient_clip_val,
         val_check_interval=settings.val_check_interval,
-        # a number of batches counts on over the ends of epochs, as the published runs did
+        # a number of batches counts on over the ends of epochs (the original's began anew in each, and had to fit in)
         check_val_every_n_epoch=None if isinstance(settings.val_check_interval, int) else 1,
         log_every_n_steps=settings.log_every_n_steps,
         fast_dev_run=int(settings.fast_dev_run),

@@ -10,6 +10,7 @@ from vlmo.modules.vlmo_module import VLMo
 from vlmo.registry import TASKS
 from vlmo.settings import Settings
 from vlmo.training.environment import Environment
+from vlmo.training.run_length import RunLength
 
 SPLITS = ("val", "dev", "test", "test-dev")
 SIDES = {"tr": "image to text", "ir": "text to image"}
@@ -24,8 +25,8 @@ def differences(settings: Settings) -> dict[str, Any]:
     return {name: value for name, value in settings.model_dump(mode="json").items() if value != defaults[name]}
 
 
-def summary(settings: Settings, environment: Environment, model: VLMo) -> str:
-    """The block printed before the first step."""
+def summary(settings: Settings, environment: Environment, model: VLMo, length: RunLength | None = None) -> str:
+    """The block printed before the first step; `length` is that of a training."""
     lines = [f"{settings.exp_name}: {settings.model_arch}, losses {' + '.join(settings.active)}"]
     lines += ["", "options that differ from the defaults"]
     for name, value in differences(settings).items():
@@ -40,6 +41,8 @@ def summary(settings: Settings, environment: Environment, model: VLMo) -> str:
             f"batch      {settings.batch_size} = {settings.per_gpu_batchsize} a device x {settings.devices} devices x "
             f"{settings.num_nodes} nodes x {settings.accumulation} accumulated"
         )
+    if length:
+        lines.append(f"length     {length}")
     lines += [f"parameters {_count(model.parameters())}"]
     if not settings.test_only:
         lines[-1] += f", of which trained {_count(parameter for _, parameter in model.trained_parameters())}"

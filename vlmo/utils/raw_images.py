@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from PIL import Image, UnidentifiedImageError
 
-from vlmo.image_formats import open_image
+from vlmo.images import open_image
 
 MAX_IMAGE_BYTES = 256 << 20  # keeps a batch far below Arrow's 2 GiB and the memory flat
 JPEG_END = b"\xff\xd9"

@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from vlmo.errors import VLMoError
 from vlmo.files import walk
-from vlmo.image_formats import SUFFIXES
+from vlmo.images import SUFFIXES
 from vlmo.utils.arrow_writer import Conversion, Report, Table
 from vlmo.utils.record_batches import Row
 from vlmo.utils.write_conceptual_caption import SHARD_ROWS

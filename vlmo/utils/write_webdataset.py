@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from vlmo.errors import VLMoError
 from vlmo.files import walk
-from vlmo.image_formats import SUFFIXES
+from vlmo.images import SUFFIXES
 from vlmo.utils.arrow_writer import Conversion, Report
 from vlmo.utils.karpathy import caption_row
 from vlmo.utils.own_data import caption_tables

@@ -19,6 +19,7 @@ def test_the_number_of_checkpoints():
     assert number(val_check_interval=10) == 7  # of 20 batches an epoch
     assert number(val=0, val_check_interval=0.5) == 4
     assert number(max_steps=15) == 3  # 30 batches
+    assert number(max_steps=100) == 11  # of 10 steps an epoch: max_epoch is ignored
     assert number(train=3) == 4
 
 

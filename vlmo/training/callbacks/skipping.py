@@ -113,7 +113,8 @@ class NonFinite(Callback):
     To skip it takes the gradients away, which every optimizer passes over. Each skipped step is written to
     `nonfinite_steps.txt` in the run's folder with the numbers (`raw_index`) of the samples; too many in a row stop the
     run. With fp16, a gradient that overflows only because the loss was scaled up is the scaler's affair: it skips the
-    step and halves the scale, and nothing is counted.
+    step and halves the scale, and nothing is counted. The schedule of the learning rate stands still for a skipped
+    step, whoever skips it.
 
     Logs the norm of the gradient, before it is clipped, as `train/grad_norm` (not where DeepSpeed keeps the gradients).
 
@@ -149,7 +150,7 @@ class NonFinite(Callback):
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         self._passes.append((loss.detach(), self._samples))
 
-    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: Any, optimizer: Optimizer) -> None:
         passes, self._passes = self._passes, []
         device = trainer.strategy.root_device
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
@@ -160,6 +161,7 @@ class NonFinite(Callback):
         step_is_finite = not all_reduce_any(
             ~finite.all(), device
         )  # on a GPU, the one time a step that it is waited for
+        pl_module.step_is_skipped = not (step_is_finite and passes)  # (no pass: no image of the batch could be decoded)
         if step_is_finite:
             self._in_a_row = 0
             return

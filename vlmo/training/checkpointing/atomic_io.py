@@ -1,5 +1,6 @@
 """Writes Lightning's checkpoints so that a kill or a full disk never costs one that was there."""
 
+import errno
 import logging
 import shutil
 from pathlib import Path
@@ -34,12 +35,13 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             with atomic_write(path) as file:
                 _save(checkpoint, file)
         except OSError as error:
-            needed = tensor_bytes(checkpoint) / 2**30
-            free = shutil.disk_usage(existing_folder(path.parent)).free / 2**30
-            self.failure = (
-                f"{path} could not be written ({error.strerror or error}): it needs {needed:.2f} GiB, and "
-                f"{free:.2f} GiB are free there; older checkpoints are as they were"
-            )
+            room = ""
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                needed = tensor_bytes(checkpoint) / 2**30
+                free = shutil.disk_usage(existing_folder(path.parent)).free / 2**30
+                room = f": it needs {needed:.2f} GiB, and {free:.2f} GiB are free there"
+            why = error.strerror or error
+            self.failure = f"{path} could not be written ({why}){room}; older checkpoints are as they were"
             log.error(self.failure)
 
     def load_checkpoint(self, path: Any, *arguments: Any, **options: Any) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from vlmo.training.checkpointing.atomic_io import AtomicCheckpointIO
 from vlmo.training.checkpointing.files import LAST, checkpoints_beside, link_last, remove, remove_unfinished
 from vlmo.training.checkpointing.loop_state import set_logged_step, set_loops
 from vlmo.training.checkpointing.resume import Position, RunState
+from vlmo.training.checkpointing.saved_run import apply_options, set_learning_rates
 from vlmo.training.preparation import run_folder
 
 log = logging.getLogger(__name__)
@@ -34,21 +35,28 @@ class Checkpoints(Callback):
         io: how they are written, and whether the last one was.
         position: how far training has come.
         validated_at: step of the last validation; -1 before.
+        resumed_at: step of the checkpoint that was gone on from; -1 without one.
     """
 
     def __init__(
-        self, settings: Settings, stop: StopSignals, each_epoch: bool = False, resumed_from: Path | None = None
+        self,
+        settings: Settings,
+        stop: StopSignals,
+        each_epoch: bool = False,
+        resumed_from: Path | None = None,
+        start: str = "",
     ) -> None:
         """
         Args:
             stop: hears the signals.
             each_epoch: there is no validation to write after.
             resumed_from: the checkpoint that this run goes on from; `keep_last` counts those beside it too.
+            start: fingerprint of the weights at `load_path`.
         """
-        self.settings, self.stop, self.each_epoch = settings, stop, each_epoch
+        self.settings, self.stop, self.each_epoch, self.start = settings, stop, each_epoch, start
         self.io = AtomicCheckpointIO()
         self.position = Position()
-        self.validated_at = -1
+        self.validated_at = self.resumed_at = -1
         self.folder: Path | None = None
         # the state at the last optimizer step, while passes are being accumulated since; else that of the moment
         self._step_state: RunState | None = None
@@ -74,6 +82,8 @@ class Checkpoints(Callback):
             return
         resume.restore(self._loaded, self._layout(trainer), trainer.global_step, pl_module)
         set_logged_step(trainer)
+        for config in trainer.lr_scheduler_configs:
+            set_learning_rates(config.scheduler)  # type: ignore[arg-type]
         self._loaded = None
         if rank() == 0:
             epoch, batches = self.position[:2]
@@ -181,17 +191,20 @@ class Checkpoints(Callback):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         state = self._step_state or resume.capture(self.position, pl_module)
-        checkpoint[resume.KEY] = resume.to_checkpoint(state, self._layout(trainer), trainer.global_step)
+        saved = resume.to_checkpoint(state, self._layout(trainer), trainer.global_step)
+        checkpoint[resume.KEY] = saved | {"start": self.start}
 
     # --- going on ----------------------------------------------------------------------------------------------------
 
-    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Before Lightning reads its own state."""
         if trainer.state.fn != "fit":
             return
         self._loaded = checkpoint.get(resume.KEY)
         if self._loaded is None:
             raise VLMoError("the checkpoint to resume from is of an older version; start from it with load_path=FILE")
+        self.resumed_at = checkpoint["global_step"]
+        apply_options(checkpoint, self.settings, pl_module.parameter_groups())
         layout = self._layout(trainer)
         epoch_length = max(int(layout["samples"]) // world_size() // self.settings.training_batch, 1)
         self.position, seen = resume.position_here(self._loaded, layout, epoch_length)

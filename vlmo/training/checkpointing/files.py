@@ -10,6 +10,7 @@ from vlmo.errors import VLMoError
 from vlmo.files import UNFINISHED
 from vlmo.modules import VLMo
 from vlmo.settings import Settings
+from vlmo.training.checkpointing.saved_run import SavedRun
 
 log = logging.getLogger(__name__)
 
@@ -56,33 +57,53 @@ def checkpoints_beside(resumed_from: Path | None, settings: Settings) -> list[Pa
     return sorted(resumed_from.parent.glob(PATTERN), key=lambda path: path.stat().st_mtime_ns)
 
 
-def newest_intact(settings: Settings) -> Path | None:
-    """The newest checkpoint of this run that can be read; damaged ones are passed over with a warning."""
+def newest_intact(settings: Settings, start: str) -> Path | None:
+    """The newest checkpoint of this run that can be read; damaged ones are passed over with a warning, and so are those
+    of runs of the same name that were started from other weights.
+    """
     runs = Path(settings.log_dir, settings.run_name)
     found = sorted(runs.glob("version_*/checkpoints/*.ckpt"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
     damaged: set[int] = set()
+    foreign: set[Path] = set()  # folders
     for path in found:
-        if path.stat().st_ino in damaged:
-            continue  # the same under its second name
+        if path.stat().st_ino in damaged or path.parent in foreign:
+            continue  # the same under its second name, or of the same run
         try:
             if path.is_file():  # sharded ones are Lightning's to read
                 checkpoint.read(path)
-            return path
+            if not (other := SavedRun.read(path).other_start(settings, start)):
+                return path
+            foreign.add(path.parent)
+            log.warning(f"{other}; it is not gone on from")
         except VLMoError as error:
             damaged.add(path.stat().st_ino)
             log.warning(f"{str(error).split('; ')[0]}; continuing from the one before it")
     return None
 
 
-def resume_path(settings: Settings) -> Path | None:
-    """The checkpoint that training continues from, if any."""
+def resume_path(settings: Settings, start: str = "") -> Path | None:
+    """The checkpoint that training continues from, if any.
+
+    Args:
+        start: fingerprint of the weights at `load_path`.
+
+    Raises:
+        VLMoError: if it cannot be gone on from with these settings.
+    """
+    path = _resume_path(settings, start)
+    if path:
+        SavedRun.read(path).check(settings, start)
+    return path
+
+
+def _resume_path(settings: Settings, start: str) -> Path | None:
     if settings.test_only:
         return None
     if settings.resume_from:
         if not Path(settings.resume_from).exists():  # (DeepSpeed's are folders)
             raise VLMoError(f"resume_from={settings.resume_from}: there is no such file")
         return Path(settings.resume_from)
-    return newest_intact(settings) if settings.resume_during_training else None
+    return newest_intact(settings, start) if settings.resume_during_training else None
 
 
 def check_resume(path: Path, model: VLMo) -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests.tables import encoded, picture
-from vlmo.datasets.image import ORIENTATION, UndecodableImage, decode_image
+from vlmo.images import ORIENTATION, UndecodableImage, decode_image
 
 
 @pytest.mark.parametrize(
