@@ -156,7 +156,7 @@ def timings(trial: Trial, options: argparse.Namespace, loader: Any) -> dict[str,
     count = StepFlops(trial.model)
     for number in range(options.warm_up + options.steps):
         # in turn, so that neither always has the other's caches; here first, whose optimizer makes the state
-        ways = ("here",) if options.single_process else WAYS[:: 1 if number % 2 else -1]
+        ways = ("here",) if options.alone else WAYS[:: 1 if number % 2 else -1]
         start = time.perf_counter()
         batch = next(loader)
         waited = time.perf_counter() - start
@@ -224,7 +224,7 @@ def main() -> None:
     print(f"{s.exp_name}: {s.model_arch}, batch {s.per_gpu_batchsize}, {s.image_size} px, {place}")
     print(f"precision {trial.precision['here']} (published way {trial.precision['published']}); texts: {source}")
     first = next(loader)
-    if not options.single_process:
+    if not options.alone:
         print(f"losses published / here: {trial.check(first)}", flush=True)
     found = timings(trial, options, loader)
     print(f"texts padded to {' '.join(f'{length:.0f}' for length in found['text_len'])}, published {s.max_text_len}")

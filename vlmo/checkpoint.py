@@ -65,7 +65,7 @@ def show(path: str) -> str:
         "left out": f"{len(dropped)} tensors that no VLMo model takes" if dropped else "nothing",
     }
     if file.kind == "vlmo":
-        lines["text"] = f"{metadata.options['max_text_len']} tokens, {metadata.options['vocab_size']} words"
+        lines["text"] = f"{metadata.options['max_text_len']} tokens, a vocabulary of {metadata.options['vocab_size']}"
     if metadata.vocabulary:
         lines["vocabulary"] = (
             f"in the file, of {metadata.options['tokenizer']}, SHA-256 {vocabulary_hash(metadata.vocabulary)}"
@@ -92,7 +92,7 @@ def _stage(kind: str, names: Iterable[str], tasks: Sequence[str], heads: Sequenc
     if tuned or (unknown and not pretrained):
         return f"fine-tuned for {', '.join(tuned + unknown)}"
     if heads and not tasks:
-        return "not told by the heads: no task that is known here has them (give --plugins)"
+        return "unknown from the heads: no task that is known here has them (give --plugins)"
     if not any("_vl." in name for name in names):
         return "2 (language added; no vision-language experts)"
     return f"3 (pairs: {', '.join(pretrained + unknown) or 'no head'})"
@@ -138,7 +138,7 @@ def _completed(metadata: Metadata, path: str, answers: str | None, tokenizer: st
     if labels and len(labels) > _num_answers(metadata):
         problems.append(f"{answers}: has {len(labels)} answers, the model {_num_answers(metadata)}")
     if words and len(words) > metadata.options["vocab_size"]:
-        problems.append(f"{tokenizer}: has {len(words)} words, the model {metadata.options['vocab_size']}")
+        problems.append(f"{tokenizer}: has {len(words)} tokens, the model {metadata.options['vocab_size']}")
     if problems:
         raise VLMoError("\n".join(problems))
     return metadata.replace(

@@ -141,7 +141,7 @@ named("task_mlm_itm_itc_base", STAGE3, BASE, learning_rate=2e-4)
 named("task_mlm_itm_itc_base_plus", STAGE3, BASE_PLUS, learning_rate=1e-4)
 named("task_mlm_itm_itc_large", STAGE3, LARGE, learning_rate=5e-5)
 
-# --- NLVR2: is the sentence true of the two pictures? -----------------------------------------------------------------
+# --- NLVR2: is the sentence true of the two images? -----------------------------------------------------------------
 named("task_finetune_nlvr2_base", NLVR2, BASE, learning_rate=5e-5)
 named("task_finetune_nlvr2_base_plus", NLVR2, BASE_PLUS, learning_rate=3e-5, drop_path_rate=0.2)
 named("task_finetune_nlvr2_base_image384", NLVR2, BASE, learning_rate=5e-5, image_size=384)

@@ -180,7 +180,7 @@ class RunChecks:
             return
         line = (
             f"{name} {split}: {len(found.undecodable)} of {found.sampled} sampled images cannot be decoded, such as "
-            f"{found.undecodable[0]}; with more than 1 % a run stops: make the file anew (DATA.md)"
+            f"{found.undecodable[0]}; with more than 1 % a run stops: re-create the file (DATA.md)"
         )
         if len(found.undecodable) > found.sampled / 2:
             raise VLMoError(line)
@@ -214,7 +214,7 @@ class RunChecks:
 
         metadata = self.loaded.metadata if self.loaded else None
         labels, vocabulary = resolve_label_names(self.settings, self.datamodule, metadata)
-        yield (f"{len(vocabulary):,} words" if vocabulary else "no text") + (
+        yield (f"{len(vocabulary):,} tokens" if vocabulary else "no text") + (
             f", {len(labels):,} answers" if labels else ""
         )
 

@@ -52,7 +52,7 @@ def walk(root: str | Path) -> Iterator[tuple[str, list[str]]]:
 
 
 def _warn_of_folder(error: OSError) -> None:
-    log.warning(f"{error.filename}: cannot be read ({error.strerror}); going on without it")
+    log.warning(f"{error.filename}: cannot be read ({error.strerror}); continuing without it")
 
 
 def sync(path: str | Path) -> None:

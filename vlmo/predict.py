@@ -12,7 +12,7 @@ FILE.jsonl (FILE.npz for embed, a folder for attention), else to the standard ou
 cannot be read gives {"error": ...} in its place, and exit status 1 at the end.
 
 CKPT: Lightning's file, a released one, a folder of save_pretrained or a name on the Hugging Face hub. Released files
-hold neither answers nor words: add --answers FILE, the JSON list of answers beside the tables, and --tokenizer
+hold neither answers nor vocabulary: add --answers FILE, the JSON list of answers beside the tables, and --tokenizer
 vocab.txt. A checkpoint of a plugin's task needs --plugins MODULE, which may bring further commands.
 """
 
@@ -201,7 +201,7 @@ def _parser(commands: Mapping[str, Command]) -> argparse.ArgumentParser:
             one.add_argument("--by", choices=("text", "image"), default="text", help="what is looked for matches of")
         if name == "attention":
             one.add_argument("--layer", type=int, default=-1, help="from 0; -1 is the last")
-            one.add_argument("--token", help="a word of the text; else the mean over all")
+            one.add_argument("--token", help="a token of the text; else the mean over all")
     return parser
 
 

@@ -232,7 +232,7 @@ def test_other_answers_or_words_than_the_training_s(place, caplog):
     rename_answer(place.data, "another", "answer 1")
     others = place.folder / "others.txt"
     others.write_text("\n".join([*WORDS[:5], *WORDS[:4:-1]]) + "\n")
-    with pytest.raises(VLMoError, match="another vocabulary: word number 5"):
+    with pytest.raises(VLMoError, match="another vocabulary: token number 5"):
         place.run(VQA, load_path=tuned, test_only=True, tokenizer=str(others))
 
 

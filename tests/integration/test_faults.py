@@ -179,7 +179,7 @@ def test_damaged_checkpoints_are_passed_over(go, tmp_path, through, caplog):
     os.truncate(run.last, run.last.stat().st_size // 2)
     (run.folder / "checkpoints" / "epoch=0-step=2.ckpt").write_bytes(b"")
     resumed = go(TEXT, log_dir=tmp_path, resume_during_training=True, **OPTIONS)
-    assert caplog.text.count("going on from the one before it") == 2
+    assert caplog.text.count("continuing from the one before it") == 2
     assert sorted(resumed.logged("textmlm/train/loss")) == [1, 2, 3]
     assert equal(weights(resumed.last), weights(through.last))
 
@@ -357,7 +357,7 @@ def test_slurm_job_is_queued_again(go, tmp_path, signalled, monkeypatch, caplog,
     with pytest.raises(Stopped):
         go(TEXT, log_dir=tmp_path / "result", resume_during_training=resume, **OPTIONS)
     assert (asked.read_text() == "requeue 17\n") if resume else not asked.exists()
-    assert ("would start anew" in caplog.text) is not resume
+    assert ("would start over" in caplog.text) is not resume
 
 
 # --- numbers ----------------------------------------------------------------------------------------------------------

@@ -125,7 +125,7 @@ def test_with_other_data_the_epoch_begins_anew(go, tmp_path, samples, caplog):
     with caplog.at_level(logging.WARNING):
         options = OPTIONS | {"datasets": ["coco"], "max_steps": 4}
         go(STAGE3, log_dir=tmp_path / "then", resume_from=str(first.last), **options)
-    assert "training data in another order (samples 16 for 31): epoch 0 begins anew" in caplog.text
+    assert "training data in another order (samples 16 for 31): epoch 0 starts over" in caplog.text
     assert Counter(samples[0]).most_common(1)[0][1] == 1
 
 

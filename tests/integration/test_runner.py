@@ -148,7 +148,7 @@ def test_retrieval_without_a_test_split(irtr, go, data, tmp_path, caplog):
         shutil.copy(data / f"f30k_caption_karpathy_{name}.arrow", tmp_path)
     tables.write_table(tmp_path / "f30k_caption_karpathy_test.arrow", nothing)
     trained = go(IRTR, data_root=str(tmp_path), max_steps=1)
-    assert "f30k_caption_karpathy_test.arrow: has no caption; going on without it" in caplog.text
+    assert "f30k_caption_karpathy_test.arrow: has no caption; continuing without it" in caplog.text
     evaluated = go(IRTR, data_root=str(tmp_path), test_only=True, load_path=str(irtr.last))
     for metrics in (trained.metrics, evaluated.metrics):
         assert "recalls/val_avg" in metrics and "recalls/test_avg" not in metrics

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import workload
+from benchmarks import step, workload
 from benchmarks.flops import StepFlops
 from benchmarks.reference import Reference, adamw_step
 from benchmarks.step import hardest
@@ -38,6 +38,17 @@ def test_is_called_as_a_module_and_says_what_it_does(name, monkeypatch, capsys):
         runpy.run_module(f"benchmarks.{name}", run_name="__main__")
     assert ended.value.code == 0
     assert f"python -m benchmarks.{name}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("options, ways", [((), 2), (("--alone",), 1)])
+def test_a_step_of_both_ways_or_one_is_measured(options, ways, monkeypatch, capsys):
+    words = ["task_textmlm_base", "model_arch=vlmo_tiny_patch16", "vocab_size=2000", "num_gpus=0", "precision=32"]
+    words += ["per_gpu_batchsize=2", "--texts", "passages", "--steps", "1", "--warm-up", "0", "--no-memory", *options]
+    monkeypatch.setattr("sys.argv", ["step", *words])
+    step.main()
+    printed = capsys.readouterr().out
+    assert "passages" in printed
+    assert ("losses published / here" in printed) == (ways == 2)
 
 
 def batch_of(task, **options):

@@ -64,7 +64,7 @@ def test_show(tmp_path, run, task, stage, heads):
     shown = table(out)
     assert status == 0 and shown["stage"] == stage and shown["heads"].endswith(heads)
     assert (shown["kind"], shown["architecture"], shown["resolution"]) == ("VLMo", "vlmo_tiny_patch16", "32 px")
-    assert shown["text"] == "24 tokens, 64 words" and "float32" in shown["weights"]
+    assert shown["text"] == "24 tokens, a vocabulary of 64" and "float32" in shown["weights"]
     assert shown.get("answers") == ("7, whose texts are not in the file" if task == VQA else None)
 
 

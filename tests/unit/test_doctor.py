@@ -55,7 +55,7 @@ def test_ready(diagnose, tmp_path):
     text = "\n".join(lines)
     assert "coco train: 2 files, 8 rows, 16 texts; 8 images tried" in text
     assert "coco val: 1 file, 4 rows, 8 texts; 4 images tried" in text
-    assert "51 words" in text
+    assert "51 tokens" in text
     assert "the run will write about 2 checkpoints of 0." in text
     assert "tensorboard, csv" in text
     assert not (tmp_path / "result").exists()

@@ -263,10 +263,10 @@ def test_tokenizer_and_answers(tmp_path):
     with pytest.raises(VLMoError, match="other answers: number 0"):
         Predictor(model, answers=["no"])
     (tmp_path / "vocab.txt").write_text("\n".join([*WORDS[:5], *WORDS[:4:-1]]) + "\n")
-    with pytest.raises(VLMoError, match="another vocabulary: word number 5"):
+    with pytest.raises(VLMoError, match="another vocabulary: token number 5"):
         Predictor(model, tmp_path / "vocab.txt")
     (tmp_path / "vocab.txt").write_text("\n".join([*WORDS, *map(str, range(64))]) + "\n")
-    with pytest.raises(VLMoError, match="words, the model 64"):
+    with pytest.raises(VLMoError, match="tokens, the model 64"):
         Predictor(model, tmp_path)
     (tmp_path / "answers.json").write_text("{}")
     with pytest.raises(VLMoError, match="must be a list of answers"):

@@ -115,7 +115,7 @@ def incompatibilities(
         )
     if saved and saved.vocabulary and vocabulary and (where := first_mismatch(saved.vocabulary, vocabulary)):
         problems.append(
-            f"{path}: was trained with another vocabulary: word {where}; give its tokenizer with tokenizer=: "
+            f"{path}: was trained with another vocabulary: token {where}; give its tokenizer with tokenizer=: "
             f"{saved.options['tokenizer']} (SHA-256 of vocab.txt {vocabulary_hash(saved.vocabulary)[:12]}...)"
         )
     return problems

@@ -141,7 +141,7 @@ def _window(source: Checkpoint, tensors: Mapping[str, Tensor]) -> int:
         window = round(max(tensors["transformer.pos_embed"].shape[1] - 1, 0) ** 0.5)
     if not window:
         raise VLMoError(
-            f"{source.path}: its image size cannot be told from its position tables; damaged, or not VLMo's"
+            f"{source.path}: its image size does not follow from its position tables; damaged, or not VLMo's"
         )
     return window
 

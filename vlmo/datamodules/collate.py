@@ -55,7 +55,7 @@ class Collator:
     def _collate(self, name: str, values: list[Any]) -> Any:
         if name not in self.fields:
             raise VLMoError(
-                f"{name}: samples have this field, and nobody declares it; add it to the data set's `fields`"
+                f"{name}: samples have this field, which is not declared; add it to the data set's `fields`"
             )
         field = self.fields[name]
         if field.dtype is None:

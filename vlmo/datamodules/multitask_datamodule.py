@@ -119,7 +119,7 @@ class MTDataModule(LightningDataModule):
         except VLMoError as error:
             return [*problems, str(error)]
         if size > self.settings.vocab_size:
-            problems.append(f"vocab_size: the tokenizer has {size} words: pass vocab_size={size}")
+            problems.append(f"vocab_size: the tokenizer has {size} tokens: pass vocab_size={size}")
         return problems
 
     def setup(self, stage: str) -> None:

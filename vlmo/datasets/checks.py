@@ -91,7 +91,7 @@ def _check_dataset(
             findings.warnings += _gaps(name, stem, paths)
             labelled += [] if problems or not targets else paths
         elif optional:
-            findings.warnings.append(f"{name}: {root / stem}.arrow is missing; going on without it")
+            findings.warnings.append(f"{name}: {root / stem}.arrow is missing; continuing without it")
         else:
             findings.problems.append(f"{name}: {root / stem}.arrow is missing")
             absent = True
@@ -110,7 +110,7 @@ def _gaps(name: str, stem: str, paths: Sequence[Path]) -> list[str]:
     prefix, suffix = stem.split("*")
     numbers = {int(path.stem.removeprefix(prefix).removesuffix(suffix)) for path in paths}
     missing = [str(number) for number in range(max(numbers)) if number not in numbers]
-    return [f"{name}: {stem}.arrow: going on without the shards {', '.join(missing)}"] if missing else []
+    return [f"{name}: {stem}.arrow: continuing without the shards {', '.join(missing)}"] if missing else []
 
 
 def _check_columns(path: Path, spec: DatasetSpec, targets: bool) -> list[str]:
@@ -145,7 +145,7 @@ def _count_texts(name: str, stem: str, paths: Sequence[Path], spec: DatasetSpec,
     line = f"{name}: {paths[0].parent / stem}.arrow: has no {spec.dataset.text_column or 'rows'}"
     if stem in spec.train:
         return [line]
-    findings.warnings.append(f"{line}; going on without it")  # such as a Karpathy JSON without a test split
+    findings.warnings.append(f"{line}; continuing without it")  # such as a Karpathy JSON without a test split
     return []
 
 

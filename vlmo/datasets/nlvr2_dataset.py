@@ -90,8 +90,8 @@ class NLVR2Dataset(BaseDataset):
     @classmethod
     def test_warnings(cls, paths: Sequence[Path]) -> list[str]:
         return [
-            f"{path}: does not tell the numbers of a pair's sentences, the prediction file counts them in order; for "
-            "the official script make the table anew"
+            f"{path}: does not hold the numbers of a pair's sentences, the prediction file counts them in order; for "
+            "the official script re-create the table"
             for path in paths
             if sentence_numbers(path) is None
         ]

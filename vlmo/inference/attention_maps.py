@@ -1,4 +1,4 @@
-"""Where the words of a text look in an image: attention weights of a joint pass, and a drawing of them."""
+"""Where the tokens of a text look in an image: attention weights of a joint pass, and a drawing of them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -41,7 +41,7 @@ class AttentionMap:
         """Draws the image under a heat map of the weights, mean over heads, the strongest patch hottest.
 
         Args:
-            token: the word or its number; None: the mean over the words ([CLS] and [SEP] left out).
+            token: the token or its number; None: the mean over all ([CLS] and [SEP] left out).
             layer: position in `layers`.
             opacity: of the hottest place.
             longer_side: of the drawing, in pixels; the image keeps its shape.

@@ -1,4 +1,4 @@
-"""What people hand in, images in many forms and files of many inputs; and results as files."""
+"""What users hand in, images in many forms and files of many inputs; and results as files."""
 
 import json
 import os

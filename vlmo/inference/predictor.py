@@ -160,7 +160,7 @@ class Predictor:
     # --- pairs -------------------------------------------------------------------------------------------------------
 
     def attention(self, image: Any, text: str, layers: Sequence[int] | None = None) -> AttentionMap:
-        """Shows where each word of the text looks in the image, layer by layer (None: all); `.picture()` draws it."""
+        """Shows where each token of the text looks in the image, layer by layer (None: all); `.picture()` draws it."""
         numbers = list(range(self.model.transformer.depth))
         if layers is not None and not set(layers) <= set(numbers):
             raise VLMoError(f"layers={list(layers)}: the model has {len(numbers)}, from 0")
@@ -254,7 +254,7 @@ def _choose_tokenizer(model: VLMoModel, name_or_path: str | Path | None) -> "Ber
     tokenizer = load_tokenizer(name_or_path or metadata.options["tokenizer"])
     problems = incompatibilities(metadata, None, vocabulary_of(tokenizer), "this checkpoint")
     if len(tokenizer) > model.vocab_size:
-        problems.append(f"tokenizer: has {len(tokenizer)} words, the model {model.vocab_size}; give the model's")
+        problems.append(f"tokenizer: has {len(tokenizer)} tokens, the model {model.vocab_size}; give the model's")
     if problems:
         raise VLMoError("\n".join(problems))
     return tokenizer

@@ -190,7 +190,7 @@ class EvaluationOptions(OptionGroup):
     test_only: bool = option(False, "evaluate load_path, train nothing")
     get_recall_metric: bool = option(False, "retrieval recall on val and test at each validation")
     get_recall_rerank_metric: bool = option(
-        False, "recall also after ITM has ordered the first k_test candidates of each query anew"
+        False, "recall also after ITM has re-ordered the first k_test candidates of each query"
     )
     k_test: PositiveInt = option(32, "candidates that re-ranking looks at")
     rerank_by: Literal["published", "match"] = option(
@@ -217,10 +217,10 @@ class ContinuingOptions(OptionGroup):
     """Continuing"""
 
     resume_from: PathText | None = option(
-        None, "a checkpoint of this project's: the run goes on from it exactly, also in the middle of an epoch"
+        None, "a checkpoint of this project's: the run continues from it exactly, also in the middle of an epoch"
     )
     resume_during_training: bool = option(
-        False, "go on from the newest checkpoint of this run that can be read, if there is one"
+        False, "continue from the newest checkpoint of this run that can be read, if there is one"
     )
     checkpoint_every_n_steps: PositiveInt | None = option(
         None, "also write one every so many optimizer steps; None: after each validation only"

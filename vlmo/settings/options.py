@@ -100,7 +100,7 @@ def _evaluation(s: Options) -> Iterator[str]:
     if s.test_only and not s.load_path:
         yield "test_only=True: evaluates a checkpoint; give it with load_path=FILE"
     if s.get_recall_rerank_metric and not s.get_recall_metric:
-        yield "get_recall_rerank_metric=True: orders anew what get_recall_metric=True ranks; set that too"
+        yield "get_recall_rerank_metric=True: re-orders what get_recall_metric=True ranks; set that too"
     if s.get_recall_rerank_metric and not provides(s, "matching") and not s.load_path:
         yield "get_recall_rerank_metric=True: needs an ITM head that has been trained; give a file with load_path=FILE"
 

@@ -139,7 +139,7 @@ class MLM(MaskedTokens):
             "fill_mask",
             fill_mask,
             "mlm_score",
-            "filling in words",
+            "filling in masked tokens",
             ("text",),
             "masks",
             optional=("image",),

@@ -47,7 +47,7 @@ def _explanation(error: Exception, settings: Settings, trainer: Trainer) -> str 
         return (
             f"a process that loads data has died at step {trainer.global_step + 1} ({how}). Mostly the machine has run "
             f"out of memory (lower num_workers, now {settings.num_workers}) or of shared memory (a container needs a "
-            "larger /dev/shm), or a data file was changed meanwhile. To go on from the last checkpoint: "
+            "larger /dev/shm), or a data file was changed meanwhile. To continue from the last checkpoint: "
             "resume_during_training=True"
         )
     return None

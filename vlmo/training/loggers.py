@@ -67,7 +67,7 @@ class _IgnoreWriteErrors:
                 raise
             if not self._failed:
                 where, why = self.log_dir, cause.strerror or cause  # type: ignore[attr-defined]
-                log.error(f"{where}: numbers could not be logged ({why}); training goes on")
+                log.error(f"{where}: numbers could not be logged ({why}); training continues")
             self._failed = True
 
 

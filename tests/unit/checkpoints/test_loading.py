@@ -313,7 +313,7 @@ def test_heads_that_are_reset_stay_as_they_are(tmp_path):
     path = saved(state, tmp_path / "vqa.pt")
     model = SmallModel()
     before = snapshot(model)
-    report = load(model, path, reset=["vqa_classifier"])
+    report = load(model, path, anew={"vqa_classifier": "reset_heads=True"})
     heads = [name for name in before if name.startswith("vqa_classifier")]
     assert heads and set(heads) <= set(report.new) and set(heads) <= set(report.dropped)
     assert all(torch.equal(model.state_dict()[name], before[name]) for name in heads)

@@ -197,7 +197,7 @@ def test_contradictions_name_the_file_and_the_place():
     assert incompatibilities(saved, ["yes"], ["[PAD]", "cat"], "f") == []
     answers, words = incompatibilities(saved, ["no"], ["[PAD]", "dog"], "f.ckpt")
     assert answers.startswith("f.ckpt: was trained with other answers: number 0 is 'yes' in the file and 'no' here")
-    assert words.startswith("f.ckpt: was trained with another vocabulary: word number 1 is 'cat' in the file")
+    assert words.startswith("f.ckpt: was trained with another vocabulary: token number 1 is 'cat' in the file")
 
 
 def test_resuming_keeps_the_names(vqa):

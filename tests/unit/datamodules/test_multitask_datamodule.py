@@ -198,7 +198,7 @@ def test_nlvr2_tables_that_do_not_tell_the_numbers_of_sentences(make, caplog):
         make("task_finetune_nlvr2_base").check("fit")
         assert "numbers of a pair's sentences" not in caplog.text
         make("task_finetune_nlvr2_base", test_only=True, load_path="x.ckpt").check("test")
-    assert caplog.text.count("does not tell the numbers of a pair's sentences") == 2
+    assert caplog.text.count("does not hold the numbers of a pair's sentences") == 2
 
 
 def test_retrieval(make):
@@ -355,7 +355,7 @@ def test_all_problems_at_once(make):
 
 
 def test_vocabulary_must_fit(make):
-    with pytest.raises(VLMoError, match=r"the tokenizer has (\d+) words: pass vocab_size=\1"):
+    with pytest.raises(VLMoError, match=r"the tokenizer has (\d+) tokens: pass vocab_size=\1"):
         make("task_textmlm_base", vocab_size=20).check("fit")
 
 

@@ -43,7 +43,7 @@ def test_shards_are_found_in_numerical_order(tmp_path):
     assert find_files(tmp_path, ["vg"]) == {"vg": []}
     findings = check(tmp_path, "sbu")
     assert findings.problems == []
-    assert findings.warnings == ["sbu: sbu_*.arrow: going on without the shards 1, 2, 3, 4, 5, 6, 7, 8"]
+    assert findings.warnings == ["sbu: sbu_*.arrow: continuing without the shards 1, 2, 3, 4, 5, 6, 7, 8"]
 
 
 def test_data_root_is_needed(tmp_path):
@@ -79,7 +79,7 @@ def test_optional_files_are_warned_about(tmp_path):
     findings = check(tmp_path, "coco")
     assert findings.problems == []
     missing = tmp_path / "coco_caption_karpathy_restval.arrow"
-    assert findings.warnings == [f"coco: {missing} is missing; going on without it"]
+    assert findings.warnings == [f"coco: {missing} is missing; continuing without it"]
 
 
 def test_no_data_for_the_first_split(tmp_path):
@@ -113,7 +113,7 @@ def test_tables_without_samples(tmp_path):
     val = tables.write_table(tmp_path / "coco_caption_karpathy_val.arrow", no_captions)
     findings = check(tmp_path, "coco")
     assert findings.problems == [f"coco: {tmp_path}/coco_caption_karpathy_train.arrow: has no caption"]
-    assert findings.warnings == [f"coco: {val}: has no caption; going on without it"]
+    assert findings.warnings == [f"coco: {val}: has no caption; continuing without it"]
     tables.write_captions(tmp_path, "coco_caption_karpathy_train")
     assert check(tmp_path, "coco").problems == []
 

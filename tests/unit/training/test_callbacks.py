@@ -40,7 +40,7 @@ def test_few_unreadable_images_are_counted_and_listed(trainer, tmp_path, caplog)
 def test_more_than_one_in_a_hundred_stop_the_run(trainer):
     callback = UnreadableImages()
     callback.on_train_batch_end(trainer, None, None, skipped(10), 0)
-    with pytest.raises(VLMoError, match=r"11 of 1000 train samples .* more than 1%: .* make its Arrow files anew"):
+    with pytest.raises(VLMoError, match=r"11 of 1000 train samples .* more than 1%: .* re-create its Arrow files"):
         callback.on_train_batch_end(trainer, None, None, skipped(1), 1)
 
 

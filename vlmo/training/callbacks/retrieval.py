@@ -28,7 +28,7 @@ class RetrievalEvaluation(Callback):
     def __init__(self, rerank: int = 0, rerank_by: RerankBy = "published") -> None:
         """
         Args:
-            rerank: number of candidates of each query that ITM orders anew; 0 for none.
+            rerank: number of candidates of each query that ITM re-orders; 0 for none.
             rerank_by: see `reranked`.
         """
         self.rerank, self.rerank_by = rerank, rerank_by

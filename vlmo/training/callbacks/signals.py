@@ -73,7 +73,7 @@ def requeue(number: signal.Signals, resumes: bool) -> None:
         return
     if not resumes:
         log.warning(
-            f"job {job} is not put back into the queue: without resume_during_training=True it would start anew"
+            f"job {job} is not put back into the queue: without resume_during_training=True it would start over"
         )
         return
     done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True)

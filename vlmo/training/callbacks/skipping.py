@@ -103,7 +103,7 @@ def judge_unreadable(phase: str, failed: int, total: int) -> None:
     if failed > MAX_FAILED_SHARE * total:
         raise VLMoError(
             f"{failed} of {total} {phase} samples have images that cannot be decoded, more than "
-            f"{MAX_FAILED_SHARE:.0%}: the data set is damaged; make its Arrow files anew (DATA.md)"
+            f"{MAX_FAILED_SHARE:.0%}: the data set is damaged; re-create its Arrow files (DATA.md)"
         )
 
 

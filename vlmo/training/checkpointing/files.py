@@ -77,7 +77,7 @@ def newest_intact(settings: Settings, start: str) -> Path | None:
             log.warning(f"{other}; it is not gone on from")
         except VLMoError as error:
             damaged.add(path.stat().st_ino)
-            log.warning(f"{str(error).split('; ')[0]}; going on from the one before it")
+            log.warning(f"{str(error).split('; ')[0]}; continuing from the one before it")
     return None
 
 

@@ -88,7 +88,7 @@ def position_here(
     if changed := [name for name in ("samples", "seed", "grouped") if layout[name] != saved[name]]:
         if rank() == 0:
             what = ", ".join(f"{name} {layout[name]} for {saved[name]}" for name in changed)
-            log.warning(f"resumed with training data in another order ({what}): epoch {epoch} begins anew")
+            log.warning(f"resumed with training data in another order ({what}): epoch {epoch} starts over")
         return Position(epoch, 0, epoch * epoch_length, validated), SeenSamples(epoch, 0, 1, 1)
     number = min(saved["batches"] * saved["batch"] * saved["world"], layout["samples"])
     seen = SeenSamples(epoch, number, saved["world"], saved["batch"])
