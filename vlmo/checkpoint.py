@@ -23,7 +23,7 @@ from vlmo.checkpoints.metadata import Metadata, incompatibilities, vocabulary_ha
 from vlmo.checkpoints.pretrained import infer_metadata, write_folder
 from vlmo.datasets.label_names import read_label_names
 from vlmo.datasets.text import load_tokenizer, vocabulary_of
-from vlmo.errors import VLMoError, print_error
+from vlmo.errors import VLMoError, print_anything, print_error
 from vlmo.registry import TASKS
 
 KINDS = {
@@ -150,6 +150,7 @@ def _completed(metadata: Metadata, path: str, answers: str | None, tokenizer: st
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit status: 0, or 2 after a mistake of the user."""
+    print_anything()
     assert __doc__
     parser = argparse.ArgumentParser(
         prog="python -m vlmo.checkpoint", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

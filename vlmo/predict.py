@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vlmo import plugins
-from vlmo.errors import VLMoError, print_error
+from vlmo.errors import VLMoError, print_anything, print_error
 from vlmo.inference import AttentionMap, Predictor
 from vlmo.inference.io import Row, image_files, predict_rows, read_rows, write_jsonl, write_npz
 from vlmo.inference.uses import find_use, registered_uses
@@ -268,6 +268,7 @@ def run(command: Command, options: Options) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit status: 0, 1 if some rows could not be used, 2 after a mistake."""
+    print_anything()
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     try:
         plugins.load(_plugins(arguments))

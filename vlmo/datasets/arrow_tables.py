@@ -8,6 +8,9 @@ Arrow follows the offsets of a damaged or hostile file wherever they lead. All o
 starts (150 million texts), so the offsets of each row are checked when it is read.
 """
 
+import errno
+import os
+import resource
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +25,7 @@ def open_table(path: str | Path) -> pa.RecordBatchFileReader:
     """Maps an Arrow file (IPC file format).
 
     Raises:
-        VLMoError: if it is missing, truncated or no Arrow file.
+        VLMoError: if it is missing, truncated or no Arrow file, or the system does not open it.
     """
     try:
         # no threads: worker processes are forked, and one record batch is all that is read at a time
@@ -30,7 +33,26 @@ def open_table(path: str | Path) -> pa.RecordBatchFileReader:
     except FileNotFoundError:
         raise VLMoError(f"{path}: is missing") from None
     except (pa.ArrowInvalid, OSError) as error:
-        raise VLMoError(f"{path}: is not a complete Arrow file ({error}); make it again") from error
+        raise VLMoError(f"{path}: {_why_unreadable(error)}") from error
+
+
+def _why_unreadable(error: Exception, damage: str = "is not a complete Arrow file") -> str:
+    """What is wrong, and the remedy: `damage` only where it is not the system that refuses to read the file."""
+    number = getattr(error, "errno", None)
+    if number in (errno.EMFILE, errno.ENFILE):
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        return f"cannot be opened, no more than {limit} files may be open at once: raise that, such as ulimit -n 65536"
+    if number:
+        return f"cannot be read ({os.strerror(number)}); the file itself may be whole"
+    return f"{damage} ({error}); make it again"
+
+
+def allow_open_files(number: int) -> None:
+    """Raises the limit of open files, of this process and those it starts, to `number` or as far as it may."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < number:
+        highest = number if hard == resource.RLIM_INFINITY else min(number, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(highest, soft), hard))
 
 
 class RowLocation(NamedTuple):
@@ -99,6 +121,7 @@ class ArrowTables:
         self._row_starts = np.concatenate([[0], np.cumsum(rows)])
         self._text_starts = np.concatenate([[0], np.cumsum(texts)])
         self._readers: dict[int, pa.RecordBatchFileReader] = {}
+        allow_open_files(4 * len(paths) + 1024)  # each stays open; so do those of other splits and sets
 
     def _count(self, table: int) -> list[tuple[int, int, int, int]]:
         """(file, number in it, rows, texts) of each record batch that has rows; the map is given back afterwards."""
@@ -118,7 +141,7 @@ class ArrowTables:
                         texts = int(offsets[-1]) - int(offsets[0])
                     counts.append((table, number, record.num_rows, texts))
         except (pa.ArrowInvalid, OSError) as error:
-            raise VLMoError(f"{path}: is damaged ({error}); make it again") from error
+            raise VLMoError(f"{path}: {_why_unreadable(error, 'is damaged')}") from error
         return counts
 
     @property

@@ -126,11 +126,13 @@ def _results(rows: list[Row], predict: Callable[[list[Row]], list[Row]]) -> list
 def write_jsonl(rows: Iterable[Row], path: str | None) -> int:
     """Writes an object a line, as they come (None: to the standard output). Returns how many have an error."""
     errors = 0
-    file = sys.stdout if path is None else open(path, "w", encoding="utf-8")  # noqa: SIM115  (stdout stays open)
+    # (names of files that are not UTF-8 come with surrogates)
+    file = sys.stdout if path is None else open(path, "w", encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
+    ascii_alone = "utf" not in (file.encoding or "").lower()  # escapes that JSON has, not those of `print_anything`
     try:
         for row in rows:
             errors += "error" in row
-            print(json.dumps(row, ensure_ascii=False, default=np.ndarray.tolist), file=file)
+            print(json.dumps(row, ensure_ascii=ascii_alone, default=np.ndarray.tolist), file=file)
     finally:
         if path is not None:
             file.close()
