@@ -2,6 +2,7 @@
 
 import json
 import sys
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -121,6 +122,26 @@ def _results(rows: list[Row], predict: Callable[[list[Row]], list[Row]]) -> list
         if len(rows) == 1:
             return [{"error": str(error)}]
         return [result for row in rows for result in _results([row], predict)]  # finds the one that it was
+
+
+def check_output(path: Path, option: str) -> None:
+    """Makes sure that a file can be written, before the work that it is for. An older one stays as it is.
+
+    Raises:
+        VLMoError: naming `option`, if it is a folder, or cannot be written.
+    """
+    folder = path.absolute().parent
+    if path.is_dir():
+        raise VLMoError(f"{option} {path}: is a folder; give the name of a file")
+    if not folder.is_dir():
+        raise VLMoError(f"{option} {path}: its folder does not exist")
+    try:
+        if path.is_file():
+            path.open("ab").close()
+        elif not path.exists():  # (a pipe or a device is left alone)
+            tempfile.TemporaryFile(dir=folder).close()  # permissions alone say nothing of read-only disks
+    except OSError as error:
+        raise VLMoError(f"{option} {path}: cannot be written ({error.strerror}); give another name") from error
 
 
 def write_jsonl(rows: Iterable[Row], path: str | None) -> int:
