@@ -4,7 +4,6 @@ Order matters: whatever can be wrong is looked at before the model is built and 
 """
 
 import logging
-import os
 import sys
 import warnings
 from collections.abc import Iterable, Mapping
@@ -260,7 +259,7 @@ def _callbacks(prepared: Prepared) -> list[Callback]:
     """Those that this run has a use for."""
     settings = prepared.settings
     callbacks: list[Callback] = [UnreadableImages(), TQDMProgressBar(refresh_rate=1 if sys.stderr.isatty() else 0)]
-    if settings.devices * settings.num_nodes > 1 or "LOCAL_RANK" in os.environ:
+    if settings.devices * settings.num_nodes > 1:
         callbacks.append(ProcessWatchdog())
     if settings.get_recall_metric:
         rerank = settings.k_test if settings.get_recall_rerank_metric else 0
