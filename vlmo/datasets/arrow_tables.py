@@ -47,12 +47,19 @@ def _why_unreadable(error: Exception, damage: str = "is not a complete Arrow fil
     return f"{damage} ({error}); make it again"
 
 
-def allow_open_files(number: int) -> None:
-    """Raises the limit of open files, of this process and those it starts, to `number` or as far as it may."""
+def allow_open_files(number: int) -> int:
+    """Raises the limit of open files, of this process and those it starts, as far as it may, to what `number` tables
+    need, each of which stays open; so do those of other splits and sets.
+
+    Returns:
+        how many may be open at once.
+    """
+    needed = 4 * number + 1024
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != resource.RLIM_INFINITY and soft < number:
-        highest = number if hard == resource.RLIM_INFINITY else min(number, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (max(highest, soft), hard))
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        soft = max(soft, needed if hard == resource.RLIM_INFINITY else min(needed, hard))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    return number if soft == resource.RLIM_INFINITY or soft >= needed else max(soft // 8, 16)
 
 
 class RowLocation(NamedTuple):
@@ -121,7 +128,7 @@ class ArrowTables:
         self._row_starts = np.concatenate([[0], np.cumsum(rows)])
         self._text_starts = np.concatenate([[0], np.cumsum(texts)])
         self._readers: dict[int, pa.RecordBatchFileReader] = {}
-        allow_open_files(4 * len(paths) + 1024)  # each stays open; so do those of other splits and sets
+        self._max_open = allow_open_files(len(paths))
 
     def _count(self, table: int) -> list[tuple[int, int, int, int]]:
         """(file, number in it, rows, texts) of each record batch that has rows; the map is given back afterwards."""
@@ -200,6 +207,8 @@ class ArrowTables:
         # nothing is cached: a record batch is a view into the map that takes some microseconds to make
         table = int(self._table[batch])
         if table not in self._readers:
+            if len(self._readers) >= self._max_open:
+                del self._readers[next(iter(self._readers))]
             self._readers[table] = open_table(self.paths[table])
         return self._readers[table].get_batch(int(self._number[batch]))
 

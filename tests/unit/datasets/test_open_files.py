@@ -1,5 +1,6 @@
 """More files than a process may have open."""
 
+import os
 import resource
 
 import pytest
@@ -30,10 +31,20 @@ def test_the_limit_is_raised_for_the_tables(limit, paths):
     assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] >= 600
 
 
+def test_where_it_may_not_be_raised_some_are_closed_again(monkeypatch, paths):
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (160, 160))
+    tables = ArrowTables(paths, "caption")
+    before = len(os.listdir("/dev/fd"))
+    for number in [*range(150), *range(150)]:
+        assert tables.text(number).list_item("caption") == "text"
+    assert len(os.listdir("/dev/fd")) <= before + 20
+
+
 def test_a_higher_limit_stays(limit, paths):
-    limit(5000)
+    highest = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    limit(highest)
     ArrowTables(paths[:1], "caption")
-    assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == 5000
+    assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == highest
 
 
 def test_what_may_not_be_raised_is_told_and_no_damage(limit, paths):
