@@ -33,6 +33,7 @@ def test_the_limit_is_raised_for_the_tables(limit, paths):
 
 def test_where_it_may_not_be_raised_some_are_closed_again(monkeypatch, paths):
     monkeypatch.setattr(resource, "getrlimit", lambda _: (160, 160))
+    monkeypatch.setattr(resource, "setrlimit", lambda *_: None)
     tables = ArrowTables(paths, "caption")
     before = len(os.listdir("/dev/fd"))
     for number in [*range(150), *range(150)]:
