@@ -24,7 +24,6 @@ from vlmo.checkpoints.pretrained import infer_metadata, write_folder
 from vlmo.datasets.label_names import read_label_names
 from vlmo.datasets.text import load_tokenizer, vocabulary_of
 from vlmo.errors import VLMoError, print_anything, print_error
-from vlmo.files import existing_folder
 from vlmo.inference.io import check_output
 from vlmo.registry import TASKS
 
@@ -111,7 +110,8 @@ def convert(path: str, out: str, answers: str | None = None, tokenizer: str | No
         VLMoError: if `path` is no VLMo checkpoint, `out` cannot be made from it, or answers or words do not fit it.
     """
     target = Path(out)
-    check_output(existing_folder(target.parent) / f"{target.name}.part", "OUT")
+    folder = next(each for each in target.absolute().parents if each.exists())
+    check_output(folder / f"{target.name}.part", "OUT")
     file = read(path)
     metadata = infer_metadata(file)
     if file.kind == "beit":

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 
 # The packages themselves are one of the things to look at: whatever needs one is imported where it is used.
 from vlmo.errors import VLMoError, print_anything
-from vlmo.files import existing_folder
 from vlmo.training.checklist import Checklist
 
 if TYPE_CHECKING:
@@ -232,7 +231,7 @@ class RunChecks:
 
     def disk(self) -> Iterator[str]:
         from vlmo.training.disk_usage import checkpoint_size, num_checkpoints
-        from vlmo.training.preparation import check_log_dir
+        from vlmo.training.preparation import check_log_dir, existing_folder
 
         check_log_dir(self.settings)
         free = shutil.disk_usage(existing_folder(self.settings.log_dir)).free

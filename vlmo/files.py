@@ -36,14 +36,6 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
     sync(path.parent)
 
 
-def existing_folder(folder: str | Path) -> Path:
-    """The folder, or the nearest above it that there is: where what will be written goes to."""
-    folder = Path(folder).absolute()
-    while not folder.exists():
-        folder = folder.parent
-    return folder
-
-
 def sync(path: str | Path) -> None:
     """Brings a file's content, or the names in a folder, to the disk: a rename alone may be lost with the power."""
     descriptor = os.open(path, os.O_RDONLY)

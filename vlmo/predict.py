@@ -29,7 +29,6 @@ from PIL import Image
 
 from vlmo import plugins
 from vlmo.errors import VLMoError, print_anything, print_error
-from vlmo.files import existing_folder
 from vlmo.inference import AttentionMap, Predictor
 from vlmo.inference.io import Row, check_output, image_files, predict_rows, read_rows, write_jsonl, write_npz
 from vlmo.inference.uses import find_use, registered_uses
@@ -230,7 +229,7 @@ def _rows(command: Command, options: Options) -> list[Row]:
 def _check_output(path: Path, command: str, rows: int) -> None:
     """Raises VLMoError if the results cannot be written there: before the model is loaded, not after hours."""
     if command == "attention" and (path.is_dir() or not path.suffix):
-        folder = existing_folder(path)
+        folder = next(each for each in (path.absolute(), *path.absolute().parents) if each.exists())
         if not folder.is_dir():
             raise VLMoError(f"--output {path}: {folder} is no folder")
         check_output(folder / "a.png", "--output")

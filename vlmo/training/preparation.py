@@ -16,7 +16,7 @@ from vlmo.datamodules.multitask_datamodule import MTDataModule
 from vlmo.datasets.text import vocabulary_of
 from vlmo.distributed.first_process import is_first_process
 from vlmo.errors import VLMoError
-from vlmo.files import atomic_write, existing_folder
+from vlmo.files import atomic_write
 from vlmo.registry import TASKS
 from vlmo.settings import Settings
 
@@ -117,3 +117,11 @@ def save_settings(settings: Settings, folder: Path) -> None:
     """Writes the resolved settings as JSON beside the checkpoints."""
     with atomic_write(folder / "settings.json") as file:
         file.write((json.dumps(settings.model_dump(mode="json"), indent=2) + "\n").encode())
+
+
+def existing_folder(folder: str | Path) -> Path:
+    """The folder, or the nearest above it that there is: where what will be written goes to."""
+    folder = Path(folder).absolute()
+    while not folder.exists():
+        folder = folder.parent
+    return folder

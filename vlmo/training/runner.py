@@ -99,7 +99,7 @@ def prepare(config: Mapping[str, Any]) -> Prepared:
     if loaded:
         checkpoint.refuse_foreign(loaded)
     label_names, vocabulary = resolve_label_names(settings, datamodule, loaded.metadata if loaded else None)
-    start = fingerprint(loaded.tensors if loaded else None)
+    start = fingerprint(loaded.tensors) if loaded and not settings.test_only else ""
     resumed_from = None if settings.test_only else resume_path(settings, start)
     check_log_dir(settings)
     check_loggers(settings.loggers)

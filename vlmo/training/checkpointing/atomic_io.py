@@ -10,7 +10,8 @@ import torch
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
-from vlmo.files import atomic_write, existing_folder
+from vlmo.files import atomic_write
+from vlmo.training.preparation import existing_folder
 
 log = logging.getLogger(__name__)
 
