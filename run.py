@@ -16,7 +16,7 @@ from vlmo.config import ex, explain  # before sacred itself: silences what its i
 # isort: split
 from sacred.utils import SacredError
 
-from vlmo.errors import Stopped, VLMoError, print_error
+from vlmo.errors import Stopped, VLMoError, print_anything, print_error
 
 
 @ex.main
@@ -29,6 +29,7 @@ def main(_config: dict[str, Any]) -> None:
 
 def command_line(argv: list[str]) -> int:
     """Runs the command line; returns the exit code: 0, 2 for a mistake in what was asked, 128 + signal if stopped."""
+    print_anything()
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.INFO)
     if not argv[1:] or {"-h", "--help"} & set(argv):
         print(__doc__)

@@ -23,7 +23,8 @@ from vlmo.checkpoints.metadata import Metadata, incompatibilities, vocabulary_ha
 from vlmo.checkpoints.pretrained import infer_metadata, write_folder
 from vlmo.datasets.label_names import read_label_names
 from vlmo.datasets.text import load_tokenizer, vocabulary_of
-from vlmo.errors import VLMoError, print_error
+from vlmo.errors import VLMoError, print_anything, print_error
+from vlmo.inference.io import check_output
 from vlmo.registry import TASKS
 
 KINDS = {
@@ -109,6 +110,8 @@ def convert(path: str, out: str, answers: str | None = None, tokenizer: str | No
         VLMoError: if `path` is no VLMo checkpoint, `out` cannot be made from it, or answers or words do not fit it.
     """
     target = Path(out).expanduser()
+    folder = next(each for each in target.absolute().parents if each.exists())
+    check_output(folder / f"{target.name}.part", "OUT")
     file = read(path)
     metadata = infer_metadata(file)
     if file.kind == "beit":
@@ -150,6 +153,7 @@ def _completed(metadata: Metadata, path: str, answers: str | None, tokenizer: st
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit status: 0, or 2 after a mistake of the user."""
+    print_anything()
     assert __doc__
     parser = argparse.ArgumentParser(
         prog="python -m vlmo.checkpoint", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

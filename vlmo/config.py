@@ -22,12 +22,24 @@ from sacred.initialize import create_run  # noqa: E402
 from sacred.utils import ConfigAddedError, NamedConfigNotFoundError  # noqa: E402
 
 from vlmo import plugins  # noqa: E402
+from vlmo.distributed.first_process import is_first_process  # noqa: E402
 from vlmo.errors import VLMoError  # noqa: E402
 from vlmo.settings import Settings  # noqa: E402
 
+
+class _Experiment(sacred.Experiment):
+    """Observers (-F, -m, ...) record a run once, whatever the number of its processes."""
+
+    def _create_run(self, *arguments: Any, **options: Any) -> Any:
+        run = super()._create_run(*arguments, **options)
+        if not is_first_process():
+            run.observers = []
+        return run
+
+
 # `interactive`: sacred refuses an experiment whose source file it cannot find (notebooks, standard input).
 # `save_git_info` off: a run needs no git checkout.
-ex = sacred.Experiment("VLMo", interactive=True, save_git_info=False)
+ex = _Experiment("VLMo", interactive=True, save_git_info=False)
 
 # sacred warns of types that change (a list for num_gpus); the settings check those, so its logger stays silent
 ex.logger = logging.getLogger("sacred")  # type: ignore[assignment]

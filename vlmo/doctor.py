@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 # The packages themselves are one of the things to look at: whatever needs one is imported where it is used.
-from vlmo.errors import VLMoError
+from vlmo.errors import VLMoError, print_anything
 from vlmo.training.checklist import Checklist
 
 if TYPE_CHECKING:
@@ -308,6 +308,7 @@ def examine(words: Sequence[str]) -> int:
 
 def main(arguments: Sequence[str]) -> int:
     """Runs the command line; returns the exit status: 0 if all is ready, 2 if there is something to do."""
+    print_anything()
     if not arguments or arguments[0] != "with":
         print(__doc__)
         return 0 if set(arguments) <= {"-h", "--help"} else 2

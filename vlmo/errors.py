@@ -31,6 +31,13 @@ class Stopped(Exception):
         self.status = 128 + signal_number
 
 
+def print_anything() -> None:
+    """Makes a command's output take every character: what its encoding lacks is printed as an escape."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # (not what a notebook or a test has put in its place)
+            stream.reconfigure(errors="backslashreplace")
+
+
 def print_error(message: object) -> int:
     """Prints a mistake of the person's, each line as one error; returns the exit status of a command that meets it."""
     for line in str(message).splitlines():

@@ -68,7 +68,7 @@ def append_lines(path: Path, lines: Iterable[str]) -> None:
     """For lists of what went wrong: a disk that refuses them must not be the next thing; it is told instead."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a", encoding="utf-8") as listing:
+        with path.open("a", encoding="utf-8", errors="backslashreplace") as listing:
             listing.writelines(f"{line}\n" for line in lines)
     except OSError as error:
         log.error(f"{path} could not be written ({error.strerror or error})")

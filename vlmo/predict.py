@@ -26,11 +26,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from PIL import Image
 
 from vlmo import plugins
-from vlmo.errors import VLMoError, print_error
+from vlmo.errors import VLMoError, print_anything, print_error
 from vlmo.inference import AttentionMap, Predictor
-from vlmo.inference.io import Row, image_files, predict_rows, read_rows, write_jsonl, write_npz
+from vlmo.inference.io import Row, check_output, image_files, predict_rows, read_rows, write_jsonl, write_npz
 from vlmo.inference.uses import find_use, registered_uses
 
 Options = argparse.Namespace
@@ -66,7 +67,7 @@ def attention(predictor: Predictor, options: Options, rows: list[Row]) -> list[R
     for row in rows:
         shown = predictor.attention(row["image"], row["text"])
         output = Path(options.output)
-        if not output.suffix:
+        if output.is_dir() or not output.suffix:
             output.mkdir(parents=True, exist_ok=True)
             output = output / f"{row['number']:06d}_{Path(row['image']).stem}.png"
         _save_attention(shown, output, options)
@@ -78,11 +79,7 @@ def _save_attention(shown: AttentionMap, path: Path, options: Options) -> None:
     if path.suffix == ".npz":
         np.savez(path, weights=shown.weights.numpy(), tokens=np.array(shown.tokens), layers=np.array(shown.layers))
     else:
-        picture = shown.picture(options.token, options.layer)
-        try:
-            picture.save(path)
-        except ValueError as error:  # Pillow does not know the suffix
-            raise VLMoError(f"--output {path}: give a .png, .jpg or .npz file, or a folder") from error
+        shown.picture(options.token, options.layer).save(path)
 
 
 def embed(predictor: Predictor, options: Options, rows: list[Row]) -> list[Row]:
@@ -239,6 +236,27 @@ def _rows(command: Command, options: Options) -> list[Row]:
     return rows
 
 
+def _check_output(path: Path, command: str, rows: int) -> None:
+    """Raises VLMoError if the results cannot be written there: before the model is loaded, not after hours."""
+    if command == "attention" and (path.is_dir() or not path.suffix):
+        folder = next(each for each in (path.absolute(), *path.absolute().parents) if each.exists())
+        if not folder.is_dir():
+            raise VLMoError(f"--output {path}: {folder} is no folder")
+        check_output(folder / "a.png", "--output")
+        return
+    if command == "attention":
+        kinds = [ending for ending, kind in Image.registered_extensions().items() if kind in Image.SAVE]
+        if path.suffix.lower() not in [*kinds, ".npz"]:
+            raise VLMoError(f"--output {path}: give a .png, .jpg or .npz file, or a folder")
+        if rows > 1:
+            raise VLMoError(f"--output {path}: many images need a folder")
+    check_output(path, "--output")
+    endings = (".jsonl", ".npz") if command == "embed" else (".jsonl",)
+    no_file = path.exists() and not path.is_file()  # /dev/stdout and pipes have no ending
+    if command != "attention" and path.suffix not in endings and not no_file:
+        raise VLMoError(f"--output {path}: results are objects, one a line; give FILE{' or FILE'.join(endings)}")
+
+
 def run(command: Command, options: Options) -> int:
     """Works off what the command line asks for; returns the exit status: 1 if some rows could not be used.
 
@@ -246,11 +264,10 @@ def run(command: Command, options: Options) -> int:
         VLMoError: if nothing can be done.
     """
     rows = _rows(command, options)
-    if options.output and not Path(options.output).absolute().parent.is_dir():
-        raise VLMoError(f"--output {options.output}: its folder does not exist")
+    if options.output:
+        options.output = str(Path(options.output).expanduser())
+        _check_output(Path(options.output), options.command, len(rows))
     if options.command == "attention":
-        if len(rows) > 1 and Path(options.output).suffix:
-            raise VLMoError(f"--output {options.output}: many images need a folder")
         rows = [{"number": number} | row for number, row in enumerate(rows)]
     predictor = Predictor.from_pretrained(
         options.checkpoint,
@@ -279,6 +296,7 @@ def run(command: Command, options: Options) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit status: 0, 1 if some rows could not be used, 2 after a mistake."""
+    print_anything()
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     try:
         plugins.load(_plugins(arguments))

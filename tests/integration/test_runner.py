@@ -4,7 +4,9 @@ import json
 import logging
 import math
 import shutil
+import signal
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
 import pytest
@@ -12,12 +14,14 @@ import torch
 from pytorch_lightning import Callback
 from pytorch_lightning.loggers import Logger
 
-from tests import tables
+from tests import tables, tiny
 from vlmo.datasets import base_dataset
 from vlmo.errors import VLMoError
 from vlmo.modules import VLMo
+from vlmo.registry import LOGGERS
 from vlmo.settings import Settings
 from vlmo.training.disk_usage import checkpoint_size
+from vlmo.training.preparation import make_run_folder
 
 TEXT = "task_textmlm_base"
 STAGE3 = "task_mlm_itm_itc_base"
@@ -215,6 +219,34 @@ def test_runs_of_the_same_name_lie_side_by_side(go, tmp_path):
     for _ in range(2):
         run = go(TEXT, log_dir=tmp_path, max_steps=1)
     assert sorted(path.name for path in run.folder.parent.iterdir()) == ["version_0", "version_1"]
+
+
+def test_runs_that_start_together_have_folders_of_their_own(tmp_path, monkeypatch):
+    settings = Settings.from_config(
+        tiny.config(TEXT, log_dir=str(tmp_path), num_gpus=2, batch_size=8, per_gpu_batchsize=4)
+    )
+    with ThreadPoolExecutor(8) as pool:
+        folders = list(pool.map(make_run_folder, [settings] * 16))
+    assert len(set(folders)) == 16 and all(folder.is_dir() for folder in folders)
+    monkeypatch.setenv("LOCAL_RANK", "1")  # another process of a run makes none
+    assert not make_run_folder(settings).exists()
+
+
+def test_a_run_that_cannot_begin_leaves_no_folder(go, tmp_path, monkeypatch):
+    monkeypatch.setitem(LOGGERS, "csv", lambda *_: {}["account"])
+    with pytest.raises(VLMoError, match="csv cannot be set up"):
+        go(TEXT, log_dir=tmp_path)
+    assert not list(tmp_path.glob("*/version_*"))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_training_in_a_thread(go, tmp_path, caplog, workers):
+    caplog.set_level(logging.INFO)
+    before = signal.getsignal(signal.SIGTERM)
+    with ThreadPoolExecutor(1) as pool:
+        run = pool.submit(go, TEXT, log_dir=tmp_path, max_steps=2, num_workers=workers).result()
+    assert run.last.exists() and "main thread" in caplog.text
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_a_trial_writes_nothing(go, tmp_path, monkeypatch, capsys):

@@ -94,12 +94,14 @@ def test_options_of_the_optimizer_are_taken_over_and_named(go, tmp_path, caplog)
     assert "max_steps=" not in caplog.text
 
 
-def test_options_of_the_training_are_named(go, tmp_path, caplog):
+def test_options_of_the_training_are_named(go, data, tmp_path, caplog):
     go(TEXT, log_dir=tmp_path, max_steps=1, **RESUMED)
     caplog.clear()
-    go(TEXT, log_dir=tmp_path, max_steps=2, mlm_prob=0.3, num_workers=1, val_check_interval=0.5, **RESUMED)
+    elsewhere = shutil.copytree(data, tmp_path / "elsewhere")
+    free = {"num_workers": 1, "val_check_interval": 0.5}
+    go(TEXT, log_dir=tmp_path, max_steps=2, mlm_prob=0.3, data_root=str(elsewhere), **free, **RESUMED)
     (line,) = [line for line in caplog.messages if "mlm_prob" in line]
-    assert "0.3" in line and "0.15" in line
+    assert "0.3" in line and "0.15" in line and str(elsewhere) in line
     assert "num_workers" not in caplog.text and "val_check_interval" not in caplog.text
 
 

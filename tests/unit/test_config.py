@@ -68,3 +68,14 @@ def test_a_misspelt_option_of_a_task():
     with pytest.raises(sacred.utils.ConfigAddedError) as error:
         resolve(contrast_gradiant="exact")
     assert explain(error.value).endswith("did you mean contrast_gradient?")
+
+
+def test_observers_record_a_run_once(monkeypatch, tmp_path):
+    options = {"--file_storage": str(tmp_path)}
+    assert len(ex._create_run("print_config", options=options).observers) == 1
+    for name in ("LOCAL_RANK", "RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK"):
+        with monkeypatch.context() as patch:
+            patch.setenv(name, "1")
+            assert ex._create_run("print_config", options=options).observers == []
+    monkeypatch.setenv("RANK", "0")
+    assert len(ex._create_run("print_config", options=options).observers) == 1

@@ -1,10 +1,12 @@
 """python -m vlmo.predict: one input or many, from files to files."""
 
 import csv
+import errno
 import importlib
 import json
 import runpy
 import sys
+import tempfile
 
 import numpy as np
 import pytest
@@ -252,6 +254,55 @@ def test_an_unreadable_image_costs_only_its_row(folder, run, tmp_path):
     assert status == 1 and "error" in rows[0] and len(rows[1]["images"]) == 2
     status, _, err = run("embed", "pairs", "--input", source, "--output", tmp_path / "f.npz")
     assert status == 1 and "bad.png" in err and len(np.load(tmp_path / "f.npz")["image"]) == 2
+
+
+@pytest.mark.parametrize(
+    "command, output, message",
+    [
+        ("match", "folder", "is a folder"),
+        ("match", "folder.jsonl", "is a folder"),
+        ("match", "results", ".jsonl"),
+        ("match", "results.csv", ".jsonl"),
+        ("match", "features.npz", ".jsonl"),
+        ("embed", "features.npy", ".jsonl or FILE.npz"),
+        ("embed", "folder.npz", "is a folder"),
+        ("rank", "no/results.jsonl", "does not exist"),
+        ("match", "file/results.jsonl", "does not exist"),
+        ("attention", "a.xyz", ".png"),
+        ("attention", "file", "no folder"),
+        ("attention", "file/pictures", "no folder"),
+    ],
+)
+def test_the_output_is_looked_at_before_the_model_is_loaded(folder, run, tmp_path, command, output, message):
+    for name in ("folder", "folder.npz", "folder.jsonl"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "file").write_text("of the user's")
+    given = ("--image", images(folder)[0], "--text", "a cat", "--output", tmp_path / output)
+    status, out, err = run(command, "no such checkpoint", *given)
+    assert status == 2 and not out and message in err and "--output" in err and err.count("\n") == 1
+    assert (tmp_path / "file").read_text() == "of the user's"
+
+
+def test_an_output_on_a_disk_that_takes_nothing(folder, run, monkeypatch, tmp_path):
+    def refuse(*_, **__):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    given = ("--image", images(folder)[0], "--text", "a cat", "--output", tmp_path / "a.jsonl")
+    status, _, err = run("match", "no such checkpoint", *given)
+    assert status == 2 and "Permission denied" in err
+
+
+def test_outputs_that_are_taken(folder, run, tmp_path, monkeypatch):
+    given = ("--image", images(folder)[0], "--text", "a cat", "--output")
+    assert run("match", "pairs", *given, "/dev/null")[0] == 0
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for _ in range(2):  # an older file is written over
+        assert run("match", "pairs", *given, "~/a.jsonl")[0] == 0
+    assert len((tmp_path / "a.jsonl").read_text().splitlines()) == 1
+    (tmp_path / "pictures.d").mkdir()
+    assert run("attention", "pairs", *given, tmp_path / "pictures.d")[0] == 0
+    assert len(list((tmp_path / "pictures.d").iterdir())) == 1
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ A file may come from `torch.save`, Lightning, DeepSpeed or safetensors; a folder
 and what this project says of them (`metadata.py`), are taken out: unpickling never runs code that the file names.
 """
 
+import errno
 import json
 import re
 import zipfile
@@ -131,12 +132,22 @@ def _read_content(path: Path) -> tuple[Any, str]:
             return _load_zip(path), "plain"
         if start.startswith(b"\x80\x02\x8a\x0a"):  # before torch 1.6
             return torch.load(path, map_location="cpu", weights_only=True), "plain"
+    except MemoryError:
+        raise
     except Exception as error:  # a damaged file can raise anything
+        if is_refused(error):
+            assert isinstance(error, OSError)
+            raise VLMoError(f"{path}: cannot be read ({error.strerror}); the file itself may be whole") from error
         raise VLMoError(
             f"{path}: cannot be read, it is truncated, damaged or no checkpoint ({path.stat().st_size:,} bytes: "
             f"{_reason(error)}); copy or download it again, or give another load_path"
         ) from error
     raise VLMoError(f"{path}: is no file of torch or safetensors, it starts with {start!r}; give another load_path")
+
+
+def is_refused(error: BaseException | None) -> bool:
+    """Whether it is the system that does not open a file: the limit of open files, permissions."""
+    return isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE, errno.EACCES, errno.EPERM)
 
 
 def _reason(error: Exception) -> str:

@@ -8,6 +8,9 @@ Arrow follows the offsets of a damaged or hostile file wherever they lead. All o
 starts (150 million texts), so the offsets of each row are checked when it is read.
 """
 
+import errno
+import os
+import resource
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +25,7 @@ def open_table(path: str | Path) -> pa.RecordBatchFileReader:
     """Maps an Arrow file (IPC file format).
 
     Raises:
-        VLMoError: if it is missing, truncated or no Arrow file.
+        VLMoError: if it is missing, truncated or no Arrow file, or the system does not open it.
     """
     try:
         # no threads: worker processes are forked, and one record batch is all that is read at a time
@@ -30,9 +33,7 @@ def open_table(path: str | Path) -> pa.RecordBatchFileReader:
     except FileNotFoundError:
         raise VLMoError(f"{path}: is missing") from None
     except (pa.ArrowInvalid, OSError) as error:
-        raise VLMoError(
-            f"{path}: {_what_else(Path(path)) or f'is not a complete Arrow file ({error}); make it again'}"
-        ) from error
+        raise VLMoError(f"{path}: {_what_else(Path(path)) or _why_unreadable(error)}") from error
 
 
 def _what_else(path: Path) -> str:
@@ -49,6 +50,32 @@ def _what_else(path: Path) -> str:
         )
     others = {b"PAR1": "Parquet", b"FEA1": "Feather version 1"}
     return f"is {others[start]}, not Arrow; convert it (DATA.md)" if start in others else ""
+
+
+def _why_unreadable(error: Exception, damage: str = "is not a complete Arrow file") -> str:
+    """What is wrong, and the remedy: `damage` only where it is not the system that refuses to read the file."""
+    number = getattr(error, "errno", None)
+    if number in (errno.EMFILE, errno.ENFILE):
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        return f"cannot be opened, no more than {limit} files may be open at once: raise that, such as ulimit -n 65536"
+    if number:
+        return f"cannot be read ({os.strerror(number)}); the file itself may be whole"
+    return f"{damage} ({error}); make it again"
+
+
+def allow_open_files(number: int) -> int:
+    """Raises the limit of open files, of this process and those it starts, as far as it may, to what `number` tables
+    need, each of which stays open; so do those of other splits and sets.
+
+    Returns:
+        how many may be open at once.
+    """
+    needed = 4 * number + 1024
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        soft = max(soft, needed if hard == resource.RLIM_INFINITY else min(needed, hard))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    return number if soft == resource.RLIM_INFINITY or soft >= needed else max(soft // 8, 16)
 
 
 class RowLocation(NamedTuple):
@@ -117,6 +144,7 @@ class ArrowTables:
         self._row_starts = np.concatenate([[0], np.cumsum(rows)])
         self._text_starts = np.concatenate([[0], np.cumsum(texts)])
         self._readers: dict[int, pa.RecordBatchFileReader] = {}
+        self._max_open = allow_open_files(len(paths))
 
     def _count(self, table: int) -> list[tuple[int, int, int, int]]:
         """(file, number in it, rows, texts) of each record batch that has rows; the map is given back afterwards."""
@@ -136,7 +164,7 @@ class ArrowTables:
                         texts = int(offsets[-1]) - int(offsets[0])
                     counts.append((table, number, record.num_rows, texts))
         except (pa.ArrowInvalid, OSError) as error:
-            raise VLMoError(f"{path}: is damaged ({error}); make it again") from error
+            raise VLMoError(f"{path}: {_why_unreadable(error, 'is damaged')}") from error
         return counts
 
     @property
@@ -195,6 +223,8 @@ class ArrowTables:
         # nothing is cached: a record batch is a view into the map that takes some microseconds to make
         table = int(self._table[batch])
         if table not in self._readers:
+            if len(self._readers) >= self._max_open:
+                del self._readers[next(iter(self._readers))]
             self._readers[table] = open_table(self.paths[table])
         return self._readers[table].get_batch(int(self._number[batch]))
 

@@ -9,10 +9,11 @@ import sys
 from pathlib import Path
 
 from vlmo.demo.run_demo import tour
-from vlmo.errors import VLMoError, print_error
+from vlmo.errors import VLMoError, print_anything, print_error
 
 
 def main() -> int:
+    print_anything()
     parser = argparse.ArgumentParser(prog="python -m vlmo.demo", description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("result/demo"), help="folder for everything that is made")
     parser.add_argument("--seed", type=int, default=1, help="of the world and of the runs")

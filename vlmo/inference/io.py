@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -126,14 +127,36 @@ def _results(rows: list[Row], predict: Callable[[list[Row]], list[Row]]) -> list
         return [result for row in rows for result in _results([row], predict)]  # finds the one that it was
 
 
+def check_output(path: Path, option: str) -> None:
+    """Makes sure that a file can be written, before the work that it is for. An older one stays as it is.
+
+    Raises:
+        VLMoError: naming `option`, if it is a folder, or cannot be written.
+    """
+    folder = path.absolute().parent
+    if path.is_dir():
+        raise VLMoError(f"{option} {path}: is a folder; give the name of a file")
+    if not folder.is_dir():
+        raise VLMoError(f"{option} {path}: its folder does not exist")
+    try:
+        if path.is_file():
+            path.open("ab").close()
+        elif not path.exists():  # (a pipe or a device is left alone)
+            tempfile.TemporaryFile(dir=folder).close()  # permissions alone say nothing of read-only disks
+    except OSError as error:
+        raise VLMoError(f"{option} {path}: cannot be written ({error.strerror}); give another name") from error
+
+
 def write_jsonl(rows: Iterable[Row], path: str | None) -> int:
     """Writes an object a line, as they come (None: to the standard output). Returns how many have an error."""
     errors = 0
-    file = sys.stdout if path is None else open(path, "w", encoding="utf-8")  # noqa: SIM115  (stdout stays open)
+    # (names of files that are not UTF-8 come with surrogates)
+    file = sys.stdout if path is None else open(path, "w", encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
+    ascii_alone = "utf" not in (file.encoding or "").lower()  # escapes that JSON has, not those of `print_anything`
     try:
         for row in rows:
             errors += "error" in row
-            print(json.dumps(row, ensure_ascii=False, default=np.ndarray.tolist), file=file)
+            print(json.dumps(row, ensure_ascii=ascii_alone, default=np.ndarray.tolist), file=file)
     finally:
         if path is not None:
             file.close()

@@ -6,7 +6,9 @@ Those are started by Lightning itself, torchrun, srun or mpirun, and have to be 
 import importlib.util
 import os
 import shutil
+import sys
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,6 +26,7 @@ from vlmo.settings import Settings
 
 ON_GPUS_ONLY = ("deepspeed", "fsdp")  # beginnings of strategies' names
 MPI_PORT = 29500  # where the processes of mpirun meet, unless MASTER_PORT says
+STARTER = "VLMO_STARTER"  # variable with the PID of the program whose processes Lightning starts
 INTERACTIVE_JOBS = ("bash", "interactive")  # Lightning's rule: a shell in a SLURM job, not a step of it
 
 
@@ -45,7 +48,7 @@ def choose_environment(settings: Settings) -> Environment:
 
     Raises:
         VLMoError: if there are fewer GPUs than asked for, a package that is needed is missing, or the processes that
-            were started are not those that the settings ask for.
+            were started, or can be, are not those that the settings ask for.
     """
     notices: list[str] = []
     accelerator = _accelerator(settings, notices)
@@ -201,8 +204,45 @@ def choose_cluster(settings: Settings) -> ClusterEnvironment | None:
             f"num_nodes={settings.num_nodes}: nothing starts the processes of the other nodes; use torchrun, srun or "
             "mpirun (README, Many devices), or set MASTER_ADDR, MASTER_PORT and NODE_RANK on every node"
         )
+    _check_leftovers(settings)
+    if settings.devices * settings.num_nodes > 1 and "LOCAL_RANK" not in variables:
+        if settings.devices > 1:
+            _check_program(settings)
+        variables[STARTER] = str(os.getpid())
     # within a SLURM job but not by srun: Lightning would wait for processes that nobody starts
     return LightningEnvironment() if "SLURM_NTASKS" in variables else None
+
+
+def _check_leftovers(settings: Settings) -> None:
+    """With LOCAL_RANK, Lightning takes the processes for started: by hand, or by a run of this program before.
+
+    Raises:
+        VLMoError: if they are not as many as the settings ask for, so that some would be waited for in vain.
+    """
+    variables, total = os.environ, settings.devices * settings.num_nodes
+    if "LOCAL_RANK" not in variables or variables.get(STARTER) in (str(os.getpid()), str(os.getppid())):
+        return
+    started = variables.get("WORLD_SIZE") or "1"
+    alone = {variables.get(name, "0") for name in ("RANK", "LOCAL_RANK")} <= {"0", ""}
+    if started == str(total) and (total > 1 or alone):
+        return
+    found = " ".join(f"{name}={variables[name]}" for name in ("LOCAL_RANK", "RANK", "WORLD_SIZE") if name in variables)
+    raise VLMoError(
+        f"num_gpus={settings.num_gpus} num_nodes={settings.num_nodes}: that is {total} processes, but by the variables "
+        f"{found} a launcher has started {started if alone else 'others'}; if none has, remove them (unset LOCAL_RANK "
+        "RANK WORLD_SIZE), else have it start as many and set WORLD_SIZE to that"
+    )
+
+
+def _check_program(settings: Settings) -> None:
+    """Raises VLMoError if the program is none that can be started again, as Lightning does for further processes."""
+    notebook = hasattr(sys, "ps1") or "ipykernel" in sys.modules
+    if notebook or not Path(sys.argv[0]).is_file():
+        where = "a notebook or prompt" if notebook else "standard input or python -c"
+        raise VLMoError(
+            f"num_gpus={settings.num_gpus}: the other processes would be started with the same command, which cannot "
+            f"be done from {where}; put the program into a file and run that, or give num_gpus=1"
+        )
 
 
 def _started() -> LaunchedProcesses | None:

@@ -42,6 +42,12 @@ def _explanation(error: Exception, settings: Settings, trainer: Trainer) -> str 
         return _less_memory("the GPU's", settings, trainer)
     if isinstance(error, MemoryError) or "can't allocate memory" in str(error):  # (torch's on a CPU has no type)
         return _less_memory("the machine's", settings, trainer)
+    if isinstance(error, RuntimeError | OSError) and "Too many open files" in f"{error} {error.__cause__}":
+        return (
+            f"too many files are open at step {trainer.global_step + 1}: raise the limit, such as ulimit -n 65536, or "
+            f"lower num_workers (now {settings.num_workers}). To go on from the last checkpoint: "
+            "resume_during_training=True"
+        )
     if _is_of_a_loader_process(error):
         how = (str(error) or type(error).__name__).splitlines()[0]
         return (

@@ -133,7 +133,7 @@ def _run_name(folder: Path) -> str:
 
 
 def _make(folder: Path) -> None:
-    """For those that want it to be there; on the other processes a run's folder may not be the one that is used."""
+    """For those that want it to be there; on the other processes a run's folder is not the one that is used."""
     rank_zero_only(folder.mkdir)(parents=True, exist_ok=True)
 
 

@@ -4,7 +4,6 @@ Order matters: whatever can be wrong is looked at before the model is built and 
 """
 
 import logging
-import os
 import sys
 import warnings
 from collections.abc import Iterable, Mapping
@@ -20,7 +19,7 @@ from pytorch_lightning.strategies import Strategy
 
 from vlmo.checkpoints import loading as checkpoint
 from vlmo.datamodules.multitask_datamodule import MTDataModule
-from vlmo.errors import VLMoError
+from vlmo.errors import VLMoError, print_anything
 from vlmo.modules import VLMo
 from vlmo.settings import Settings
 from vlmo.training.callbacks.console import ConsoleLine
@@ -137,6 +136,7 @@ def _place(settings: Settings) -> tuple[Path, list[Logger]]:
 
 def execute(prepared: Prepared, callbacks: Iterable[Callback] = (), loggers: Iterable[Logger] = ()) -> dict[str, float]:
     """Trains or evaluates, and prints what came of it; returns the numbers by log tag."""
+    print_anything()  # (a run must not end because of how something is called)
     settings, model = prepared.settings, prepared.model
     trainer = build_trainer(prepared, callbacks, loggers)
     if settings.test_only:
@@ -263,7 +263,7 @@ def _callbacks(prepared: Prepared) -> list[Callback]:
     """Those that this run has a use for."""
     settings = prepared.settings
     callbacks: list[Callback] = [UnreadableImages(), TQDMProgressBar(refresh_rate=1 if sys.stderr.isatty() else 0)]
-    if settings.devices * settings.num_nodes > 1 or "LOCAL_RANK" in os.environ:
+    if settings.devices * settings.num_nodes > 1:
         callbacks.append(ProcessWatchdog())
     if settings.get_recall_metric:
         rerank = settings.k_test if settings.get_recall_rerank_metric else 0

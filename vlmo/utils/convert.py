@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Sequence
 from types import ModuleType
 
-from vlmo.errors import VLMoError, print_error
+from vlmo.errors import VLMoError, print_anything, print_error
 from vlmo.utils import (
     write_coco_karpathy,
     write_conceptual_caption,
@@ -70,6 +70,7 @@ USUAL_WORKERS = 4
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit status: 0, or 2 after a mistake of the user."""
+    print_anything()
     options = vars(_parser().parse_args(arguments))
     make_arrow: Callable[..., object] = options.pop("make_arrow")
     # so that unfinished files are removed

@@ -1,6 +1,7 @@
 """Who starts the processes, told by the variables that each launcher sets."""
 
 import os
+import sys
 
 import pytest
 from pytorch_lightning.plugins.environments import (
@@ -29,7 +30,7 @@ MPI = {
 @pytest.fixture
 def choose(monkeypatch):
     """The environment with these variables alone, by default of 2 nodes with 4 devices."""
-    launchers = ("TORCHELASTIC", "SLURM", "OMPI", "MASTER", "WORLD_SIZE", "LOCAL_", "RANK", "NODE_RANK", "JSM")
+    launchers = ("TORCHELASTIC", "SLURM", "OMPI", "MASTER", "WORLD_SIZE", "LOCAL_", "RANK", "NODE_RANK", "JSM", "VLMO")
     for name in os.environ:
         if name.startswith(launchers):
             monkeypatch.delenv(name)
@@ -69,6 +70,54 @@ def test_nobody_has_started_any(choose):
     assert choose({}, num_nodes=1) is None
     assert type(choose(SLURM_JOB, num_nodes=1)) is LightningEnvironment  # in a SLURM job, but not by srun
     assert type(choose(SRUN | {"SLURM_JOB_NAME": "interactive"}, num_nodes=1)) is LightningEnvironment  # a shell
+
+
+HAND = {"LOCAL_RANK": "1", "RANK": "1", "WORLD_SIZE": "4", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1234"}
+
+
+@pytest.mark.parametrize(
+    "variables, options",
+    [
+        ({"LOCAL_RANK": "0"}, {}),
+        ({"LOCAL_RANK": "0", "RANK": "0", "WORLD_SIZE": "1"}, {}),
+        (HAND, {"num_gpus": 2}),
+        (HAND, {"num_gpus": 1}),
+        ({"LOCAL_RANK": "1"}, {"num_gpus": 1}),  # a second process of something else: it would write nothing
+        ({"LOCAL_RANK": "0", "NODE_RANK": "0", "MASTER_ADDR": "node0"}, {"num_nodes": 2}),
+    ],
+)
+def test_processes_that_nobody_starts_are_not_waited_for(choose, variables, options):
+    with pytest.raises(VLMoError, match="LOCAL_RANK") as error:
+        choose(variables, **{"num_nodes": 1, "accelerator": "cpu"} | options)
+    assert "unset" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_processes_started_by_hand(choose):
+    assert choose(HAND, num_nodes=1) is None
+    assert choose({"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}, num_gpus=1, num_nodes=1) is None
+
+
+def test_a_second_run_of_a_program_whose_processes_lightning_started(choose, monkeypatch):
+    assert choose({}, num_nodes=1) is None
+    assert choose({"LOCAL_RANK": "0"}, num_nodes=1) is None
+    pid = os.getpid()
+    monkeypatch.setattr(os, "getpid", lambda: -1)
+    monkeypatch.setattr(os, "getppid", lambda: pid)
+    assert choose({"LOCAL_RANK": "1"}, num_nodes=1) is None  # in a process that was started
+
+
+@pytest.mark.parametrize("program", ["-", "", "-c"])
+def test_a_program_that_cannot_be_started_again(choose, monkeypatch, program):
+    monkeypatch.setattr(sys, "argv", [program])
+    with pytest.raises(VLMoError, match="num_gpus=4.*file"):
+        choose({}, num_nodes=1)
+    assert choose({}, num_gpus=1, num_nodes=1) is None
+
+
+def test_a_notebook(choose, monkeypatch):
+    monkeypatch.setattr(sys, "ps1", ">>> ", raising=False)
+    with pytest.raises(VLMoError, match="notebook"):
+        choose({}, num_nodes=1)
 
 
 def test_nodes_by_hand(choose):

@@ -72,3 +72,14 @@ def test_statements_about_pairs(tmp_path, caplog):
     assert (tmp_path / "nlvr2_test1_best of all.csv").read_text() == "test1-4-0-0,true\ntest1-4-1-0,\n"
     assert "1 of 2 predictions are empty" in caplog.text
     assert len(callback.written) == 2
+
+
+def test_files_of_another_checkpoint_of_that_name_are_not_replaced_silently(tmp_path, caplog):
+    for label in (0, 1):
+        callback = Predictions(tmp_path, "last", ["no", "yes"])
+        module, _ = module_of(VQA())
+        batch = {"qid": torch.tensor([1]), "skipped_targets": []}
+        callback.on_test_batch_end(None, module, outputs_of("vqa", [label], 2), batch, 0)
+        assert "replaced" not in caplog.text
+        callback.on_test_epoch_end(None, module)
+    assert "vqa_submit_last.json" in caplog.text and "replaced" in caplog.text

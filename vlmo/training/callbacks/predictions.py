@@ -40,7 +40,10 @@ class Predictions(Callback):
     def on_test_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
         for task in pl_module.tasks:
             rows = gather_objects(self.rows.pop(task.name, []))
+            before = set(self.folder.glob("*"))
             files = task.write_predictions(rows, self.folder, self.checkpoint) if rank() == 0 else None
+            for path in before & set(files.paths if files else ()):
+                log.warning(f"{path}: was there, of this or another checkpoint of that name, and has been replaced")
             self._report(files or PredictionFiles(), pl_module)
 
     def _report(self, files: PredictionFiles, pl_module: LightningModule) -> None:

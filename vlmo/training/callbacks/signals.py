@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import subprocess
+import threading
 from types import FrameType
 
 from pytorch_lightning import Callback, LightningModule, Trainer
@@ -49,6 +50,9 @@ class StopSignals(Callback):
     def _listen(self) -> None:
         if self.received and not self._training:  # in the last moments of training, which has saved
             raise Stopped(f"evaluation stopped by {self.received.name}", self.received)
+        if threading.current_thread() is not threading.main_thread():
+            log.info("this run is not in the main thread: no signal is answered, Ctrl-C does not save")
+            return
         for number in HANDLED:  # Lightning puts back what was there before, at the end
             signal.signal(number, self._on_signal)
 

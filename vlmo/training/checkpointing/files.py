@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 from vlmo.checkpoints import loading as checkpoint
+from vlmo.checkpoints.files import is_refused
 from vlmo.errors import VLMoError
 from vlmo.files import UNFINISHED
 from vlmo.modules import VLMo
@@ -76,6 +77,8 @@ def newest_intact(settings: Settings, start: str) -> Path | None:
             foreign.add(path.parent)
             log.warning(f"{other}; it is not gone on from")
         except VLMoError as error:
+            if is_refused(error.__cause__):
+                raise  # an older one would be gone on from although this one is whole
             damaged.add(path.stat().st_ino)
             log.warning(f"{str(error).split('; ')[0]}; continuing from the one before it")
     return None

@@ -23,9 +23,10 @@ from vlmo.training.checkpointing.resume import KEY
 log = logging.getLogger(__name__)
 
 # These say how a run is carried out, how long it is, or where its files are, not what is trained.
-FREE = {"exp_name", "plugins", "data_root", "num_workers", "prefetch_factor", "max_steps", "max_epoch", "tokenizer"}
+FREE = {name for group in (MachineOptions, ContinuingOptions, EvaluationOptions) for name in group.model_fields}
+FREE |= {"exp_name", "plugins", "num_workers", "prefetch_factor", "max_steps", "max_epoch", "tokenizer"}
 FREE |= {"load_path", "activation_checkpointing"}  # (what was loaded is compared by its weights)
-FREE |= {name for group in (MachineOptions, ContinuingOptions, EvaluationOptions) for name in group.model_fields}
+FREE -= {"precision"}
 IN_OPTIMIZER = ("learning_rate", "weight_decay", "adamw_betas", "lr_mult", "layer_decay")  # part of its saved state
 
 
@@ -89,7 +90,8 @@ class SavedRun:
         """
         changed = self.changed(settings)
         other_groups = 1 in changed.get("layer_decay", ())  # with it, each layer has groups of its own
-        for name in ("optim_type",) + ("layer_decay",) * other_groups:
+        kept = IN_OPTIMIZER if self.path.is_dir() else ("layer_decay",) * other_groups  # (DeepSpeed's are its own)
+        for name in ("optim_type", *kept):
             if name in changed:
                 now, then = changed[name]
                 raise VLMoError(

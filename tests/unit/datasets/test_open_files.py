@@ -1,0 +1,80 @@
+"""More files than a process may have open."""
+
+import os
+import resource
+
+import pytest
+
+from tests.tables import write_table
+from vlmo.checkpoints import files
+from vlmo.datasets.arrow_tables import ArrowTables, open_table
+from vlmo.errors import VLMoError
+
+
+@pytest.fixture
+def limit():
+    """Sets the limits of this process; the soft one comes back afterwards."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    yield lambda soft: resource.setrlimit(resource.RLIMIT_NOFILE, (soft, before[1]))
+    resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+@pytest.fixture
+def paths(tmp_path):
+    return [write_table(tmp_path / f"{number}.arrow", {"caption": [["text"]]}) for number in range(150)]
+
+
+def test_the_limit_is_raised_for_the_tables(limit, paths):
+    limit(100)
+    tables = ArrowTables(paths, "caption")
+    assert [tables.text(number).list_item("caption") for number in range(150)] == ["text"] * 150
+    assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] >= 600
+
+
+def test_where_it_may_not_be_raised_some_are_closed_again(monkeypatch, paths):
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (160, 160))
+    monkeypatch.setattr(resource, "setrlimit", lambda *_: None)
+    tables = ArrowTables(paths, "caption")
+    before = len(os.listdir("/dev/fd"))
+    for number in [*range(150), *range(150)]:
+        assert tables.text(number).list_item("caption") == "text"
+    assert len(os.listdir("/dev/fd")) <= before + 20
+
+
+def test_a_higher_limit_stays(limit, paths):
+    highest = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    limit(highest)
+    ArrowTables(paths[:1], "caption")
+    assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == highest
+
+
+def test_what_may_not_be_raised_is_told_and_no_damage(limit, paths):
+    limit(100)
+    opened = []
+    with pytest.raises(VLMoError, match="ulimit -n") as error:
+        opened.extend(map(open_table, iter(paths)))
+    assert "make it again" not in str(error.value)
+
+
+def test_a_folder_in_place_of_a_table(tmp_path):
+    with pytest.raises(VLMoError, match="directory"):
+        open_table(tmp_path)
+
+
+def test_a_checkpoint_is_not_damaged_either(limit, tmp_path):
+    path = tmp_path / "last.ckpt"
+    path.write_bytes(b"PK")
+    limit(100)
+    _opened = _as_many_as_there_may_be(path)
+    with pytest.raises(VLMoError, match="Too many open files") as error:
+        files.read(path)
+    assert "damaged" not in str(error.value)
+
+
+def _as_many_as_there_may_be(path):
+    found = []
+    try:
+        while True:
+            found.append(path.open("rb"))
+    except OSError:
+        return found
