@@ -19,7 +19,7 @@ from pytorch_lightning.strategies import Strategy
 
 from vlmo.checkpoints import loading as checkpoint
 from vlmo.datamodules.multitask_datamodule import MTDataModule
-from vlmo.errors import VLMoError, print_anything
+from vlmo.errors import VLMoError
 from vlmo.modules import VLMo
 from vlmo.settings import Settings
 from vlmo.training.callbacks.console import ConsoleLine
@@ -136,7 +136,6 @@ def _place(settings: Settings) -> tuple[Path, list[Logger]]:
 
 def execute(prepared: Prepared, callbacks: Iterable[Callback] = (), loggers: Iterable[Logger] = ()) -> dict[str, float]:
     """Trains or evaluates, and prints what came of it; returns the numbers by log tag."""
-    print_anything()  # (a run must not end because of how something is called)
     settings, model = prepared.settings, prepared.model
     trainer = build_trainer(prepared, callbacks, loggers)
     if settings.test_only:
