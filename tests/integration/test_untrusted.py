@@ -130,7 +130,7 @@ def resumed(data, folder):
     good = (folder / "good.ckpt").read_bytes()
     name = Path("log", "vlmo_seed1_from_", "version_0", "checkpoints", "last.ckpt")
     (folder / name).write_bytes(data.draw(damaged(good)))
-    found = newest_intact(Settings.from_config(resolve(log_dir=str(folder / "log"))))
+    found = newest_intact(Settings.from_config(resolve(log_dir=str(folder / "log"))), "")
     if found is None:
         raise VLMoError("passed over")
     assert torch.equal(checkpoint.read(found).tensors["transformer.blocks.0.mlp_text.weight"], torch.arange(1000.0))

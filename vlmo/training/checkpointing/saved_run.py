@@ -62,8 +62,7 @@ class SavedRun:
         file = path / DEEPSPEED_WEIGHTS if path.is_dir() else path
         try:
             content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-            options = content["hyper_parameters"]["config"]
-            return cls(path, options, content.get(KEY, {}).get("start"))
+            return cls(path, dict(content["hyper_parameters"]["config"]), content.get(KEY, {}).get("start"))
         except Exception:  # whether it is a checkpoint at all, and of this model, others look at
             return cls(path, {}, None)
 
