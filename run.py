@@ -35,6 +35,7 @@ def command_line(argv: list[str]) -> int:
         print(__doc__)
         return 0
     debug = "-d" in argv or "--debug" in argv
+    ex.current_run = None  # one that this process had before would decide how errors are shown
     try:
         ex.run_commandline(argv if debug else [*argv, "--debug"])  # --debug: sacred leaves exceptions to us
     except (VLMoError, SacredError) as error:
