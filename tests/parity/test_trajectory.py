@@ -16,10 +16,7 @@ RECORDED = json.loads((GOLDENS / "trajectory.json").read_text())
 def test_losses_of_four_steps(name):
     model, config = models.build(name, max_steps=10, warmup_steps=2)
     model.train()
-    groups = optim.parameter_groups(
-        model.named_parameters(), config["learning_rate"], config["weight_decay"], config["lr_mult"]
-    )
-    optimizer = optim.build_optimizer(config["optim_type"], groups, config["learning_rate"])
+    optimizer = optim.build_optimizer(config["optim_type"], model.parameter_groups(), config["learning_rate"])
     schedule = optim.build_schedule(optimizer, 10, 2, config["decay_power"], config["end_lr"])
     for step, expected in enumerate(RECORDED[name]):
         outputs = model(models.batch(config, salt=f"step{step}:"))
