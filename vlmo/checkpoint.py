@@ -73,15 +73,9 @@ def show(path: str) -> str:
         )
     if metadata.answers:
         lines["answers"] = f"{len(metadata.answers)} in the file: {', '.join(metadata.answers[:5])}, ..."
-    elif number := _num_answers(metadata):
+    elif number := metadata.num_answers:
         lines["answers"] = f"{number}, whose texts are not in the file"
     return "\n".join(f"{name:<13} {text}" for name, text in lines.items())
-
-
-def _num_answers(metadata: Metadata) -> int:
-    """Tells how many classes the task has whose names the data say; 0 without such a task."""
-    own = (TASKS[name].sized_by.values() for name in metadata.tasks if name in TASKS and TASKS[name].stage is None)
-    return next((metadata.options[option] for options in own for option in options), 0)
 
 
 def _stage(kind: str, names: Iterable[str], tasks: Sequence[str], heads: Sequence[str]) -> str:
@@ -138,8 +132,8 @@ def _completed(metadata: Metadata, path: str, answers: str | None, tokenizer: st
     labels = read_label_names(Path(answers).expanduser()) if answers else None
     words = vocabulary_of(load_tokenizer(tokenizer)) if tokenizer else None
     problems = incompatibilities(metadata, labels, words, path)
-    if labels and len(labels) > _num_answers(metadata):
-        problems.append(f"{answers}: has {len(labels)} answers, the model {_num_answers(metadata)}")
+    if labels and not metadata.num_answers:
+        problems.append(f"--answers: {path} is of no task with answers; leave it out")
     if words and len(words) > metadata.options["vocab_size"]:
         problems.append(f"{tokenizer}: has {len(words)} tokens, the model {metadata.options['vocab_size']}")
     if problems:

@@ -154,7 +154,7 @@ def test_a_released_file_is_completed(tmp_path, run):
     assert status == 2 and "other answers: number 0" in err
     answers.write_text(json.dumps(["yes"] * 9))
     status, _, err = run("convert", tmp_path / "vqa.pt", tmp_path / "again", *given)
-    assert status == 2 and "has 9 answers, the model 7" in err
+    assert status == 2 and "has 7 answers, not the 9" in err
     assert not (tmp_path / "again").exists()
     status, _, err = run("convert", tmp_path / "vqa.pt", tmp_path / "again.pt", *given)
     assert status == 2 and "a plain file holds weights only" in err

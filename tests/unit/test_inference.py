@@ -259,6 +259,8 @@ def test_tokenizer_and_answers(tmp_path):
     assert given.answers == ANSWERS and len(given.tokenizer) == len(WORDS)
     with pytest.raises(VLMoError, match="give answers=FILE"):
         Predictor(model, tmp_path / "vocab.txt").answer(IMAGES[0], "what")
+    with pytest.raises(VLMoError, match="has 7 answers, not the 9"):
+        Predictor(model, tmp_path / "vocab.txt", list("abcdefghi"))
     model.vocabulary, model.answers = WORDS, ANSWERS
     with pytest.raises(VLMoError, match="other answers: number 0"):
         Predictor(model, answers=["no"])

@@ -69,6 +69,12 @@ class Metadata:
         """Names of the tasks that the weights were trained with."""
         return tuple(name for name, weight in self.options["loss_names"].items() if weight)
 
+    @property
+    def num_answers(self) -> int:
+        """How many classes the task has whose names the data say; 0 without such a task."""
+        own = (TASKS[name].sized_by.values() for name in self.tasks if name in TASKS and TASKS[name].stage is None)
+        return next((self.options[option] for options in own for option in options), 0)
+
 
 def size_options() -> set[str]:
     """Gives the names of the tasks' options that give the size of a head."""
@@ -113,6 +119,8 @@ def incompatibilities(
             f"{path}: was trained with other answers: {where}; use the tables and the file of answers that it was "
             "trained with"
         )
+    elif saved and answers and 0 < saved.num_answers < len(answers):
+        problems.append(f"{path}: has {saved.num_answers} answers, not the {len(answers)} given; give its training's")
     if saved and saved.vocabulary and vocabulary and (where := first_mismatch(saved.vocabulary, vocabulary)):
         problems.append(
             f"{path}: was trained with another vocabulary: token {where}; give its tokenizer with tokenizer=: "
