@@ -4,12 +4,16 @@ import os
 import warnings
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # the default tier needs no network
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 warnings.filterwarnings("ignore", message="pkg_resources is deprecated")
+
+hypothesis.settings.register_profile("any machine", deadline=None)  # how long an example takes is no result
+hypothesis.settings.load_profile("any machine")
 
 GOLDENS = Path(__file__).parent / "goldens"
 

@@ -188,7 +188,7 @@ def try_many(kind, folder, number):
     taken = {True: 0, False: 0}
     checks = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
 
-    @settings(max_examples=number, deadline=None, derandomize=True, database=None, suppress_health_check=checks)
+    @settings(max_examples=number, derandomize=True, database=None, suppress_health_check=checks)
     @given(st.data())
     def trials(data):
         signal.setitimer(signal.ITIMER_PROF, SECONDS)  # which ends the process

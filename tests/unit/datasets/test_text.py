@@ -136,7 +136,7 @@ def words_of(ids):
     return words
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(text_ids, st.integers(0, 2**32), st.sampled_from([0.05, 0.15, 0.5]), st.booleans())
 def test_masking_properties(tokenizer, ids, seed, mlm_prob, whole_word):
     masker = TokenMasker(tokenizer, mlm_prob, whole_word)

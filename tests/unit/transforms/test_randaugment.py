@@ -53,7 +53,7 @@ coefficient = st.floats(-2, 2)
 row = st.tuples(coefficient, coefficient, st.floats(-20, 20))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(1, 12), st.integers(1, 12), row, row)
 def test_warp_equals_the_rule_written_out(width, height, x_from, y_from):
     picture = random_picture(width, height)
@@ -70,7 +70,7 @@ def test_warp_without_motion_changes_nothing(size):
     np.testing.assert_array_equal(warp(picture, (1, 0, 0), (0, 1, 0)), picture)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(1, 40), st.integers(1, 40), st.floats(-3, 3))
 def test_shears_equal_the_general_warp(width, height, factor):
     picture = random_picture(width, height)
