@@ -217,7 +217,7 @@ def main() -> None:
     if not options.no_memory:  # first, while this process holds no model itself
         ahead = workload.batches(settings, lengths, options.workers)
         longest = [int(next(ahead)["text_masks"].sum(1).max()) for _ in range(1 + options.warm_up + options.steps)]
-        ways = ("here",) if options.single_process else WAYS
+        ways = ("here",) if options.alone else WAYS
         bytes_of = {way: memory_in_process(way, sys.argv[1:], longest.index(max(longest))) for way in ways}
     trial = Trial(config, options.published_precision)
     s, place = settings, "GPU" if trial.device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
