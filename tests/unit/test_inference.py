@@ -141,8 +141,8 @@ def test_fill_mask(pairs):
     values, ids = expected[1, 5].topk(3)  # [CLS] the [MASK] runs on [MASK]
     assert [guess.text for guess in found[1][1]] == [WORDS[i] for i in ids]
     close([guess.score for guess in found[1][1]], values)
-    single_process = pairs.fill_mask(texts[0])
-    assert len(single_process) == 1 and len(single_process[0]) == 5 and single_process[0] != found[0][0]
+    alone = pairs.fill_mask(texts[0])
+    assert len(alone) == 1 and len(alone[0]) == 5 and alone[0] != found[0][0]
     with pytest.raises(InputError, match="has no .MASK. among its first 24 tokens"):
         pairs.fill_mask(["a [MASK]", "cat " * 30 + "[MASK]"])
 

@@ -136,8 +136,8 @@ def test_csv_and_folders(folder, run):
 
 def test_masks_with_and_without_images(folder, run):
     source = write_jsonl(folder / "masks.jsonl", [{"text": "a [MASK]"}, {"text": "a [MASK]", "image": "images/a.png"}])
-    _, (single_process, illustrated), _ = run("fill", "pairs", "--input", source)
-    assert single_process["masks"] == run("fill", "pairs", "--text", "a [MASK]")[1][0]["masks"] != illustrated["masks"]
+    _, (alone, illustrated), _ = run("fill", "pairs", "--input", source)
+    assert alone["masks"] == run("fill", "pairs", "--text", "a [MASK]")[1][0]["masks"] != illustrated["masks"]
 
 
 def test_embeddings_as_arrays(folder, run, tmp_path):

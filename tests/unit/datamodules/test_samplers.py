@@ -34,11 +34,11 @@ def test_order_and_seed_change_with_epoch_and_run():
 
 
 def test_the_global_batches_do_not_depend_on_the_number_of_processes():
-    single_process = drawn(24, 1)[0]
+    alone = drawn(24, 1)[0]
     shares = drawn(24, 2)
     for step in range(3):
         together = shares[0][4 * step : 4 * step + 4] + shares[1][4 * step : 4 * step + 4]
-        assert sorted(together) == sorted(single_process[8 * step : 8 * step + 8])
+        assert sorted(together) == sorted(alone[8 * step : 8 * step + 8])
 
 
 def grouped(lengths, batch, world, seed=1, epoch=0):

@@ -48,8 +48,8 @@ def test_a_thing_is_painted_within_its_box() -> None:
     for scene in World(6).scenes(60):
         empty = np.asarray(picture(Scene((), scene.ground, scene.painting)), int)
         for thing in scene.things:
-            single_process = np.asarray(picture(Scene((thing,), scene.ground, scene.painting)), int)
-            rows, columns = np.nonzero(np.abs(single_process - empty).max(-1) > 60)  # the soft shadow is below that
+            alone = np.asarray(picture(Scene((thing,), scene.ground, scene.painting)), int)
+            rows, columns = np.nonzero(np.abs(alone - empty).max(-1) > 60)  # the soft shadow is below that
             x, y, width, height = box(thing)
             assert len(rows) > 200
             assert x - 1 <= columns.min() and columns.max() <= x + width

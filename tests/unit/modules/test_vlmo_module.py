@@ -113,8 +113,8 @@ def test_what_padding_holds_is_of_no_account():
 
 def test_samples_do_not_see_each_other():
     model, batch = tiny.model(STAGE3), tiny.batch()
-    single_process = {name: value[1:2] if torch.is_tensor(value) else value for name, value in batch.items()}
-    assert torch.allclose(model.infer(batch)["cls_feats"][1], model.infer(single_process)["cls_feats"][0], atol=1e-5)
+    alone = {name: value[1:2] if torch.is_tensor(value) else value for name, value in batch.items()}
+    assert torch.allclose(model.infer(batch)["cls_feats"][1], model.infer(alone)["cls_feats"][0], atol=1e-5)
 
 
 def test_texts_that_are_too_long():
