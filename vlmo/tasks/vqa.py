@@ -21,8 +21,8 @@ from vlmo.settings.groups import PositiveInt
 from vlmo.settings.option import OptionGroup, option
 from vlmo.tasks.base import Measured, PredictionFiles, Step, Task, TaskOutput, Use, mean
 
-# scores of VQA v2 test-dev in percent (paper: table 1), by size, at 480 px
-PUBLISHED = {"base": 76.6, "base_plus": 78.5, "large": 79.9}
+# scores of VQA v2 test-dev in percent (paper: table 1), by architecture, at 480 px
+PUBLISHED = {"vlmo_base_patch16": 76.6, "vlmo_base_plus_patch16": 78.5, "vlmo_large_patch16": 79.9}
 PUBLISHED_AT = 480  # image size
 
 
@@ -144,9 +144,8 @@ class VQA(Task):
 
     @classmethod
     def published(cls, settings: Any) -> dict[str, float]:
-        size = settings.model_arch.removeprefix("vlmo_").removesuffix("_patch16")
-        fits = settings.image_size == PUBLISHED_AT and size in PUBLISHED
-        return {"vqa/test-dev/score": PUBLISHED[size]} if fits else {}
+        fits = settings.image_size == PUBLISHED_AT and settings.model_arch in PUBLISHED
+        return {"vqa/test-dev/score": PUBLISHED[settings.model_arch]} if fits else {}
 
     def predictions(self, batch: Any, output: TaskOutput | None, label_names: Sequence[str] | None) -> list[Answered]:
         """Every question once, also those whose image cannot be decoded; none where the answers have no names."""
