@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from vlmo.checkpoints.metadata import METADATA_KEY, Metadata, vocabulary_hash
+from vlmo.checkpoints.sharded import WEIGHTS, is_sharded, read_rest, read_whole, weights
 from vlmo.errors import VLMoError
 
 DEEPSPEED_WEIGHTS = "checkpoint/mp_rank_00_model_states.pt"  # in the folders that Lightning writes with ZeRO 1 and 2
@@ -47,7 +48,9 @@ class Checkpoint:
 
 
 def read(path: str | Path) -> Checkpoint:
-    """The tensors of a checkpoint file or a folder of `save_pretrained`, mapped from the disk where the format allows.
+    """The tensors of a checkpoint file, or of a folder of `save_pretrained` or of a sharded run.
+
+    They are mapped from the disk where the format allows.
 
     Raises:
         VLMoError: if there is no such file, or it is no checkpoint, is damaged, or holds no named tensors.
@@ -55,6 +58,8 @@ def read(path: str | Path) -> Checkpoint:
     path = Path(path).expanduser()
     if (path / WEIGHTS_FILE).is_file() or (path / INDEX_FILE).is_file():
         return _read_folder(path)
+    if is_sharded(path):
+        return _read_sharded(path)
     if (path / DEEPSPEED_WEIGHTS).is_file():
         path = path / DEEPSPEED_WEIGHTS
     if path.is_dir():
@@ -98,6 +103,13 @@ def _read_folder(folder: Path) -> Checkpoint:
     if names.keys() - tensors.keys():
         raise VLMoError(f"{folder}: holds not all that {INDEX_FILE} lists; copy or download it again")
     return Checkpoint(folder, recognise(tensors), "safetensors", tensors, _folder_metadata(folder))
+
+
+def _read_sharded(folder: Path) -> Checkpoint:
+    content = read_rest(folder).get(METADATA_KEY)
+    tensors = weights(read_whole(folder, WEIGHTS))
+    metadata = Metadata.from_dict(content, folder) if content else None
+    return Checkpoint(folder, recognise(tensors), "state_dict", tensors, metadata)
 
 
 def _folder_metadata(folder: Path) -> Metadata | None:

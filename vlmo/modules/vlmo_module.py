@@ -12,7 +12,6 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.strategies import FSDPStrategy
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -126,8 +125,7 @@ class VLMo(VLMoModel, pl.LightningModule):
     def _step(self, batch: Batch, phase: str) -> dict[str, TaskOutput]:
         size = num_samples(batch)
         if not size:  # every sample of the batch was skipped as unreadable
-            # (under FSDP each step needs all processes, also in an evaluation: weights are shared out)
-            if world_size() == 1 or not (phase == "train" or isinstance(self.trainer.strategy, FSDPStrategy)):
+            if world_size() == 1 or phase != "train":
                 return {}
             batch = self.empty_batch()
         if phase != "train":

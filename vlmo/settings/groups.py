@@ -226,6 +226,9 @@ class ContinuingOptions(OptionGroup):
         None, "also write one every so many optimizer steps; None: after each validation only"
     )
     checkpoint_every_n_minutes: Positive | None = option(None, "also write one when the last is so old")
+    checkpoint_in_background: bool = option(
+        True, "training goes on while one is written, from a copy in the CPU's memory; False: it waits"
+    )
     keep_last: PositiveInt | None = option(None, "remove all but so many of the newest; None: keep all")
     max_nonfinite: PositiveInt = option(
         10, "steps in a row whose loss or gradient is inf or NaN, each skipped, after which the run stops"
@@ -247,7 +250,7 @@ class MachineOptions(OptionGroup):
     num_nodes: PositiveInt = option(1, "machines that train together")
     accelerator: Literal["auto", "cpu", "gpu", "cuda"] = option("auto", "what kind of device to run on")
     strategy: Text = option(
-        "auto", "Lightning's name: auto (ddp on several devices), ddp, fsdp, deepspeed_stage_1, deepspeed_stage_2"
+        "auto", "auto (ddp on several devices), ddp, fsdp2, fsdp2_cpu_offload, deepspeed_stage_1, deepspeed_stage_2"
     )
     use_sharded_training: bool = option(False, "True: DeepSpeed ZeRO stage 1")
     compile: bool = option(

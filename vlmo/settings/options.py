@@ -89,8 +89,8 @@ def _image_size(s: Options) -> Iterator[str]:
 def _contrast_cache(s: Options) -> Iterator[str]:
     if not s.contrast_cache:
         return
-    if s.use_sharded_training or not s.strategy.startswith(("auto", "ddp")):
-        yield "contrast_cache=True: exchanges whole gradients; with it use strategy=auto and no sharding"
+    if s.use_sharded_training or not s.strategy.startswith(("auto", "ddp", "fsdp2")):
+        yield "contrast_cache=True: has backward passes of its own; with it use strategy=auto or fsdp2"
     if s.activation_checkpointing == "offload":
         yield "contrast_cache=True: needs little memory as it is; give activation_checkpointing=True or False"
 
@@ -131,9 +131,9 @@ def _sharding(s: Options) -> Iterator[str]:
     sharded = s.use_sharded_training or s.strategy.startswith(("deepspeed", "fsdp"))
     if s.activation_checkpointing == "offload" and sharded:
         yield "activation_checkpointing=offload: works with strategy=auto or ddp; give True with sharding"
-    if s.strategy.startswith("fsdp") and (s.test_only or s.get_recall_metric):
-        yield f"strategy={s.strategy}: trains and validates; test and measure recall with strategy=auto"
-    if s.compile and s.strategy.startswith(("fsdp", "deepspeed_stage_3")):
+    if s.strategy in ("fsdp", "fsdp_cpu_offload"):
+        yield f"strategy={s.strategy}: FSDP2 does what FSDP1 did; give strategy={s.strategy.replace('fsdp', 'fsdp2')}"
+    if s.compile and s.strategy.startswith("deepspeed_stage_3"):
         yield f"compile=True: blocks whose weights strategy={s.strategy} shards are not compiled; drop one"
 
 

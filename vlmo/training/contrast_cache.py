@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 
 from vlmo.distributed.collectives import mean_gradients
 from vlmo.tasks.base import Step, Task, TaskOutput, compute_tasks, num_samples
@@ -111,7 +112,8 @@ class ContrastCache:
             if num_samples(chunk):
                 measure(outputs)
             start = end
-        mean_gradients(self.model.parameters())
+        if not isinstance(self.model, FSDPModule):  # (which averages in each backward pass)
+            mean_gradients(self.model.parameters())
 
     def _features(self, chunk: Mapping[str, Any]) -> Features:
         step = Step(chunk, self.model.heads, training=True)  # type: ignore[arg-type]

@@ -24,8 +24,9 @@ from vlmo.errors import VLMoError
 from vlmo.modules.transformer import offloading_wrapper
 from vlmo.settings import Settings
 
-ON_GPUS_ONLY = ("deepspeed", "fsdp")  # beginnings of strategies' names
+ON_GPUS_ONLY = "deepspeed"  # beginning of strategies' names
 MPI_PORT = 29500  # where the processes of mpirun meet, unless MASTER_PORT says
+SHARDED = ("fsdp2", "fsdp2_cpu_offload")
 STARTER = "VLMO_STARTER"  # variable with the PID of the program whose processes Lightning starts
 INTERACTIVE_JOBS = ("bash", "interactive")  # Lightning's rule: a shell in a SLURM job, not a step of it
 
@@ -96,13 +97,13 @@ def _strategy(settings: Settings, accelerator: str) -> str:
     strategy = "deepspeed_stage_1" if settings.use_sharded_training else settings.strategy
     if strategy.startswith(ON_GPUS_ONLY) and accelerator != "gpu":
         raise VLMoError(
-            "DeepSpeed and FSDP shard over GPUs only: set use_sharded_training=False and strategy=auto on a CPU"
+            "DeepSpeed shards over GPUs only: set use_sharded_training=False and strategy=auto or fsdp2 on a CPU"
         )
     if strategy.startswith("deepspeed") and importlib.util.find_spec("deepspeed") is None:
         raise VLMoError("DeepSpeed is not installed: pip install deepspeed")
-    if strategy != "auto" and strategy not in StrategyRegistry.available_strategies():
+    if strategy not in ("auto", *SHARDED, *StrategyRegistry.available_strategies()):
         raise VLMoError(
-            f"strategy={strategy!r}: Lightning has no such strategy; leave it at auto, or name one such as ddp or fsdp"
+            f"strategy={strategy!r}: there is no such strategy; leave it at auto, or name one such as ddp or fsdp2"
         )
     return "ddp" if strategy == "auto" and settings.devices * settings.num_nodes > 1 else strategy
 

@@ -32,7 +32,7 @@ from vlmo.training.callbacks.skipping import NonFinite, UnreadableImages
 from vlmo.training.checkpointing.checkpoints import Checkpoints
 from vlmo.training.checkpointing.files import check_resume, resume_path
 from vlmo.training.checkpointing.saved_run import fingerprint
-from vlmo.training.environment import Environment, choose_environment
+from vlmo.training.environment import SHARDED, Environment, choose_environment
 from vlmo.training.error_translation import explain_failures
 from vlmo.training.loggers import build_loggers, check_loggers
 from vlmo.training.optimizer import check_optimizer
@@ -44,7 +44,7 @@ from vlmo.training.preparation import (
     save_settings,
 )
 from vlmo.training.run_length import RunLength
-from vlmo.training.strategy import ShardedBlocks, build_strategy
+from vlmo.training.strategy import build_strategy
 from vlmo.training.summary import results, summary
 
 log = logging.getLogger(__name__)
@@ -183,10 +183,7 @@ def _train(prepared: Prepared, trainer: pl.Trainer) -> dict[str, float]:
         )
     ended_between_validations = trainer.global_step != checkpoints.validated_at
     if ended_between_validations and datamodule.has("val"):
-        if isinstance(trainer.strategy, ShardedBlocks):
-            log.warning("not validated at the end: FSDP cannot; evaluate last.ckpt with test_only=True")
-        else:
-            trainer.validate(model, datamodule=datamodule, verbose=False)
+        trainer.validate(model, datamodule=datamodule, verbose=False)
     return _metrics(trainer)
 
 
@@ -239,6 +236,7 @@ def build_trainer(prepared: Prepared, callbacks: Iterable[Callback] = (), logger
         plugins=plugins,
         precision=environment.precision,
         deterministic=settings.deterministic,
+        inference_mode=environment.strategy not in SHARDED,  # (weights that are gathered in it could not be trained)
         max_epochs=-1 if settings.max_steps else settings.max_epoch,
         max_steps=settings.max_steps or -1,
         accumulate_grad_batches=settings.accumulated_batches,
@@ -300,6 +298,7 @@ def _quieten() -> None:
         ".*your dataloader is not resumable.*",  # the data module is told where to go on
         ".*It is recommended to use `self.log.*sync_dist=True.*",  # metrics come reduced over the processes
         ".*number of training batches .* smaller than the logging interval.*",
+        ".*FSDP2-wrapped module .* returned a view tensor.*",  # nothing here changes a block's result in place
     ):
         warnings.filterwarnings("ignore", pattern)
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)

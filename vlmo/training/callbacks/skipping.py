@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
-from pytorch_lightning.strategies import FSDPStrategy
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
@@ -197,10 +197,10 @@ def _gradient_norm(parameters: list[Tensor], trainer: Trainer) -> Tensor:
     It is inf or NaN if any is, or is so large (1e19) that its square is none; on a CPU it takes a tenth of the time of
     the maximum.
     """
-    norm = get_total_norm([p.grad for p in parameters if p.grad is not None]).to(trainer.strategy.root_device)
-    if isinstance(trainer.strategy, FSDPStrategy):  # each process has a part of every gradient
-        norm = sum_over_processes(norm.square()).sqrt()
-    return norm
+    norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
+    if isinstance(norm, DTensor):  # each process has a part of every gradient
+        norm = norm.full_tensor()
+    return norm.to(trainer.strategy.root_device)
 
 
 def _loss_scale(trainer: Trainer) -> float:

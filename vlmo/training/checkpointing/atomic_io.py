@@ -1,52 +1,141 @@
-"""Writes Lightning's checkpoints so that a kill or a full disk never costs one that was there."""
+"""Writes Lightning's checkpoints so that a kill or a full disk never costs one that was there, and training goes on
+meanwhile.
+
+A state that is whole in one process becomes a file, one that is shared out among processes a folder
+(`vlmo.checkpoints.sharded`). Both are written under a name for what is unfinished, and renamed.
+"""
 
 import errno
 import logging
 import shutil
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor
 
-from vlmo.files import atomic_write
+from vlmo.checkpoints import sharded
+from vlmo.files import UNFINISHED, atomic_write, sync
+from vlmo.training.checkpointing.background import BackgroundWork, Staging
+from vlmo.training.checkpointing.files import remove
 from vlmo.training.preparation import existing_folder
 
 log = logging.getLogger(__name__)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Checkpoints appear complete or not at all, without a second copy in memory (Lightning's own makes one).
+    """Checkpoints appear complete or not at all, by default while training goes on from a copy in the CPU's memory.
 
-    What cannot be written is reported, not raised: only one process writes, and the others wait for it.
+    What cannot be written is reported, not raised: others wait for who writes.
 
     Attributes:
-        failure: why the last one was not written, None if it was.
+        failure: why the last one was not written, None if it was; known once `wait` has returned.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, background: bool = True, written: Callable[[Path], None] | None = None) -> None:
+        """
+        Args:
+            background: False: training waits, without a copy in memory.
+            written: called by the first process with the path of each checkpoint when it is complete.
+        """
         self.failure: str | None = None
+        self._written = written
+        self._work, self._staging = BackgroundWork(), Staging() if background else None
+        self._mesh: DeviceMesh | None = None
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Waits for the one before first. A state that is shared out must be given by all its processes."""
+        self.wait()
         self.failure = None
-        path = Path(path)
+        shared = any(isinstance(tensor, DTensor) for tensor in checkpoint[sharded.WEIGHTS].values())
+        if shared and self._mesh is None:  # (apart from training: its exchanges happen at the same time)
+            self._mesh = DeviceMesh.from_group(dist.new_group(backend="gloo"), "cpu")
+        if self._staging:
+            checkpoint = self._staging.copy(checkpoint, self._mesh)
+        write = partial(self._write_folder if shared else self._write_file, checkpoint, Path(path))
+        if self._staging:
+            self._work.start(write)
+        else:
+            write()
+
+    def wait(self) -> None:
+        """Until the last one is complete, or has failed."""
+        self._work.wait()
+
+    def load_checkpoint(self, path: Any, *arguments: Any, **options: Any) -> dict[str, Any]:
+        """Tensors and plain values alone: a file cannot name code to be run."""
+        if sharded.is_sharded(Path(path)):
+            return sharded.put_together(sharded.read_rest(Path(path)), sharded.read_whole(Path(path)))
+        return super().load_checkpoint(path, *arguments, **(options | {"weights_only": True}))
+
+    def _write_file(self, checkpoint: dict[str, Any], path: Path) -> None:
         try:
             with atomic_write(path) as file:
                 _save(checkpoint, file)
         except OSError as error:
-            room = ""
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                needed = tensor_bytes(checkpoint) / 2**30
-                free = shutil.disk_usage(existing_folder(path.parent)).free / 2**30
-                room = f": it needs {needed:.2f} GiB, and {free:.2f} GiB are free there"
-            why = error.strerror or error
-            self.failure = f"{path} could not be written ({why}){room}; older checkpoints are as they were"
-            log.error(self.failure)
+            self._report(path, checkpoint, error)
+        else:
+            self._complete(path)
 
-    def load_checkpoint(self, path: Any, *arguments: Any, **options: Any) -> dict[str, Any]:
-        """Tensors and plain values alone: a file cannot name code to be run."""
-        return super().load_checkpoint(path, *arguments, **(options | {"weights_only": True}))
+    def _write_folder(self, checkpoint: dict[str, Any], path: Path) -> None:
+        assert self._mesh is not None
+        group, first = self._mesh.get_group(), self._mesh.get_rank() == 0
+        rest, tensors = sharded.take_apart(checkpoint)
+        unfinished = path.with_name(path.name + UNFINISHED)
+        if first:
+            with suppress(OSError):  # of a run that was killed; what stays of it is in nobody's way
+                remove(unfinished)
+        dist.barrier(group)
+        try:
+            dcp.save(tensors, storage_writer=dcp.FileSystemWriter(unfinished), process_group=group)
+            if first:
+                with (unfinished / sharded.REST).open("wb") as file:
+                    _save(rest, file)
+                sync(unfinished / sharded.REST)
+                sync(unfinished)
+                _replace(path, unfinished)
+        except (OSError, dcp.CheckpointException) as error:
+            reasons = (
+                [each for each, _ in error.failures.values()] if isinstance(error, dcp.CheckpointException) else []
+            )
+            self._report(path, checkpoint, (reasons or [error])[0])
+            if first:
+                remove(unfinished)
+        else:
+            if first:
+                self._complete(path)
+
+    def _complete(self, path: Path) -> None:
+        if self._written:
+            self._written(path)
+
+    def _report(self, path: Path, checkpoint: dict[str, Any], error: BaseException) -> None:
+        room, full = "", (errno.ENOSPC, errno.EDQUOT)
+        needed, free = tensor_bytes(checkpoint), shutil.disk_usage(existing_folder(path.parent)).free
+        if getattr(error, "errno", None) in full or (not isinstance(error, OSError) and free < needed):
+            room = f": it needs {needed / 2**30:.2f} GiB, and {free / 2**30:.2f} GiB are free there"
+        why = (error.strerror if isinstance(error, OSError) else None) or error
+        self.failure = f"{path} could not be written ({why}){room}; older checkpoints are as they were"
+        log.error(self.failure)
+
+
+def _replace(path: Path, complete: Path) -> None:
+    """Gives a folder its name, in place of one that has it (folders cannot be exchanged at once)."""
+    old = path.with_name(f"{path.name}.old{UNFINISHED}")
+    remove(old)
+    if path.exists():
+        path.rename(old)
+    complete.rename(path)
+    sync(path.parent)
+    remove(old)
 
 
 class _Watched:

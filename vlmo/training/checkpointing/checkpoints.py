@@ -32,7 +32,7 @@ class Checkpoints(Callback):
     (`fast_dev_run`) writes none.
 
     Attributes:
-        io: how they are written, and whether the last one was.
+        io: how they are written, by default while training goes on, and whether the last one was.
         position: how far training has come.
         validated_at: step of the last validation; -1 before.
         resumed_at: step of the checkpoint that was gone on from; -1 without one.
@@ -54,7 +54,7 @@ class Checkpoints(Callback):
             start: fingerprint of the weights at `load_path`.
         """
         self.settings, self.stop, self.each_epoch, self.start = settings, stop, each_epoch, start
-        self.io = AtomicCheckpointIO()
+        self.io = AtomicCheckpointIO(settings.checkpoint_in_background, self._written)
         self.position = Position()
         self.validated_at = self.resumed_at = -1
         self.folder: Path | None = None
@@ -157,10 +157,10 @@ class Checkpoints(Callback):
         return due
 
     def save(self, trainer: Trainer) -> Path | None:
-        """Writes the checkpoint of this moment unless it is there; one that could not be written has been reported.
+        """Has the checkpoint of this moment written unless it is there; one that cannot be written is reported.
 
         Returns:
-            its path; None in a trial.
+            its path, which is there when `io.wait` returns; None in a trial.
         """
         if self.folder is None:
             return None
@@ -171,14 +171,25 @@ class Checkpoints(Callback):
             return path
         self._newest = position
         trainer.save_checkpoint(path)
-        if rank() == 0 and not self.io.failure:
-            link_last(path)
-            self._kept = [kept for kept in self._kept if kept != path] + [path]
-            self._remove_old()
         return path
 
     def _failed(self, trainer: Trainer) -> bool:
+        """Whether any process could not write the last one; waits until that is known."""
+        self.io.wait()
         return all_reduce_any(self.io.failure is not None, trainer.strategy.root_device)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """What is being written is whole, whatever ends the run."""
+        self.io.wait()
+
+    # What follows runs in the thread that writes.
+
+    def _written(self, path: Path) -> None:
+        if path.name == LAST:
+            return
+        link_last(path)
+        self._kept = [kept for kept in self._kept if kept != path] + [path]
+        self._remove_old()
 
     def _remove_old(self) -> None:
         if self.settings.keep_last is None:
@@ -224,6 +235,7 @@ class Checkpoints(Callback):
         number = self.stop.received or self.stop.default  # (others may have been told, not this one)
         message = f"stopped by {number.name} at step {trainer.global_step}; "
         path = self.save(trainer)
+        self.io.wait()
         if path is None:
             raise Stopped(f"{message}a trial saves nothing", number)
         if rank() == 0:

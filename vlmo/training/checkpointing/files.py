@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 from vlmo.checkpoints import loading as checkpoint
+from vlmo.checkpoints import sharded
 from vlmo.checkpoints.files import is_refused
 from vlmo.errors import VLMoError
 from vlmo.files import UNFINISHED
@@ -70,7 +71,9 @@ def newest_intact(settings: Settings, start: str) -> Path | None:
         if path.stat().st_ino in damaged or path.parent in foreign:
             continue  # the same under its second name, or of the same run
         try:
-            if path.is_file():  # sharded ones are Lightning's to read
+            if sharded.is_sharded(path):
+                sharded.listing(path)
+            elif path.is_file():  # (DeepSpeed's are its own to read)
                 checkpoint.read(path)
             if not (other := SavedRun.read(path).other_start(settings, start)):
                 return path
@@ -111,11 +114,14 @@ def _resume_path(settings: Settings, start: str) -> Path | None:
 
 def check_resume(path: Path, model: VLMo) -> None:
     """Raises VLMoError if the checkpoint is of another model: resuming takes over the state of a run as a whole."""
-    if path.is_dir():
-        return  # sharded: Lightning's to read
-    found = checkpoint.read(path)
-    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
-    if found.container != "state_dict" or {name: t.shape for name, t in found.tensors.items()} != shapes:
+    if sharded.is_sharded(path):
+        saved = {name: size for name, (size, _) in sharded.weights(sharded.listing(path)).items()}
+    elif path.is_dir():
+        return  # DeepSpeed's
+    else:
+        found = checkpoint.read(path)
+        saved = {name: t.shape for name, t in found.tensors.items()} if found.container == "state_dict" else {}
+    if saved != {name: tensor.shape for name, tensor in model.state_dict().items()}:
         raise VLMoError(
             f"{path}: is not a checkpoint of this model and task that this project saved, so training cannot be "
             f"resumed from it; to start from its weights give it with load_path instead"

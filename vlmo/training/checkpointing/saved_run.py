@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
 from vlmo.checkpoints.files import DEEPSPEED_WEIGHTS
+from vlmo.checkpoints.sharded import REST, is_sharded
 from vlmo.errors import VLMoError
 from vlmo.settings import Settings
 from vlmo.settings.groups import ContinuingOptions, EvaluationOptions, MachineOptions
@@ -58,8 +59,8 @@ class SavedRun:
 
     @classmethod
     def read(cls, path: Path) -> "SavedRun":
-        """Reads it from the file, or the folder of a sharded one; what cannot be read is not known."""
-        file = path / DEEPSPEED_WEIGHTS if path.is_dir() else path
+        """Reads it from the file or folder; what cannot be read is not known."""
+        file = path / (REST if is_sharded(path) else DEEPSPEED_WEIGHTS) if path.is_dir() else path
         try:
             content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
             return cls(path, dict(content["hyper_parameters"]["config"]), content.get(KEY, {}).get("start"))
@@ -89,7 +90,8 @@ class SavedRun:
         """
         changed = self.changed(settings)
         other_groups = 1 in changed.get("layer_decay", ())  # with it, each layer has groups of its own
-        kept = IN_OPTIMIZER if self.path.is_dir() else ("layer_decay",) * other_groups  # (DeepSpeed's are its own)
+        of_deepspeed = self.path.is_dir() and not is_sharded(self.path)  # whose optimizer's options are its own
+        kept = IN_OPTIMIZER if of_deepspeed else ("layer_decay",) * other_groups
         for name in ("optim_type", *kept):
             if name in changed:
                 now, then = changed[name]
