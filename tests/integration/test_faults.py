@@ -71,6 +71,7 @@ def test_killed_while_it_saves(go, tmp_path, through, phase):
 
         def training_step(model, batch, batch_idx):
             if model.global_step == 2:  # the first two checkpoints are written well
+                model.trainer.checkpoint_callbacks_are_done()
                 setattr(where, name, killer)
             return step(model, batch, batch_idx)
 

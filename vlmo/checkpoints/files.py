@@ -58,7 +58,7 @@ def read(path: str | Path) -> Checkpoint:
     path = Path(path).expanduser()
     if (path / WEIGHTS_FILE).is_file() or (path / INDEX_FILE).is_file():
         return _read_folder(path)
-    if is_sharded(path):
+    if path.is_dir() and is_sharded(path):
         return _read_sharded(path)
     if (path / DEEPSPEED_WEIGHTS).is_file():
         path = path / DEEPSPEED_WEIGHTS

@@ -71,9 +71,8 @@ def shard(model: VLMo, mesh: DeviceMesh, policy: OffloadPolicy) -> None:
         share(part)
     for block in model.transformer.blocks:
         share(block, reshard_after_forward=True)
-    share(model, reshard_after_forward=False)
-    assert isinstance(model, FSDPModule)
-    model.set_reshard_after_backward(False, recurse=False)  # (a step may have several backward passes)
+    root = share(model, reshard_after_forward=False)
+    root.set_reshard_after_backward(False, recurse=False)  # (a step may have several backward passes)
     register_fsdp_forward_method(model, "training_step")
 
 
@@ -145,7 +144,7 @@ class ShardedBlocks(DDPStrategy):
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         """As of any strategy, with tensors that are shared out; those of scalars are whole."""
-        state = super().optimizer_state(optimizer)
+        state: dict[str, Any] = super().optimizer_state(optimizer)
         for number in self._numbers_of_scalars(state["param_groups"]):
             each = state["state"].get(number, {})
             state["state"][number] = {key: _as_scalar(value) for key, value in each.items()}

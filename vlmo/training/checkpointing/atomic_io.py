@@ -8,6 +8,7 @@ A state that is whole in one process becomes a file, one that is shared out amon
 import errno
 import logging
 import shutil
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -24,7 +25,7 @@ from torch.distributed.tensor import DTensor
 
 from vlmo.checkpoints import sharded
 from vlmo.files import UNFINISHED, atomic_write, sync
-from vlmo.training.checkpointing.background import BackgroundWork, Staging
+from vlmo.training.checkpointing.background import BackgroundWork, CopyOfGPU, copied_to_cpu
 from vlmo.training.checkpointing.files import remove
 from vlmo.training.preparation import existing_folder
 
@@ -37,6 +38,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     What cannot be written is reported, not raised: others wait for who writes.
 
     Attributes:
+        copied: set when the weights and the state of the optimizer may change.
         failure: why the last one was not written, None if it was; known once `wait` has returned.
     """
 
@@ -48,8 +50,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """
         self.failure: str | None = None
         self._written = written
-        self._work, self._staging = BackgroundWork(), Staging() if background else None
+        self._work = BackgroundWork() if background else None
         self._mesh: DeviceMesh | None = None
+        self.copied = threading.Event()
+        self.copied.set()
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Waits for the one before first. A state that is shared out must be given by all its processes."""
@@ -57,18 +61,27 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         self.failure = None
         shared = any(isinstance(tensor, DTensor) for tensor in checkpoint[sharded.WEIGHTS].values())
         if shared and self._mesh is None:  # (apart from training: its exchanges happen at the same time)
-            self._mesh = DeviceMesh.from_group(dist.new_group(backend="gloo"), "cpu")
-        if self._staging:
-            checkpoint = self._staging.copy(checkpoint, self._mesh)
-        write = partial(self._write_folder if shared else self._write_file, checkpoint, Path(path))
-        if self._staging:
-            self._work.start(write)
-        else:
-            write()
+            self._mesh = DeviceMesh.from_group(dist.new_group(backend="gloo"), "cpu")  # type: ignore[arg-type]
+        write = self._write_folder if shared else self._write_file
+        if not self._work:
+            write(checkpoint, Path(path))
+            return
+        large = (sharded.WEIGHTS, sharded.OPTIMIZERS)  # these change in the step of the optimizer alone
+        now = {name: value if name in large else copied_to_cpu(value) for name, value in checkpoint.items()}
+        self.copied.clear()
+        self._work.start(partial(self._copy_and_write, now, Path(path), write, CopyOfGPU()))
 
     def wait(self) -> None:
         """Until the last one is complete, or has failed."""
-        self._work.wait()
+        if self._work:
+            self._work.wait()
+
+    def _copy_and_write(self, checkpoint: Any, path: Path, write: Callable[..., None], copied: CopyOfGPU) -> None:
+        try:
+            checkpoint = copied(checkpoint, self._mesh)
+        finally:
+            self.copied.set()
+        write(checkpoint, path)
 
     def load_checkpoint(self, path: Any, *arguments: Any, **options: Any) -> dict[str, Any]:
         """Tensors and plain values alone: a file cannot name code to be run."""

@@ -1,4 +1,4 @@
-"""Writing while training goes on: a copy of the state in the CPU's memory, and a thread that writes it."""
+"""Writing while training goes on: a copy of the state in the CPU's memory, and a thread that makes and writes it."""
 
 import copy
 import threading
@@ -11,50 +11,45 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 
 
-class Staging:
-    """Copies states to the CPU, each into the memory of the one before: to get new memory takes longer than to copy.
+def copied_to_cpu(state: Any, mesh: DeviceMesh | None = None) -> Any:
+    """The state with all its tensors in new memory of the CPU.
 
-    It holds as much as one state, as long as it lives.
+    Args:
+        mesh: of the CPUs, where tensors of the state are shared out.
+    """
+    if isinstance(state, DTensor):
+        assert mesh is not None
+        local = copied_to_cpu(state.to_local())
+        size, stride = state.shape, state.stride()
+        return DTensor.from_local(local, mesh, state.placements, run_check=False, shape=size, stride=stride)
+    if isinstance(state, Tensor):
+        pinned = state.device.type == "cuda"
+        return torch.empty(state.shape, dtype=state.dtype, pin_memory=pinned).copy_(state.detach(), non_blocking=True)
+    if isinstance(state, dict):
+        copied = copy.copy(state)  # (its type and attributes too)
+        copied.update((name, copied_to_cpu(value, mesh)) for name, value in state.items())
+        return copied
+    if isinstance(state, list | tuple):
+        return type(state)([copied_to_cpu(value, mesh) for value in state])
+    return state
+
+
+class CopyOfGPU:
+    """Makes copies by `copied_to_cpu` in another thread, beside what the GPU computes; without a GPU there is no more
+    to it. Made where the state is complete as far as that thread has asked the GPU for.
     """
 
     def __init__(self) -> None:
-        self._buffers: dict[tuple[Any, ...], Tensor] = {}
+        self.stream = torch.cuda.Stream() if torch.cuda.is_available() else None
+        if self.stream:
+            self.stream.wait_stream(torch.cuda.current_stream())
 
-    def copy(self, state: Any, mesh: DeviceMesh | None = None) -> Any:
-        """The state as it is now, whatever becomes of it; valid until the next call.
-
-        Args:
-            mesh: of the CPUs, where tensors of the state are shared out.
-        """
-        copied = self._copy(state, (), mesh)
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
+    def __call__(self, state: Any, mesh: DeviceMesh | None) -> Any:
+        with torch.cuda.stream(self.stream):
+            copied = copied_to_cpu(state, mesh)
+        if self.stream:
+            self.stream.synchronize()
         return copied
-
-    def _copy(self, each: Any, place: tuple[Any, ...], mesh: DeviceMesh | None) -> Any:
-        if isinstance(each, DTensor):
-            assert mesh is not None
-            local = self._to_buffer(each.to_local(), place)
-            layout = {"shape": each.shape, "stride": each.stride(), "run_check": False}
-            return DTensor.from_local(local, mesh, each.placements, **layout)
-        if isinstance(each, Tensor):
-            return self._to_buffer(each, place)
-        if isinstance(each, dict):
-            copied = copy.copy(each)  # (its type and attributes too)
-            copied.update((name, self._copy(value, (*place, name), mesh)) for name, value in each.items())
-            return copied
-        if isinstance(each, list | tuple):
-            values = [self._copy(value, (*place, i), mesh) for i, value in enumerate(each)]
-            return values if isinstance(each, list) else tuple(values)
-        return each
-
-    def _to_buffer(self, tensor: Tensor, place: tuple[Any, ...]) -> Tensor:
-        tensor = tensor.detach()
-        buffer = self._buffers.get(place)
-        if buffer is None or buffer.shape != tensor.shape or buffer.dtype != tensor.dtype:
-            pinned = tensor.device.type == "cuda"
-            buffer = self._buffers[place] = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=pinned)
-        return buffer.copy_(tensor, non_blocking=True)
 
 
 class BackgroundWork:

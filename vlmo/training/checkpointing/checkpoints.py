@@ -104,6 +104,9 @@ class Checkpoints(Callback):
         if self.position.batches % trainer.accumulate_grad_batches == 0 or trainer.is_last_batch:
             self._step_state = None
 
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: Any, optimizer: Any) -> None:
+        self.io.copied.wait()
+
     def on_validation_start(self, trainer: Trainer, pl_module: Any) -> None:
         if trainer.state.fn == "fit" and self._step_state is None:
             self._step_state = resume.capture(self.position, pl_module)  # validation draws random numbers
