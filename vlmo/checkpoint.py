@@ -3,8 +3,10 @@
 python -m vlmo.checkpoint show FILE
 python -m vlmo.checkpoint convert FILE OUT.pt        plain, under the original's names, as released files are
 python -m vlmo.checkpoint convert FILE FOLDER        model.safetensors, config.json, vocab.txt
+python -m vlmo.checkpoint convert FOLDER OUT.ckpt    of a sharded run: all of it in one file, optimizer included
 
-FILE may be Lightning's, a released one, BEiT's (show only), safetensors or a folder of the last form. A folder can be
+FILE may be Lightning's, a released one, BEiT's (show only), safetensors, a folder of that form or of a sharded run. A
+folder of safetensors can be
 given what a released file lacks, so that it needs nothing else: --answers FILE, the JSON list of answers beside the
 tables, and --tokenizer vocab.txt. --plugins MODULE loads the tasks of a plugin first.
 """
@@ -13,10 +15,12 @@ import argparse
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from vlmo import plugins
+from vlmo.checkpoints import sharded
 from vlmo.checkpoints.files import read
 from vlmo.checkpoints.loading import vlmo_names
 from vlmo.checkpoints.metadata import Metadata, incompatibilities, vocabulary_hash
@@ -24,6 +28,7 @@ from vlmo.checkpoints.pretrained import infer_metadata, write_folder
 from vlmo.datasets.label_names import read_label_names
 from vlmo.datasets.text import load_tokenizer, vocabulary_of
 from vlmo.errors import VLMoError, print_anything, print_error
+from vlmo.files import atomic_write
 from vlmo.inference.io import check_output
 from vlmo.registry import TASKS
 
@@ -94,7 +99,8 @@ def _stage(kind: str, names: Iterable[str], tasks: Sequence[str], heads: Sequenc
 
 
 def convert(path: str, out: str, answers: str | None = None, tokenizer: str | None = None) -> None:
-    """Writes the weights of `path` as a plain file (`out` ends in .pt or .pth) or as a folder.
+    """Writes the weights of `path` as a plain file (`out` ends in .pt or .pth) or as a folder; or, as a file (.ckpt), all
+    that a sharded run saved.
 
     Args:
         answers: JSON file with the names of the answers, for a folder.
@@ -106,25 +112,31 @@ def convert(path: str, out: str, answers: str | None = None, tokenizer: str | No
     target = Path(out).expanduser()
     folder = next(each for each in target.absolute().parents if each.exists())
     check_output(folder / f"{target.name}.part", "OUT")
+    if target.exists() and (target.is_file() or any(target.iterdir())):
+        raise VLMoError(f"{out}: exists; give a new name")
+    if target.suffix in (".ckpt", ".pt", ".pth") and (answers or tokenizer):
+        raise VLMoError("--answers and --tokenizer: a plain file holds weights only; convert to a folder")
+    source = Path(path).expanduser()
+    if target.suffix == ".ckpt" and sharded.is_sharded(source):
+        _save(sharded.put_together(sharded.read_rest(source), sharded.read_whole(source)), target)
+        return
     file = read(path)
     metadata = infer_metadata(file)
     if file.kind == "beit":
         raise VLMoError(f"{path}: is a BEiT file, not a VLMo model; train stage 2 from it (load_path={path})")
-    if target.exists() and (target.is_file() or any(target.iterdir())):
-        raise VLMoError(f"{out}: exists; give a new name")
     tensors, _ = vlmo_names(file)
     if target.suffix in (".pt", ".pth"):
-        if answers or tokenizer:
-            raise VLMoError("--answers and --tokenizer: a plain file holds weights only; convert to a folder")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = Path(f"{out}.part")
         # clone: a tensor mapped from a file may be a view of all of it, which would be saved
-        torch.save({name: tensor.clone() for name, tensor in tensors.items()}, unfinished)
-        unfinished.replace(target)
+        _save({name: tensor.clone() for name, tensor in tensors.items()}, target)
         return
     if target.suffix in (".ckpt", ".safetensors"):
         raise VLMoError(f"{out}: give FILE.pt for a plain file, or the name of a folder for safetensors")
     write_folder(tensors, _completed(metadata, path, answers, tokenizer), target)
+
+
+def _save(content: dict[str, Any], target: Path) -> None:
+    with atomic_write(target) as file:
+        torch.save(content, file)
 
 
 def _completed(metadata: Metadata, path: str, answers: str | None, tokenizer: str | None) -> Metadata:

@@ -129,7 +129,8 @@ BAD = {
     "betas": ({"adamw_betas": [0.9, 1.0]}, "adamw_betas="),
     "clips to nothing": ({"gradient_clip_val": 0}, "gradient_clip_val=0: "),
     "cache without contrast": ({"contrast_cache": True, "loss_names": losses(mlm=1)}, "needs loss_names.irtr or itc"),
-    "cache of shards": ({"contrast_cache": True, "strategy": "fsdp"}, "use strategy=auto and no sharding"),
+    "cache of shards": ({"contrast_cache": True, "use_sharded_training": True}, "use strategy=auto or fsdp2"),
+    "the former sharding": ({"strategy": "fsdp"}, "strategy=fsdp: FSDP2 does what FSDP1 did; give strategy=fsdp2"),
     "misspelt set of a task": (
         {"loss_names": losses(vqa=1), "datasets": ["vqaa"]},
         "'vqaa' is unknown; did you mean vqa",
@@ -154,7 +155,7 @@ BAD = {
     "single pair": ({"per_gpu_batchsize": 1, "num_gpus": 0}, "set per_gpu_batchsize=2 or more"),
     "cpu as gpu": ({"num_gpus": 0, "accelerator": "gpu"}, "num_gpus=0 is the CPU"),
     "cpus by number": ({"num_gpus": [0, 1], "accelerator": "cpu"}, "give a number of processes"),
-    "two shardings": ({"use_sharded_training": True, "strategy": "fsdp"}, "strategy=fsdp is not: drop one"),
+    "two shardings": ({"use_sharded_training": True, "strategy": "fsdp2"}, "strategy=fsdp2 is not: drop one"),
     "nothing to test": ({"test_only": True}, "give it with load_path=FILE"),
     "recall of nothing": ({"get_recall_metric": True, "loss_names": losses(mlm=1)}, "needs loss_names.irtr or itc"),
     "re-ranking of nothing": ({"get_recall_rerank_metric": True}, "get_recall_metric=True ranks; set that too"),
@@ -376,7 +377,7 @@ def test_run_name_keeps_the_whole_name_of_the_file(path, name):
 @pytest.mark.parametrize(
     "updates, line",
     [
-        ({"compile": True, "strategy": "fsdp"}, "compile=True: blocks whose weights strategy=fsdp shards"),
+        ({"compile": True, "strategy": "deepspeed_stage_3"}, "blocks whose weights strategy=deepspeed_stage_3 shards"),
         ({"profile_steps": 2, "fast_dev_run": True}, "profile_steps: .* drop fast_dev_run"),
         ({"profile_steps": -1}, "profile_steps=-1"),
         ({"compile": "yes please"}, "compile='yes please'"),

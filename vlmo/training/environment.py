@@ -24,7 +24,7 @@ from vlmo.errors import VLMoError
 from vlmo.modules.transformer import offloading_wrapper
 from vlmo.settings import Settings
 
-ON_GPUS_ONLY = "deepspeed"  # beginning of strategies' names
+ON_GPUS_ONLY = ("deepspeed",)  # beginnings of strategies' names
 MPI_PORT = 29500  # where the processes of mpirun meet, unless MASTER_PORT says
 SHARDED = ("fsdp2", "fsdp2_cpu_offload")
 STARTER = "VLMO_STARTER"  # variable with the PID of the program whose processes Lightning starts

@@ -43,10 +43,10 @@ def test_no_gpu(choose):
         ({"num_gpus": [0, 1]}, r"num_gpus=\[0, 1\]: this machine has 1 GPUs, none has number \[1\]"),
         (
             {"use_sharded_training": True, "num_gpus": 0},
-            "DeepSpeed and FSDP shard over GPUs only: set use_sharded_training=False",
+            "DeepSpeed shards over GPUs only: set use_sharded_training=False",
         ),
-        ({"strategy": "fsdp", "num_gpus": 2, "accelerator": "cpu"}, "FSDP shard over GPUs only"),
-        ({"strategy": "dpp"}, "strategy='dpp': Lightning has no such strategy"),
+        ({"strategy": "deepspeed_stage_2", "num_gpus": 2, "accelerator": "cpu"}, "DeepSpeed shards over GPUs only"),
+        ({"strategy": "dpp"}, "strategy='dpp': there is no such strategy"),
     ],
 )
 def test_what_the_machine_does_not_have(choose, updates, message):
@@ -77,7 +77,8 @@ def test_cpu_processes(choose):
 def test_strategy(choose, monkeypatch):
     assert choose(num_gpus=0).strategy == "auto"
     assert choose(gpus=2, num_gpus=2).strategy == "ddp"
-    assert choose(gpus=2, num_gpus=2, strategy="fsdp").strategy == "fsdp"
+    assert choose(gpus=2, num_gpus=2, strategy="fsdp2").strategy == "fsdp2"
+    assert choose(num_gpus=2, accelerator="cpu", strategy="fsdp2").strategy == "fsdp2"
     monkeypatch.setenv("MASTER_ADDR", "node0")
     monkeypatch.setenv("NODE_RANK", "0")
     assert choose(gpus=1, num_nodes=2).num_nodes == 2

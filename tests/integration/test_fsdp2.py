@@ -1,0 +1,210 @@
+"""strategy=fsdp2 on CPU processes: DDP's numbers, and checkpoints that any strategy and number of processes goes on
+from."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import run
+from tests import tiny
+from tests.processes import run_on
+from vlmo import checkpoint
+from vlmo.checkpoints import files, sharded
+from vlmo.training.checkpointing.atomic_io import AtomicCheckpointIO
+from vlmo.training.checkpointing.checkpoints import Checkpoints
+
+STAGE3, RETRIEVAL, TEXT = "task_mlm_itm_itc_base", "task_finetune_irtr_coco_base_image384", "task_textmlm_base"
+
+
+@pytest.fixture
+def train(data, micro, tmp_path):
+    """Trains on so many processes; gives the folder of the run."""
+
+    def trained(name, world, strategy, named=RETRIEVAL, **options):
+        defaults = {"data_root": str(data), "tokenizer": str(data / "vocab.txt"), "log_dir": str(tmp_path / name)}
+        defaults |= {"datasets": ["wikibk" if named == TEXT else "coco"], "model_arch": micro, "max_text_len": 16}
+        defaults |= {"batch_size": 12, "per_gpu_batchsize": 12 // world, "max_steps": 2, "max_epoch": 100}
+        defaults |= {"learning_rate": 1e-3, "warmup_steps": 0, "val_check_interval": 100, "get_recall_metric": False}
+        defaults |= {"contrast_gradient": "exact", "log_every_n_steps": 1, "loggers": ["csv"], "strategy": strategy}
+        run_on(world, tiny.config(named, **(defaults | options)), tmp_path / f"{name} processes")
+        (folder,) = (tmp_path / name).glob("*/version_*")
+        return folder
+
+    return trained
+
+
+def logged(folder, tag="train/loss"):
+    with (folder / "metrics.csv").open() as file:
+        return [float(row[tag]) for row in csv.DictReader(file) if row[tag]]
+
+
+def content(path):
+    """Weights and state of the optimizer by place, whatever form they are in."""
+    saved = AtomicCheckpointIO().load_checkpoint(path)
+    return sharded.take_apart(saved)[1]
+
+
+def last(folder):
+    return folder / "checkpoints" / "last.ckpt"
+
+
+def difference(one, other):
+    """The largest of any tensor, by the largest value in it."""
+    assert one.keys() == other.keys()
+    assert all(one[key].shape == other[key].shape for key in one)
+    pairs = [(one[key].double(), other[key].double()) for key in one]
+    return max(float((a - b).abs().max() / b.abs().max().clamp(min=1e-12)) for a, b in pairs)
+
+
+@pytest.fixture
+def loaded(monkeypatch, tmp_path):
+    """Has the state that a run goes on from kept, as it is in all its processes together; gives it."""
+    path, begin = tmp_path / "loaded.pt", Checkpoints.on_train_start
+
+    def on_train_start(callback, trainer, model):
+        begin(callback, trainer, model)
+        state = {"state_dict": trainer.strategy.lightning_module_state_dict()}
+        state["optimizer_states"] = [trainer.strategy.optimizer_state(each) for each in trainer.optimizers]
+        tensors = {key: sharded_whole(tensor) for key, tensor in sharded.take_apart(state)[1].items()}
+        if trainer.is_global_zero:
+            torch.save(tensors, path)
+
+    monkeypatch.setattr(Checkpoints, "on_train_start", on_train_start)
+    return lambda: torch.load(path)
+
+
+def sharded_whole(tensor):
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def test_trains_evaluates_and_saves_as_ddp_and_one_process_goes_on(train, loaded, data, tmp_path):
+    options = {"val_check_interval": 1, "get_recall_metric": True, "gradient_clip_val": 1.0, "drop_path_rate": 0.1}
+    expected, found = (train(strategy, 2, strategy, **options) for strategy in ("ddp", "fsdp2"))
+    for tag in ("train/loss", "train/grad_norm", "irtr/val/loss", "recalls/val_avg"):
+        assert logged(found, tag) == pytest.approx(logged(expected, tag), rel=1e-5), tag
+    assert len(logged(found, "recalls/val_avg")) == 2  # gathered for an evaluation and shared out again, twice
+    assert difference(content(last(found)), content(last(expected))) < 1e-3
+    train("one", 1, "auto", resume_from=str(last(found)), max_steps=3)
+    assert difference(loaded(), content(last(found))) == 0
+    checkpoint.convert(str(last(found)), str(tmp_path / "one.ckpt"))
+    assert difference(content(tmp_path / "one.ckpt"), content(last(found))) == 0
+    checkpoint.convert(str(last(found)), str(tmp_path / "plain.pt"))
+    assert files.read(tmp_path / "plain.pt").tensors.keys() == files.read(last(found)).tensors.keys()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("before", ["ddp", "fsdp2"])
+def test_any_number_of_processes_and_strategy_goes_on(train, loaded, before):
+    options = {"drop_path_rate": 0.0}
+    start = train("start", 2, before, **options)
+    through = train("through", 2, before, max_steps=4, **options)
+    for world in (1, 2, 3):
+        for strategy in ("ddp", "fsdp2"):
+            after = "auto" if (world, strategy) == (1, "ddp") else strategy
+            end = train(f"{after} {world}", world, after, resume_from=str(last(start)), max_steps=4, **options)
+            assert difference(loaded(), content(last(start))) == 0, (strategy, world)
+            curve = max(abs(a - b) / b for a, b in zip(logged(end), logged(through)[2:], strict=True))
+            final = difference(content(last(end)), content(last(through)))
+            print(f"{before} on 2 -> {after} on {world}: loaded alike, losses {curve:.1e}, state {final:.1e}")
+            assert curve < 1e-5
+            assert final < 2e-2  # (Adam makes much of gradients that are nothing but rounding)
+
+
+WAYS = {
+    "stage 3": (STAGE3, {}),
+    "accumulated": (STAGE3, {"per_gpu_batchsize": 2}),
+    "contrast cache": (STAGE3, {"contrast_cache": True, "per_gpu_batchsize": 2}),
+    "activation checkpoints": (STAGE3, {"activation_checkpointing": True, "drop_path_rate": 0.2}),
+    "stage 2": (TEXT, {"drop_path_rate": 0.2, "val_check_interval": 1, "batch_size": 4, "per_gpu_batchsize": 2}),
+    "cpu offload": (STAGE3, {"strategy": "fsdp2_cpu_offload"}),
+    "bf16": (STAGE3, {"precision": "bf16"}),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", WAYS)
+def test_gives_the_numbers_of_ddp(train, way):
+    named, options = WAYS[way]
+    expected = train("ddp", 2, named=named, **options | {"strategy": "ddp"})
+    found = train("fsdp2", 2, named=named, **{"strategy": "fsdp2"} | options)
+    assert logged(found) == pytest.approx(logged(expected), rel=1e-5 if way != "bf16" else 1e-2)
+    assert difference(content(last(found)), content(last(expected))) < (1e-2 if way != "bf16" else 0.5)
+
+
+REPOSITORY = Path(run.__file__).parent
+
+
+class Killed:
+    """A run of two processes that writes without a pause, killed as one group."""
+
+    def __init__(self, folder, data, strategy):
+        self.folder = folder
+        options = {"data_root": data, "tokenizer": data / "vocab.txt", "log_dir": folder, "strategy": strategy}
+        options |= {"datasets": "['coco']", "model_arch": "vlmo_tiny_patch16", "image_size": 32, "vocab_size": 64}
+        options |= {"max_text_len": 16, "batch_size": 4, "per_gpu_batchsize": 2, "precision": 32, "num_workers": 0}
+        options |= {"num_gpus": 2, "accelerator": "cpu", "max_steps": 100_000, "max_epoch": 100_000, "keep_last": 3}
+        options |= {"checkpoint_every_n_steps": 1, "val_check_interval": 100_000, "resume_during_training": True}
+        words = [f"{name}={value}" for name, value in options.items()]
+        self.command = [sys.executable, "run.py", "with", STAGE3, *words]
+
+    def attempt(self, writes, seconds):
+        """Kills the run so long after it began to write its checkpoint of such a number."""
+        before = set(self.unfinished())
+        with (self.folder / "console.txt").open("a") as console:
+            streams = {"stdout": console, "stderr": console, "start_new_session": True}
+            process = subprocess.Popen(
+                self.command,
+                cwd=REPOSITORY,
+                env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)},
+                **streams,
+            )
+            seen: set[Path] = set()
+            end = time.monotonic() + 120
+            while len(seen) < writes:
+                assert process.poll() is None and time.monotonic() < end, self.console
+                seen |= set(self.unfinished()) - before
+            time.sleep(seconds)
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        return bool(list(self.unfinished()))
+
+    def unfinished(self):
+        return self.folder.glob("*/version_*/checkpoints/epoch*.part")
+
+    @property
+    def console(self):
+        return (self.folder / "console.txt").read_text()[-3000:]
+
+
+def kills(folder, data, strategy, number):
+    """Kills a run so often; gives how many of the kills left something half written."""
+    killed, halfway, steps = Killed(folder, data, strategy), 0, [0]
+    for attempt in range(number):
+        halfway += killed.attempt(writes=2, seconds=0.004 * attempt)
+        found = sorted(folder.glob("*/version_*/checkpoints/*.ckpt"), key=lambda path: path.stat().st_mtime_ns)
+        assert found
+        for path in found:  # whatever has its name is whole
+            assert content(path)
+        steps.append(max(AtomicCheckpointIO().load_checkpoint(path)["global_step"] for path in found))
+        assert steps[-1] > steps[-2]  # it went on from there
+    assert "damaged" not in killed.console
+    return halfway
+
+
+def test_killed_while_it_writes_in_the_background(data, tmp_path):
+    kills(tmp_path, data, "fsdp2", 2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_killed_twenty_times_while_it_writes_in_the_background(data, tmp_path, strategy):
+    halfway = kills(tmp_path, data, strategy, 20)
+    print(f"{strategy}: {halfway} of 20 kills left something half written")
+    assert halfway >= 5
