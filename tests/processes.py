@@ -65,8 +65,8 @@ def _run(rank: int, world: int, port: int, config: Mapping[str, Any], folder: Pa
         torch.distributed.destroy_process_group()
 
 
-def run_on(world: int, config: Mapping[str, Any], folder: Path) -> list[dict[str, float]]:
-    """What `run` returns on each of `world` CPU processes; `folder` is for what they leave, and new."""
+def start_on(world: int, config: Mapping[str, Any], folder: Path) -> list[Any]:
+    """Starts `run` on each of `world` CPU processes; `folder` is for what they leave, and new."""
     folder.mkdir(parents=True)
     config = {**config, "num_gpus": world, "accelerator": "cpu"}
     context = multiprocessing.get_context("fork")
@@ -74,6 +74,12 @@ def run_on(world: int, config: Mapping[str, Any], folder: Path) -> list[dict[str
     processes = [context.Process(target=_run, args=(rank, world, port, config, folder)) for rank in range(world)]
     for process in processes:
         process.start()
+    return processes
+
+
+def run_on(world: int, config: Mapping[str, Any], folder: Path) -> list[dict[str, float]]:
+    """What `run` returns on each of `world` CPU processes; `folder` is for what they leave, and new."""
+    processes = start_on(world, config, folder)
     for process in processes:
         process.join(TIMEOUT)
     failures = [path.read_text() for path in sorted(folder.glob("*.txt"))]

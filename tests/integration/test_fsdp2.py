@@ -2,38 +2,47 @@
 from."""
 
 import csv
-import os
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
 
-import run
 from tests import tiny
-from tests.processes import run_on
+from tests.processes import run_on, start_on
 from vlmo import checkpoint
 from vlmo.checkpoints import files, sharded
+from vlmo.settings import Settings
 from vlmo.training.checkpointing.atomic_io import AtomicCheckpointIO
 from vlmo.training.checkpointing.checkpoints import Checkpoints
+from vlmo.training.checkpointing.files import newest_intact
 
 STAGE3, RETRIEVAL, TEXT = "task_mlm_itm_itc_base", "task_finetune_irtr_coco_base_image384", "task_textmlm_base"
 
 
 @pytest.fixture
-def train(data, micro, tmp_path):
+def configured(data, micro, tmp_path):
+    """The config of a run on so many processes."""
+
+    def made(name, world, strategy, named=RETRIEVAL, **options):
+        defaults = {"data_root": str(data), "tokenizer": str(data / "vocab.txt"), "log_dir": str(tmp_path / name)}
+        defaults |= {"datasets": ["wikibk" if named == TEXT else "coco"], "model_arch": micro, "max_text_len": 16}
+        defaults |= {"batch_size": 12, "max_steps": 2, "max_epoch": 100}
+        defaults |= {"learning_rate": 1e-3, "warmup_steps": 0, "val_check_interval": 100, "get_recall_metric": False}
+        defaults |= {"contrast_gradient": "exact", "log_every_n_steps": 1, "loggers": ["csv"], "strategy": strategy}
+        return tiny.config(
+            named, **({"per_gpu_batchsize": options.get("batch_size", 12) // world} | defaults | options)
+        )
+
+    return made
+
+
+@pytest.fixture
+def train(configured, tmp_path):
     """Trains on so many processes; gives the folder of the run."""
 
     def trained(name, world, strategy, named=RETRIEVAL, **options):
-        defaults = {"data_root": str(data), "tokenizer": str(data / "vocab.txt"), "log_dir": str(tmp_path / name)}
-        defaults |= {"datasets": ["wikibk" if named == TEXT else "coco"], "model_arch": micro, "max_text_len": 16}
-        defaults |= {"batch_size": 12, "per_gpu_batchsize": 12 // world, "max_steps": 2, "max_epoch": 100}
-        defaults |= {"learning_rate": 1e-3, "warmup_steps": 0, "val_check_interval": 100, "get_recall_metric": False}
-        defaults |= {"contrast_gradient": "exact", "log_every_n_steps": 1, "loggers": ["csv"], "strategy": strategy}
-        run_on(world, tiny.config(named, **(defaults | options)), tmp_path / f"{name} processes")
+        run_on(world, configured(name, world, strategy, named, **options), tmp_path / f"{name} processes")
         (folder,) = (tmp_path / name).glob("*/version_*")
         return folder
 
@@ -138,73 +147,51 @@ def test_gives_the_numbers_of_ddp(train, way):
     assert difference(content(last(found)), content(last(expected))) < (1e-2 if way != "bf16" else 0.5)
 
 
-REPOSITORY = Path(run.__file__).parent
+def kill_while_it_writes(config, folder, writes, seconds):
+    """Starts a run on two processes that writes after every step, and kills both so long after it began to write its
+    checkpoint of such a number; whether something half written is left."""
+    log_dir, seen = Path(config["log_dir"]), set()
+    before = set(log_dir.glob(UNFINISHED))
+    processes = start_on(2, config, folder)
+    end = time.monotonic() + 60
+    while len(seen) < writes and time.monotonic() < end and all(process.is_alive() for process in processes):
+        seen |= set(log_dir.glob(UNFINISHED)) - before
+    time.sleep(seconds)
+    for process in processes:
+        process.kill()
+    for process in processes:
+        process.join()
+    assert len(seen) >= writes, [path.read_text()[-2000:] for path in folder.glob("*.txt")]
+    return any(log_dir.glob(UNFINISHED))
 
 
-class Killed:
-    """A run of two processes that writes without a pause, killed as one group."""
-
-    def __init__(self, folder, data, strategy):
-        self.folder = folder
-        options = {"data_root": data, "tokenizer": data / "vocab.txt", "log_dir": folder, "strategy": strategy}
-        options |= {"datasets": "['coco']", "model_arch": "vlmo_tiny_patch16", "image_size": 32, "vocab_size": 64}
-        options |= {"max_text_len": 16, "batch_size": 4, "per_gpu_batchsize": 2, "precision": 32, "num_workers": 0}
-        options |= {"num_gpus": 2, "accelerator": "cpu", "max_steps": 100_000, "max_epoch": 100_000, "keep_last": 3}
-        options |= {"checkpoint_every_n_steps": 1, "val_check_interval": 100_000, "resume_during_training": True}
-        words = [f"{name}={value}" for name, value in options.items()]
-        self.command = [sys.executable, "run.py", "with", STAGE3, *words]
-
-    def attempt(self, writes, seconds):
-        """Kills the run so long after it began to write its checkpoint of such a number."""
-        before = set(self.unfinished())
-        with (self.folder / "console.txt").open("a") as console:
-            streams = {"stdout": console, "stderr": console, "start_new_session": True}
-            process = subprocess.Popen(
-                self.command,
-                cwd=REPOSITORY,
-                env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)},
-                **streams,
-            )
-            seen: set[Path] = set()
-            end = time.monotonic() + 120
-            while len(seen) < writes:
-                assert process.poll() is None and time.monotonic() < end, self.console
-                seen |= set(self.unfinished()) - before
-            time.sleep(seconds)
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-        return bool(list(self.unfinished()))
-
-    def unfinished(self):
-        return self.folder.glob("*/version_*/checkpoints/epoch*.part")
-
-    @property
-    def console(self):
-        return (self.folder / "console.txt").read_text()[-3000:]
+UNFINISHED = "*/version_*/checkpoints/*.part"
 
 
-def kills(folder, data, strategy, number):
+def kills(configured, folder, strategy, number):
     """Kills a run so often; gives how many of the kills left something half written."""
-    killed, halfway, steps = Killed(folder, data, strategy), 0, [0]
+    options = {"resume_during_training": True, "checkpoint_every_n_steps": 1, "keep_last": 3, "batch_size": 4}
+    config = configured("run", 2, strategy, STAGE3, max_steps=100_000, max_epoch=100_000, **options)
+    halfway, steps = 0, [0]
     for attempt in range(number):
-        halfway += killed.attempt(writes=2, seconds=0.004 * attempt)
-        found = sorted(folder.glob("*/version_*/checkpoints/*.ckpt"), key=lambda path: path.stat().st_mtime_ns)
-        assert found
-        for path in found:  # whatever has its name is whole
-            assert content(path)
-        steps.append(max(AtomicCheckpointIO().load_checkpoint(path)["global_step"] for path in found))
+        halfway += kill_while_it_writes(config, folder / str(attempt), writes=2, seconds=0.002 * attempt)
+        found = sorted((folder / "run").glob("*/version_*/checkpoints/*.ckpt"))
+        contents = [AtomicCheckpointIO().load_checkpoint(path) for path in found]  # whatever has its name is whole
+        steps.append(max(saved["global_step"] for saved in contents))
         assert steps[-1] > steps[-2]  # it went on from there
-    assert "damaged" not in killed.console
+        assert newest_intact(Settings.from_config(config), "")
     return halfway
 
 
-def test_killed_while_it_writes_in_the_background(data, tmp_path):
-    kills(tmp_path, data, "fsdp2", 2)
+def test_killed_while_it_writes_in_the_background(configured, tmp_path, caplog):
+    kills(configured, tmp_path, "fsdp2", 2)
+    assert "damaged" not in caplog.text
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
-def test_killed_twenty_times_while_it_writes_in_the_background(data, tmp_path, strategy):
-    halfway = kills(tmp_path, data, strategy, 20)
+def test_killed_twenty_times_while_it_writes_in_the_background(configured, tmp_path, caplog, strategy):
+    halfway = kills(configured, tmp_path, strategy, 20)
     print(f"{strategy}: {halfway} of 20 kills left something half written")
+    assert "damaged" not in caplog.text
     assert halfway >= 5

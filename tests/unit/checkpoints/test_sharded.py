@@ -78,7 +78,9 @@ def test_damaged(folder, name, damage):
             os.truncate(file, file.stat().st_size - 20)
         case "empty":
             file.write_bytes(b"")
-    with pytest.raises(VLMoError, match="last.ckpt: cannot be read, a file of it is missing, truncated or damaged") as e:
+    with pytest.raises(
+        VLMoError, match="last.ckpt: cannot be read, a file of it is missing, truncated or damaged"
+    ) as e:
         files.read(folder)
     assert "\n" not in str(e.value)
 
