@@ -1,6 +1,6 @@
 """Seconds that training waits for a checkpoint: written while it waits, and in the background, side by side.
 
-python -m benchmarks.checkpoint_wait [--named CONFIG] [--batch 2] [--checkpoints 3] [--world 1 2] [--set option=value ...]
+python -m benchmarks.checkpoint_wait [--named CONFIG] [--batch 2] [--checkpoints 3] [--world 1 2] [--set NAME=VALUE ...]
 
 Real runs of stage 3 at base size on CPUs, on a few made-up pictures: one process, whose checkpoints are files, and two
 with strategy=fsdp2, whose checkpoints are folders; both ways in turn. A checkpoint after every other step. Waiting is

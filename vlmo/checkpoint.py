@@ -99,8 +99,8 @@ def _stage(kind: str, names: Iterable[str], tasks: Sequence[str], heads: Sequenc
 
 
 def convert(path: str, out: str, answers: str | None = None, tokenizer: str | None = None) -> None:
-    """Writes the weights of `path` as a plain file (`out` ends in .pt or .pth) or as a folder; or, as a file (.ckpt), all
-    that a sharded run saved.
+    """Writes the weights of `path` as a plain file (`out` ends in .pt or .pth) or as a folder; or all that a sharded
+    run saved as a file (.ckpt).
 
     Args:
         answers: JSON file with the names of the answers, for a folder.
