@@ -111,19 +111,19 @@ def test_trains_evaluates_and_saves_as_ddp_and_one_process_goes_on(train, loaded
 @pytest.mark.slow
 @pytest.mark.parametrize("before", ["ddp", "fsdp2"])
 def test_any_number_of_processes_and_strategy_goes_on(train, loaded, before):
-    options = {"drop_path_rate": 0.0}
-    start = train("start", 2, before, **options)
-    through = train("through", 2, before, max_steps=4, **options)
+    options = {"drop_path_rate": 0.0, "max_steps": 4}
+    through = train("through", 2, before, checkpoint_every_n_steps=2, **options)
+    (start,) = through.glob("checkpoints/*-step=2.ckpt")
     for world in (1, 2, 3):
         for strategy in ("ddp", "fsdp2"):
             after = "auto" if (world, strategy) == (1, "ddp") else strategy
-            end = train(f"{after} {world}", world, after, resume_from=str(last(start)), max_steps=4, **options)
-            assert difference(loaded(), content(last(start))) == 0, (strategy, world)
+            end = train(f"{after} {world}", world, after, resume_from=str(start), **options)
+            assert difference(loaded(), content(start)) == 0, (strategy, world)
             curve = max(abs(a - b) / b for a, b in zip(logged(end), logged(through)[2:], strict=True))
             final = difference(content(last(end)), content(last(through)))
             print(f"{before} on 2 -> {after} on {world}: loaded alike, losses {curve:.1e}, state {final:.1e}")
             assert curve < 1e-5
-            assert final < 2e-2  # (Adam makes much of gradients that are nothing but rounding)
+            assert final < 1e-4
 
 
 WAYS = {
