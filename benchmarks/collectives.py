@@ -15,9 +15,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from sacred.arg_parser import get_config_updates
 from sacred.utils import SacredError
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from vlmo.config import explain, resolve
 from vlmo.errors import VLMoError
@@ -39,7 +39,7 @@ def published(settings: Settings, world: int) -> list[Collective]:
     if world == 1:
         return []
     settings = laid_out(settings, world)
-    with FakeTensorMode():
+    with torch.device("meta"):
         model = VLMo(settings)
     passes, size, width = settings.accumulation, settings.per_gpu_batchsize, model.transformer.embed_dim
     gradients = 4 * sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)

@@ -5,45 +5,38 @@ activations are fake tensors (shapes alone), so that any model takes seconds and
 such as the sizes of batches, is real. Collectives are recorded where torch is asked for them, whoever asks: the tasks,
 DDP's reducer, FSDP2's hooks, metrics, callbacks. So none is counted by hand, and a new one is in the ledger by itself.
 ZeRO is the exception: DeepSpeed does not run here, its collectives are computed (`_zero`).
-
-Bytes are those of the ring algorithms, which NCCL uses for large buffers, for w processes:
-
-    all-reduce       sends and receives 2 (w - 1) / w of the buffer
-    all-gather       sends and receives w - 1 parts, a part being what each process gives
-    reduce-scatter   sends and receives w - 1 parts, a part being what each process gets
-    all-to-all       sends and receives what is of other processes
-    broadcast        sends and receives the buffer (of the processes in the middle of the chain)
+Which algorithms the bytes are of: `recording.py`.
 """
 
 import math
-import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
-from types import FrameType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
 import torch
 import torch.distributed as dist
+from pytorch_lightning.loops.training_epoch_loop import _TrainingEpochLoop
 from torch import Tensor, nn
-from torch._guards import detect_fake_mode
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import get_total_norm
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_map_only
 
 from vlmo.batch import Batch, Field
-from vlmo.distributed import collectives
 from vlmo.errors import VLMoError
 from vlmo.modules import VLMo
 from vlmo.modules.block import Block
+from vlmo.planning.recording import COMPUTED, Collective, Recorder, ring, together
 from vlmo.settings import Settings
+from vlmo.tasks import itm
 from vlmo.training.callbacks import skipping
+from vlmo.training.callbacks.signals import StopSignals
+from vlmo.training.checkpointing.checkpoints import Checkpoints
 from vlmo.training.strategy import ScalarsAsVectors
 from vlmo.training.unused_parameters import exclude_from_ddp, unused_parameters
 
@@ -51,57 +44,8 @@ STRATEGIES = ("ddp", "fsdp2", "deepspeed_stage_1", "deepspeed_stage_2")
 DEVICES_PER_NODE = 8
 SETUP_PASSES = {"ddp": 2, "fsdp2": 1}  # in which a strategy also exchanges what it does not later
 ZERO_BUCKET = 200_000_000  # elements, of Lightning's DeepSpeedStrategy
-LARGE = 2**20  # elements from which on a new tensor is fake
-
-# What a collective is for, by the file and function that it is called in, or is called on behalf of.
-PURPOSES = {
-    "collectives.gather_shapes": "sizes",
-    "collectives.fetch_rows": "ITM images",
-    "collectives.fetch_pairs": "ITM texts",
-    "collectives.mean_gradients": "gradients",
-    "collectives.backward": "gradients of contrast features",
-    "itc.contrast": "contrast features",
-    "metrics.compute_step": "metrics",
-    "skipping.on_before_optimizer_step": "finite check",
-    "communication._reduce_bucket": "gradients",
-}
-# Functions that read what they exchanged: they are given real tensors, black images and indices of the first row.
-READERS = ("all_reduce_any", "fetch_rows")
-
-# By torch's name: ours, and which argument holds what a process gives (gets, of a reduce-scatter)
-OPERATIONS = {
-    "c10d::allreduce_": ("all-reduce", 0),
-    "c10d::allreduce_coalesced_": ("all-reduce", 0),
-    "c10d::allgather_": ("all-gather", 1),
-    "c10d::_allgather_base_": ("all-gather", 1),
-    "c10d::allgather_into_tensor_coalesced_": ("all-gather", 1),
-    "c10d::reduce_scatter_": ("reduce-scatter", 0),
-    "c10d::_reduce_scatter_base_": ("reduce-scatter", 0),
-    "c10d::alltoall_base_": ("all-to-all", 1),
-    "c10d::broadcast_": ("broadcast", 0),
-    "_c10d_functional::all_reduce": ("all-reduce", 0),
-    "_c10d_functional::all_gather_into_tensor": ("all-gather", 0),
-}
-COMPUTED = " (computed)"  # behind an operation that was not recorded
-NO_DATA = ("c10d::barrier", "_c10d_functional::wait_tensor", "_c10d_functional::_wrap_tensor_autograd")
-
-
-@dataclass(frozen=True)
-class Collective:
-    """Calls of one kind in an optimizer step.
-
-    Attributes:
-        operation: "all-reduce", "all-gather", ...; "(computed)" behind it says that it was not recorded.
-        what: is sent.
-        count: of the calls.
-        sent, received: bytes of all of them together, for the busiest process.
-    """
-
-    operation: str
-    what: str
-    count: int
-    sent: int
-    received: int
+# Functions whose results the step reads: they are given real tensors, black images and indices of the first row.
+READERS = ((skipping, "all_reduce_any"), (itm, "draw_negatives"), (itm, "fetch_pairs"))
 
 
 def ledger(settings: Settings, world: int, strategy: str = "ddp") -> list[Collective]:
@@ -157,6 +101,7 @@ def _fake_group(world: int) -> Iterator[None]:
 class _Model(VLMo):
     """Logs nothing, and runs the training step where DDP calls `forward`, as under Lightning."""
 
+    device = torch.device("cpu")
     within = False  # whether it is the step that calls `forward`
 
     def forward(self, batch: Batch) -> Any:
@@ -177,12 +122,12 @@ class _Model(VLMo):
 
 def _record_step(settings: Settings, strategy: str) -> list[Collective]:
     recorder = Recorder()
-    with recorder.fake:
+    with torch.device("meta"):
         model = _Model(settings).train()
-    for parameter in model.parameters():
-        parameter.constant = None  # (torch remembers the values of fake scalars, in their first shape)
+    with recorder.fake:
+        model.to_empty(device="cpu")
     passes = settings.accumulated_batches
-    with recorder, _real_arguments(READERS), mock.patch.object(skipping, "get_total_norm", _total_norm):
+    with recorder, _readable(), mock.patch.object(skipping, "get_total_norm", _total_norm):
         batch = _batch(model, settings.training_batch)
         step = _Step(model, strategy)
         for _ in range(SETUP_PASSES.get(strategy, 0)):
@@ -197,14 +142,15 @@ def _record_step(settings: Settings, strategy: str) -> list[Collective]:
     calls = accumulated * (passes - 1) + recorder.take()
     if strategy.startswith("deepspeed"):
         calls = [*_zero(model, strategy, passes), *calls]
-    return _together(calls)
+    return together(calls)
 
 
 class _Step:
-    """A training step of rank 0, with the hooks that exchange something in the order of `docs/training_step.md`."""
+    """A training step of rank 0, with those hooks of ours and of Lightning that exchange something, in their order."""
 
     def __init__(self, model: _Model, strategy: str) -> None:
         self.model, self.nonfinite = model, skipping.NonFinite(10)
+        self.checkpoints = Checkpoints(model.settings, StopSignals())
         self.parallel: nn.Module = model
         if strategy == "ddp":
             exclude_from_ddp(model)
@@ -212,14 +158,16 @@ class _Step:
             self.parallel.register_comm_hook(None, _reduce_bucket)
         elif strategy == "fsdp2":
             shard(model)
-        device = next(model.parameters()).device
-        place = SimpleNamespace(root_device=device)
-        self.trainer: Any = SimpleNamespace(model=self.parallel, strategy=place, training=True)
-        model.trainer = self.trainer
+        self.trainer = trainer = _trainer(self.parallel, model.device)
+        model.trainer = trainer
         model.on_train_start()
+        self.checkpoints.on_train_start(trainer, model)
+        trainer.global_step = 1  # (at 0 no checkpoint can be due)
 
     def run_pass(self, batch: Batch, accumulates: bool = False) -> None:
         """Forward and backward; DDP leaves the gradients where they are if the pass `accumulates`."""
+        _TrainingEpochLoop._broadcast_sigterm_tensor(SimpleNamespace(trainer=self.trainer))  # type: ignore[arg-type]
+        self.checkpoints.on_train_batch_start(self.trainer, self.model, batch, 0)
         ddp = self.parallel if isinstance(self.parallel, DistributedDataParallel) else None
         with ddp.no_sync() if ddp and accumulates else nullcontext():
             loss = ddp(batch) if ddp else self.model.train_on(batch)
@@ -231,6 +179,13 @@ class _Step:
         optimizer: Any = SimpleNamespace(param_groups=self.model.parameter_groups())
         self.nonfinite.on_before_optimizer_step(self.trainer, self.model, optimizer)
         self.model.on_before_optimizer_step(optimizer)
+
+
+def _trainer(model: nn.Module, device: torch.device) -> Any:
+    """What the hooks see of Lightning's trainer."""
+    strategy = SimpleNamespace(root_device=device)
+    counters = {"current_epoch": 0, "global_step": 0, "accumulate_grad_batches": 1}
+    return SimpleNamespace(model=model, strategy=strategy, training=True, **counters)
 
 
 def _total_norm(gradients: list[Tensor]) -> Tensor:
@@ -266,7 +221,7 @@ def _batch(model: VLMo, size: int) -> Batch:
     """A batch of that size with texts of the greatest length, every number of it 1."""
     sizes = {"B": size, "S": model.image_size, "P": model.transformer.window**2, "T": model.max_text_len, "K": 10}
     fields: dict[str, Field] = {name: field for task in model.tasks for name, field in task.fields.items()}
-    batch: Any = {}
+    batch: Any = {"images_are_bytes": True}
     for name, field in fields.items():
         shape = [size, *(sizes[each] if isinstance(each, str) else each for each in field.shape)]
         batch[name] = [""] * size if field.dtype is None else torch.ones(shape, dtype=field.dtype)
@@ -289,119 +244,18 @@ def _zero(model: VLMo, strategy: str, passes: int) -> list[Collective]:
     world = dist.get_world_size()
     buckets = math.ceil(size / width / ZERO_BUCKET)
     return [
-        Collective(f"all-reduce{COMPUTED}", "gradients", buckets * reduced, *_ring("all-reduce", size, world, reduced)),
-        Collective(f"all-gather{COMPUTED}", "weights", buckets, *_ring("all-gather", size // world, world)),
+        Collective(f"all-reduce{COMPUTED}", "gradients", buckets * reduced, *ring("all-reduce", size, world, reduced)),
+        Collective(f"all-gather{COMPUTED}", "weights", buckets, *ring("all-gather", size // world, world)),
     ]
 
 
-# --- recording -------------------------------------------------------------------------------------------------------
-
-
-class Recorder(TorchDispatchMode):
-    """Records the collectives that are called within it, and makes large new tensors fake ones.
-
-    Attributes:
-        fake: of the tensors that have a shape alone; they can be mixed with real ones.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.fake = FakeTensorMode(allow_non_fake_inputs=True)
-        self.calls: list[Collective] = []
-
-    def take(self) -> list[Collective]:
-        """The calls since the last time, in their order."""
-        calls, self.calls = self.calls, []
-        return calls
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
-        if DTensor in types:  # it comes here again with the parts of this process, and with what DTensor sends
-            return NotImplemented
-        name = func._schema.name
-        if func.namespace in ("c10d", "_c10d_functional") and name not in NO_DATA:
-            self.calls.append(_collective(name, args))
-        if func is torch.ops.aten.nonzero.default and isinstance(args[0], FakeTensor):
-            # the rows that a CPU computes: all, as a GPU does
-            return args[0].new_empty(args[0].numel(), args[0].ndim, dtype=torch.long)
-        # (DTensor works shapes out within a fake mode of its own)
-        with self.fake if _is_large(args) and detect_fake_mode() is None else nullcontext():
-            return func(*args, **(kwargs or {}))
-
-
-def _is_large(args: tuple[Any, ...]) -> bool:
-    """Whether these are arguments of a function that makes a large tensor of nothing but its shape."""
-    shape = args[0] if args else None
-    return isinstance(shape, list | tuple) and all(isinstance(n, int) for n in shape) and math.prod(shape) >= LARGE
-
-
-def _collective(name: str, args: tuple[Any, ...]) -> Collective:
-    """One call of a collective.
-
-    Raises:
-        NotImplementedError: for one whose bytes are not known.
-    """
-    if name not in OPERATIONS:
-        raise NotImplementedError(f"{name}: the ledger does not know what it sends; add it to OPERATIONS")
-    operation, position = OPERATIONS[name]
-    world, buffer = dist.get_world_size(), args[position]
-    size = sum(part.nbytes for part in tree_leaves(buffer) if isinstance(part, Tensor))
-    if operation == "all-to-all":
-        sent, received = (_of_others(args[1], args[4], world), _of_others(args[0], args[3], world))
-        return Collective(operation, _purpose(operation), 1, sent, received)
-    return Collective(operation, _purpose(operation), 1, *_ring(operation, size, world))
-
-
-def _ring(operation: str, size: int, world: int, times: int = 1) -> tuple[int, int]:
-    """Bytes that a process sends and receives, see above."""
-    if operation == "all-reduce":
-        size = 2 * (world - 1) * size // world
-    elif operation in ("all-gather", "reduce-scatter"):
-        size = (world - 1) * size
-    return size * times, size * times
-
-
-def _of_others(rows: Tensor, counts: list[int], world: int) -> int:
-    """Bytes of an all-to-all's rows that go to, or come from, other processes than rank 0, which runs."""
-    own = counts[0] / max(sum(counts), 1) if counts else 1 / world
-    return round(rows.nbytes * (1 - own))
-
-
-def _purpose(operation: str) -> str:
-    """What the collective that is being called is for: see PURPOSES; otherwise the function that calls it."""
-    caller = ""
-    frame: FrameType | None = sys._getframe(2)
-    while frame is not None:
-        module, function = frame.f_globals.get("__name__", ""), frame.f_code.co_name
-        if module.startswith("torch.distributed.fsdp"):
-            return "weights" if operation == "all-gather" else "gradients"
-        place = f"{module.rpartition('.')[2]}.{function}"
-        if place in PURPOSES:
-            return PURPOSES[place]
-        if not caller and not module.startswith(("torch.", "vlmo.distributed.", __name__)):
-            caller = place
-        frame = frame.f_back
-    return caller
-
-
-def _together(calls: list[Collective]) -> list[Collective]:
-    """Sums up the calls of the same operation for the same purpose, the largest first."""
-    found: dict[tuple[str, str], Collective] = {}
-    for call in calls:
-        key = (call.operation, call.what)
-        before = found.get(key, Collective(*key, 0, 0, 0))
-        sums = before.count + call.count, before.sent + call.sent, before.received + call.received
-        found[key] = Collective(*key, *sums)
-    return sorted(found.values(), key=lambda each: -each.sent)
-
-
 @contextmanager
-def _real_arguments(names: Iterable[str]) -> Iterator[None]:
-    """Has functions of `vlmo.distributed` work on real tensors of the shapes that they are given."""
+def _readable() -> Iterator[None]:
+    """Within it, READERS work on real tensors of the shapes that they are given."""
     with ExitStack() as patches:
-        for name in names:
-            function = getattr(collectives, name)
-            for module in [m for m in sys.modules.values() if getattr(m, name, None) is function]:
-                patches.enter_context(mock.patch.object(module, name, _on_real_tensors(function)))
+        for module, name in READERS:
+            if hasattr(module, name):
+                patches.enter_context(mock.patch.object(module, name, _on_real_tensors(getattr(module, name))))
         yield
 
 

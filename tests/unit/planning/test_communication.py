@@ -11,7 +11,8 @@ from benchmarks.collectives import published, total
 from tests import tiny
 from vlmo.errors import VLMoError
 from vlmo.modules import VLMo
-from vlmo.planning.communication import Collective, Recorder, laid_out, ledger
+from vlmo.planning.communication import laid_out, ledger
+from vlmo.planning.recording import Collective, Recorder
 from vlmo.registry import TASKS
 from vlmo.settings import Settings
 from vlmo.training.unused_parameters import unused_parameters
