@@ -156,7 +156,9 @@ class MTDataModule(LightningDataModule):
             self._opened[split] = {name: dataset for name, dataset in opened.items() if len(dataset)}
         return self._opened[split]
 
-    def _loader(self, dataset: Dataset, retrieval: bool = False, **sampling: Any) -> DataLoader:
+    def _loader(
+        self, dataset: Dataset, retrieval: bool = False, images_are_bytes: bool = False, **sampling: Any
+    ) -> DataLoader:
         s = self.settings
         finish = [] if retrieval else [task.derive for task in self.tasks]
         on_gpu = s.num_gpus != 0 and s.accelerator != "cpu" and torch.cuda.is_available()
@@ -164,7 +166,7 @@ class MTDataModule(LightningDataModule):
             dataset,
             num_workers=s.num_workers,
             # (lengths of a multiple of 8 suit a GPU's matrix units; a CPU gains nothing from padding)
-            collate_fn=Collator(self.fields, s.max_text_len, 8 if on_gpu else 1, finish),
+            collate_fn=Collator(self.fields, s.max_text_len, 8 if on_gpu else 1, finish, images_are_bytes),
             pin_memory=on_gpu,
             prefetch_factor=s.prefetch_factor if s.num_workers else None,
             persistent_workers=s.num_workers > 0 and not retrieval,
@@ -209,7 +211,10 @@ class MTDataModule(LightningDataModule):
         if not full and rank() == 0:
             size = len(sampler) * world_size()
             log.warning(f"there are only {len(dataset)} training samples: a batch has {size} over all devices")
-        return self._loader(dataset, batch_size=s.training_batch, sampler=sampler, drop_last=full)
+        as_bytes = all(getattr(part.transform, "gives_bytes", False) for part in dataset.datasets)
+        return self._loader(
+            dataset, images_are_bytes=as_bytes, batch_size=s.training_batch, sampler=sampler, drop_last=full
+        )
 
     def val_dataloader(self) -> DataLoader | list[DataLoader]:
         """Mixed, always in the same way, not augmented; no loader if none of the data sets has validation data."""

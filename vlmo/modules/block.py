@@ -30,6 +30,11 @@ class FeedForward(nn.Module):
         return self.fc2(F.gelu(self.fc1(x)))
 
 
+def leaves_out_rows(x: Tensor) -> bool:
+    """Tells whether rows that nothing reads are left out: on a CPU. A GPU would be waited for to say how many stay."""
+    return x.device.type == "cpu"
+
+
 class DropPath(nn.Module):
     """Stochastic depth: draws which samples pass a branch by (arXiv 1603.09382)."""
 
@@ -46,7 +51,7 @@ class DropPath(nn.Module):
             return None, None
         keep_prob = 1 - self.drop_prob
         drawn = x.new_empty(len(x), 1, 1).bernoulli_(keep_prob)
-        if x.device.type != "cpu":
+        if not leaves_out_rows(x):
             return None, drawn / keep_prob
         return drawn[..., 0] > 0, x.new_full((), 1 / keep_prob)
 
@@ -128,7 +133,7 @@ class Block(nn.Module):
         norm, expert = self.get_submodule(f"norm2_{name}"), self.get_submodule(f"mlp_{name}")
         residual = partial(self.expert_residual, norm, expert, self.gamma_2)
         kept, scale = self.drop_path(x)
-        if x.device.type != "cpu" or (kept is None and token_mask is None):
+        if not leaves_out_rows(x) or (kept is None and token_mask is None):
             return residual(scale, x)
         rows = token_mask if kept is None else kept if token_mask is None else kept & token_mask
         assert rows is not None

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from vlmo.batch import FIELDS
-from vlmo.distributed.collectives import fetch_pairs, world_size
+from vlmo.distributed.collectives import pick_pairs
+from vlmo.distributed.wire_format import from_bytes
 from vlmo.modules.attention import first_positions
 from vlmo.modules.model import Encode, Hidden
 from vlmo.registry import TASKS
@@ -76,6 +77,7 @@ class ITM(Task):
     stage = 3
     provides = "matching"
     requires = "contrast"
+    spans_processes = True
     paths = ("pair", "pooler")
     fields = {name: FIELDS[name] for name in ("image", "text_ids", "text_masks")}
     Options = ITMOptions
@@ -106,14 +108,15 @@ class ITM(Task):
         if not step.training:  # an evaluation draws alike whichever process meets the batch, and whenever
             draw = torch.Generator(rows[0].device).manual_seed(int(step.batch["text_ids"].sum()))
         other_image, other_text = (draw_negatives(each, draw) for each in rows)
-        image, ids, masks = fetch_pairs(
+        image, ids, masks = pick_pairs(
             step.batch["image"],
             step.batch["text_ids"],
             step.batch["text_masks"],
             other_image,
             other_text,
-            similarities["shapes"].tolist(),
+            [(size.samples, size.text_len) for size in step.sizes],
             self.options.vocab_size,
+            as_bytes=all(size.images_are_bytes for size in step.sizes),
         )
         return {"negative_image": image, "negative_text_ids": ids, "negative_text_masks": masks}
 
@@ -124,15 +127,18 @@ class ITM(Task):
         if "negative_image" not in batch:
             other = self.prepare(step) if step.provided else {}
         if not other:  # a single pair has no negative
-            if world_size() == 1 or not step.provided:
+            if len(step.sizes) == 1 or not step.provided:
                 return []
             # the other processes wait for a gradient from here, if only of nothing
             image, ids, masks = image[:0], ids[:0], masks[:0]
             other = {"negative_image": image, "negative_text_ids": ids, "negative_text_masks": masks}
         positions = first_positions(ids)
+        negative = other["negative_image"]
+        if negative.dtype == torch.uint8:  # as it came from the other processes
+            negative = from_bytes(negative).to(image.dtype)
         return [
             Encode(image, ids, masks, positions),
-            Encode(other["negative_image"], ids, masks, positions),
+            Encode(negative, ids, masks, positions),
             Encode(image, other["negative_text_ids"], other["negative_text_masks"], positions),
         ]
 

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from vlmo.distributed.collectives import mean_gradients
-from vlmo.tasks.base import Step, Task, TaskOutput, compute_tasks, num_samples
+from vlmo.tasks.base import BatchSize, Step, Task, TaskOutput, compute_tasks, num_samples
 from vlmo.tasks.itc import ContrastTask
 
 Features = dict[str, Tensor]
@@ -35,6 +35,7 @@ class FirstPass:
 
     Attributes:
         batch: with what the other tasks need of all of it, such as the negatives of matching.
+        sizes: of the batches of all processes.
         features: (B, D) each, leaves of the contrast's graph.
         states: of the random numbers, before each chunk.
         unit: of value 0 in the loss: its gradient is the factor that the precision scales losses by.
@@ -42,6 +43,7 @@ class FirstPass:
     """
 
     batch: dict[str, Any]
+    sizes: list[BatchSize]
     features: Features
     states: list[list[Tensor]]
     unit: Tensor
@@ -73,12 +75,14 @@ class ContrastCache:
             with torch.no_grad():
                 found.append(self._features(chunk))
         features = {name: torch.cat([each[name].float() for each in found]).requires_grad_() for name in found[0]}
-        output = self.contrast.compare(Step(batch, heads, training=True), features)  # type: ignore[arg-type]
+        sizes = BatchSize.of_all_processes(batch)  # type: ignore[arg-type]
+        step = Step(batch, heads, training=True, sizes=sizes)  # type: ignore[arg-type]
+        output = self.contrast.compare(step, features)
         whole, provided = dict(batch), {self.contrast.provides: output}
         for task in self.others:
-            whole |= task.prepare(Step(whole, heads, True, provided))  # type: ignore[arg-type]
+            whole |= task.prepare(Step(whole, heads, True, provided, sizes))  # type: ignore[arg-type]
         unit = torch.zeros((), device=device, requires_grad=True)
-        self.first = FirstPass(whole, features, states, unit, torch.autocast(device.type, dtype, enabled))
+        self.first = FirstPass(whole, sizes, features, states, unit, torch.autocast(device.type, dtype, enabled))
         weight = self.model.settings.loss_names[self.contrast.name]
         return {self.contrast.name: replace(output, loss=output.loss * weight + unit)}
 
@@ -101,7 +105,7 @@ class ContrastCache:
                 with _replayed(state, self.model.device):
                     features = self._features(chunk)
                 fed = [(features[n].float() * _gradient(leaf)[start:end]).sum() for n, leaf in first.features.items()]
-                outputs = compute_tasks(self.model, self.others, chunk)  # type: ignore[arg-type]
+                outputs = compute_tasks(self.model, self.others, chunk, first.sizes)  # type: ignore[arg-type]
                 for task in self.others:
                     if task.name in outputs:
                         share = float(task.num_items(chunk)) / items[task.name]  # type: ignore[arg-type]
@@ -133,7 +137,8 @@ def chunks(batch: Mapping[str, Any], size: int) -> Iterator[dict[str, Any]]:
     for start in range(0, max(number, 1), size):  # (a batch without samples is one chunk: others wait for it)
         part = {n: v[start : start + size] for n, v in batch.items() if hasattr(v, "__len__") and len(v) == number}
         for prefix in ("text_", "negative_text_"):
-            if prefix + "masks" in part:
+            # (on a GPU, where negatives are, texts stay as long as they are: to know better one would wait for it)
+            if prefix + "masks" in part and part[prefix + "masks"].device.type == "cpu":
                 # to a multiple of 8, as the loader pads
                 longest = max([8, *(-(-length // 8) * 8 for length in part[prefix + "masks"].sum(1).tolist())])
                 names = [n for n, v in part.items() if n.startswith(prefix) and isinstance(v, Tensor)]

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests import tiny
-from vlmo.tasks.base import Step, num_samples
+from vlmo.tasks.base import BatchSize, Step, num_samples
 from vlmo.tasks.itm import same_chunk
 from vlmo.training import contrast_cache
 
@@ -87,7 +87,8 @@ def test_dropout_and_stochastic_depth_leave_out_the_same_in_both_passes(name):
     steps = [Step(chunk, model.heads, training=True) for chunk in contrast_cache.chunks(batch, CHUNK)]
     features = [task.features(step, model.encode(task.requests(step))) for step in steps]  # one graph
     joined = {key: torch.cat([each[key] for each in features]) for key in features[0]}
-    output = task.compare(Step(batch, model.heads, training=True), joined)
+    sizes = [BatchSize(PAIRS, batch["text_ids"].shape[1], 0)]
+    output = task.compare(Step(batch, model.heads, training=True, sizes=sizes), joined)
     output.loss.backward()
     assert_same((loss, found), ({name: output.loss.detach()}, gradients(model)))
     assert loss[name] != cached(batch, name, seed=1, drop_path_rate=0.3)[0][name]

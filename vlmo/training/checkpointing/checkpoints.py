@@ -11,7 +11,7 @@ from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 
-from vlmo.distributed.collectives import all_reduce_any, rank, world_size
+from vlmo.distributed.collectives import any_process, rank, world_size
 from vlmo.errors import Stopped, VLMoError
 from vlmo.settings import Settings
 from vlmo.training.callbacks.signals import StopSignals, requeue
@@ -153,7 +153,7 @@ class Checkpoints(Callback):
         due = every is not None and step % every == 0
         if (minutes := self.settings.checkpoint_every_n_minutes) is not None:
             late = time.monotonic() - self._written_at >= 60 * minutes
-            due |= all_reduce_any(late, trainer.strategy.root_device)
+            due |= any_process(late)
         return due
 
     def save(self, trainer: Trainer) -> Path | None:
@@ -178,7 +178,7 @@ class Checkpoints(Callback):
         return path
 
     def _failed(self, trainer: Trainer) -> bool:
-        return all_reduce_any(self.io.failure is not None, trainer.strategy.root_device)
+        return any_process(self.io.failure is not None)
 
     def _remove_old(self) -> None:
         if self.settings.keep_last is None:
@@ -219,7 +219,7 @@ class Checkpoints(Callback):
 
     def _stop_if_told(self, trainer: Trainer) -> None:
         """Saves and raises Stopped: on all processes after the same batch, whichever of them was told to."""
-        if not all_reduce_any(self.stop.received is not None, trainer.strategy.root_device):
+        if not any_process(self.stop.received is not None):
             return
         number = self.stop.received or self.stop.default  # (others may have been told, not this one)
         message = f"stopped by {number.name} at step {trainer.global_step}; "
