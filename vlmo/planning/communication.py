@@ -44,8 +44,8 @@ STRATEGIES = ("ddp", "fsdp2", "deepspeed_stage_1", "deepspeed_stage_2")
 DEVICES_PER_NODE = 8
 SETUP_PASSES = {"ddp": 2, "fsdp2": 1}  # in which a strategy also exchanges what it does not later
 ZERO_BUCKET = 200_000_000  # elements, of Lightning's DeepSpeedStrategy
-# Functions whose results the step reads: they are given real tensors, black images and indices of the first row.
-READERS = ((skipping, "all_reduce_any"), (itm, "draw_negatives"), (itm, "fetch_pairs"))
+# Functions whose results a CPU's step reads: they are given real tensors.
+READERS = ((skipping, "all_reduce_any"), (itm, "draw_negatives"))
 
 
 def ledger(settings: Settings, world: int, strategy: str = "ddp") -> list[Collective]:
@@ -254,18 +254,12 @@ def _readable() -> Iterator[None]:
     """Within it, READERS work on real tensors of the shapes that they are given."""
     with ExitStack() as patches:
         for module, name in READERS:
-            if hasattr(module, name):
-                patches.enter_context(mock.patch.object(module, name, _on_real_tensors(getattr(module, name))))
+            patches.enter_context(mock.patch.object(module, name, _on_real_tensors(getattr(module, name))))
         yield
 
 
 def _on_real_tensors(function: Callable[..., Any]) -> Callable[..., Any]:
     def called(*args: Any) -> Any:
-        return function(*tree_map_only(FakeTensor, _real, args))
+        return function(*tree_map_only(FakeTensor, lambda each: torch.zeros(each.shape, dtype=each.dtype), args))
 
     return called
-
-
-def _real(tensor: Tensor) -> Tensor:
-    """Black images; False; indices of the first row."""
-    return torch.full(tuple(tensor.shape), -1 if tensor.is_floating_point() else 0, dtype=tensor.dtype)

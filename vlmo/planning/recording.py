@@ -31,9 +31,6 @@ LARGE = 2**20  # elements from which on a new tensor is fake
 ITM = "ITM images and texts"  # told apart by their shapes
 # What a collective is for, by the file and function that it is called in, or is called on behalf of.
 PURPOSES = {
-    "collectives.gather_shapes": "sizes",
-    "collectives.fetch_rows": "ITM images",
-    "collectives.fetch_pairs": "ITM texts",
     "base.of_all_processes": "sizes (CPU)",
     "collectives.pick_pairs": ITM,
     "collectives.mean_gradients": "gradients",
@@ -60,7 +57,6 @@ OPERATIONS = {
     "_c10d_functional::all_reduce": ("all-reduce", 0),
     "_c10d_functional::all_gather_into_tensor": ("all-gather", 0),
 }
-INDEXING = (torch.ops.aten.index.Tensor, torch.ops.aten._index_put_impl_.default, torch.ops.aten.index_put.default)
 COMPUTED = " (computed)"  # behind an operation that was not recorded
 NO_DATA = ("c10d::barrier", "_c10d_functional::wait_tensor", "_c10d_functional::_wrap_tensor_autograd")
 
@@ -109,22 +105,9 @@ class Recorder(TorchDispatchMode):
         if func is torch.ops.aten.nonzero.default and isinstance(args[0], FakeTensor):
             # the rows that a CPU computes: all, as a GPU does
             return args[0].new_empty(args[0].numel(), args[0].ndim, dtype=torch.long)
-        if func in INDEXING and any(isinstance(each, FakeTensor) for each in tree_leaves(args)):
-            args = (args[0], _positions(args[1]), *args[2:])
         # (DTensor works shapes out within a fake mode of its own)
         with self.fake if _is_large(args) and detect_fake_mode() is None else nullcontext():
             return func(*args, **(kwargs or {}))
-
-
-def _positions(indices: list[Tensor | None]) -> list[Tensor | None]:
-    """Indices with the positions of what real masks pick, whose number is known then."""
-    found: list[Tensor | None] = []
-    for each in indices:
-        if each is not None and each.dtype == torch.bool and not isinstance(each, FakeTensor):
-            found += each.nonzero().unbind(1)
-        else:
-            found.append(each)
-    return found
 
 
 def _is_large(args: tuple[Any, ...]) -> bool:
