@@ -68,7 +68,7 @@ def total(collectives: Sequence[Collective], what: str = TOGETHER) -> Collective
 
 def table(here: Sequence[Collective], then: Sequence[Collective]) -> str:
     """A line for each collective, with the published way's bytes for the same purpose beside the first of them."""
-    lines = [f"{'':<23}{'':<32}{'calls':>7}{'sent MB':>14}{'received MB':>14}{'published MB':>15}{'ratio':>9}"]
+    lines = [f"{'':<23}{'':<32}{'calls':>7}{'sent MB':>14}{'received MB':>14}{'published MB':>15}{'/ here':>8}"]
     purposes = {each.what for each in here}
     only_then = [Collective("", each.what, 0, 0, 0) for each in then if each.what not in purposes]
     shown: set[str] = set()
@@ -77,7 +77,7 @@ def table(here: Sequence[Collective], then: Sequence[Collective]) -> str:
         line += f"{each.sent / 1e6:>14,.3f}{each.received / 1e6:>14,.3f}"
         own, before = total(here, each.what).sent, total(then, each.what).sent
         if before and each.what not in shown:
-            line += f"{before / 1e6:>15,.1f}" + (f"{before / own:>8,.2f}x" if own else "")
+            line += f"{before / 1e6:>15,.1f}" + (f"{before / own:>8,.2f}" if own else "")
         shown.add(each.what)
         lines.append(line)
     return "\n".join(lines)
@@ -85,9 +85,10 @@ def table(here: Sequence[Collective], then: Sequence[Collective]) -> str:
 
 def heading(run: Settings, asked: int, world: int) -> str:
     """What is run, one line; asked: the config's `batch_size`."""
+    passes = f"{run.accumulation} pass" + ("es" if run.accumulation > 1 else "")
     changed = f" (for {asked}, which they cannot share evenly)" if run.batch_size != asked else ""
     return (
-        f"{run.exp_name}, {world} processes: batch {run.batch_size}{changed}, {run.accumulation} passes of "
+        f"{run.exp_name}, {world} processes: batch {run.batch_size}{changed}, {passes} of "
         f"{run.per_gpu_batchsize} a process, {run.image_size} px, texts of {run.max_text_len} tokens"
     )
 

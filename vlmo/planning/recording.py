@@ -5,7 +5,6 @@ Bytes are those of the ring algorithms, which NCCL uses for large buffers, for w
     all-reduce       sends and receives 2 (w - 1) / w of the buffer
     all-gather       sends and receives w - 1 parts, a part being what each process gives
     reduce-scatter   sends and receives w - 1 parts, a part being what each process gets
-    all-to-all       sends and receives what is of other processes
     broadcast        sends and receives the buffer (of the processes in the middle of the chain)
 """
 
@@ -25,8 +24,9 @@ from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-LARGE = 2**20  # elements from which on a new tensor is fake
+from vlmo.errors import VLMoError
 
+LARGE = 2**20  # elements from which on a new tensor is fake
 
 ITM = "ITM images and texts"  # told apart by their shapes
 # What a collective is for, by the file and function that it is called in, or is called on behalf of.
@@ -43,6 +43,7 @@ PURPOSES = {
     "skipping.on_before_optimizer_step": "finite check",
     "communication._reduce_bucket": "gradients",
 }
+
 # By torch's name: ours, and which argument holds what a process gives (gets, of a reduce-scatter)
 OPERATIONS = {
     "c10d::allreduce_": ("all-reduce", 0),
@@ -52,7 +53,6 @@ OPERATIONS = {
     "c10d::allgather_into_tensor_coalesced_": ("all-gather", 1),
     "c10d::reduce_scatter_": ("reduce-scatter", 0),
     "c10d::_reduce_scatter_base_": ("reduce-scatter", 0),
-    "c10d::alltoall_base_": ("all-to-all", 1),
     "c10d::broadcast_": ("broadcast", 0),
     "_c10d_functional::all_reduce": ("all-reduce", 0),
     "_c10d_functional::all_gather_into_tensor": ("all-gather", 0),
@@ -120,18 +120,15 @@ def _collective(name: str, args: tuple[Any, ...]) -> Collective:
     """One call of a collective.
 
     Raises:
-        NotImplementedError: for one whose bytes are not known.
+        VLMoError: for one whose bytes are not known.
     """
     if name not in OPERATIONS:
-        raise NotImplementedError(f"{name}: the ledger does not know what it sends; add it to OPERATIONS")
+        raise VLMoError(f"{name}: what it sends is not known; add it to OPERATIONS in vlmo/planning/recording.py")
     operation, position = OPERATIONS[name]
     world, what = dist.get_world_size(), _purpose(operation)
     parts = [part for part in tree_leaves(args[position]) if isinstance(part, Tensor)]
     if what == ITM:
         what = "ITM images" if parts[0].ndim > 3 else "ITM texts"
-    if operation == "all-to-all":
-        sent, received = _of_others(args[1], args[4], world), _of_others(args[0], args[3], world)
-        return Collective(operation, what, 1, sent, received)
     return Collective(operation, what, 1, *ring(operation, sum(part.nbytes for part in parts), world))
 
 
@@ -142,12 +139,6 @@ def ring(operation: str, size: int, world: int, times: int = 1) -> tuple[int, in
     elif operation in ("all-gather", "reduce-scatter"):
         size = (world - 1) * size
     return size * times, size * times
-
-
-def _of_others(rows: Tensor, counts: list[int], world: int) -> int:
-    """Bytes of an all-to-all's rows that go to, or come from, other processes than rank 0, which runs."""
-    own = counts[0] / max(sum(counts), 1) if counts else 1 / world
-    return round(rows.nbytes * (1 - own))
 
 
 def _purpose(operation: str) -> str:
