@@ -3,8 +3,9 @@
 python -m benchmarks.collectives task_mlm_itm_itc_base [option=value ...] --world 8 128 1024 [--strategy ddp fsdp2 ...]
 
 Takes the options of `run.py with`; a world of W processes is W / 8 nodes of 8 devices. Bytes are those that the busiest
-process sends and receives, recorded in one process that computes nothing (`vlmo/planning/communication.py`, which also
-says of which algorithms they are). ZeRO's and the published way's are computed. Texts have the greatest length.
+process sends and receives, recorded in one process that computes nothing (`vlmo/planning/communication.py`; of which
+algorithms they are: `recording.py` beside it). ZeRO's and the published way's are computed. Texts have the greatest
+length.
 """
 
 import argparse

@@ -4,8 +4,8 @@
 activations are fake tensors (shapes alone), so that any model takes seconds and little memory; what is small and read,
 such as the sizes of batches, is real. Collectives are recorded where torch is asked for them, whoever asks: the tasks,
 DDP's reducer, FSDP2's hooks, metrics, callbacks. So none is counted by hand, and a new one is in the ledger by itself.
-ZeRO is the exception: DeepSpeed does not run here, its collectives are computed (`_zero`).
-Which algorithms the bytes are of: `recording.py`.
+ZeRO is the exception: DeepSpeed does not run here, its collectives are computed (`_zero`). The algorithms that bytes
+are of stand in `recording.py`.
 """
 
 import math
