@@ -2,10 +2,10 @@
 
 python -m benchmarks.layouts [--steps 200] [--tasks stage3 vqa stage2] [--plot FILE.png] [--json FILE]
 
-Runs `run.py` with `layout_invariant=True` (tiny size, fp32, dropout and stochastic depth on, small generated tables) with
-1, 2 and 4 processes of this CPU and 2, 4 and 8 samples a pass at one batch size; and one run of two processes that is
-killed (SIGKILL) half way and goes on with three, and with one. Prints, for each, the largest relative difference of any
-logged loss from the run of one process, and beside it that of two ordinary runs, whose curves depend on the layout.
+Runs `run.py` with `layout_invariant=True` (tiny size, fp32, dropout and stochastic depth on, small generated tables)
+with 1, 2 and 4 processes of this CPU and 2, 4 and 8 samples a pass at one batch size; and one run of two processes that
+is killed (SIGKILL) half way and goes on with three, and with one. Prints, for each, the largest relative difference of
+any logged loss from the run of one process, and beside it that of two ordinary runs, whose curves depend on the layout.
 """
 
 import argparse
