@@ -10,7 +10,7 @@ from torch import Tensor
 
 GAMMA = 0x9E3779B97F4A7C15 - 2**64
 STEPS = ((30, 0xBF58476D1CE4E5B9 - 2**64), (27, 0x94D049BB133111EB - 2**64), (31, 1))
-BITS = 24  # of a uniform number: those of a float's fraction
+BITS = 23  # of a uniform number: with the half that keeps it off 0 and 1, they fill a float's 24
 
 
 def _right(x: Tensor, bits: int) -> Tensor:
