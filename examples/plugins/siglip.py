@@ -7,7 +7,7 @@
 It provides the role "contrast": matching draws its hard negatives by its similarities, recall ranks by its features.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlmo.config import BASE, STAGE3, losses, named
-from vlmo.distributed.collectives import all_gather_rows, gather_shapes
+from vlmo.distributed.collectives import all_gather_rows
 from vlmo.registry import TASKS
 from vlmo.tasks.base import Step, TaskOutput
 from vlmo.tasks.itc import ContrastTask, ITCHead, contrast_output
@@ -44,20 +44,18 @@ class SigLIP(ContrastTask):
         """(I, D), (T, D) -> (I, T) logits: positive where they belong together."""
         return heads["siglip_scale"].float().exp() * image @ text.t() + heads["siglip_bias"].float()
 
-    def compare(
-        self, step: Step, features: Mapping[str, Tensor], shapes: Sequence[Sequence[int]] | None = None
-    ) -> TaskOutput:
+    def compare(self, step: Step, features: Mapping[str, Tensor]) -> TaskOutput:
         """Computes the loss over the pairs of all processes (equation 1)."""
-        if shapes is None:
-            shapes = gather_shapes(step.batch["text_ids"].to(features["text"].device))
         both = torch.cat([features["image"].float(), features["text"].float()], dim=1)
         exact = self.options.contrast_gradient == "exact"
-        image, text = all_gather_rows(both, exact, [(count, both.shape[1]) for count, _ in shapes]).chunk(2, dim=1)
+        image, text = all_gather_rows(both, exact, [(size.samples, both.shape[1]) for size in step.sizes]).chunk(
+            2, dim=1
+        )
         with torch.autocast(image.device.type, enabled=False):
             logits = self.scores(step.heads, image, text)
             signs = 2 * torch.eye(len(logits), device=logits.device) - 1
             loss = -F.logsigmoid(signs * logits).sum() / max(len(logits), 1)
-        output = contrast_output(loss, logits, torch.arange(len(logits), device=logits.device), shapes)
+        output = contrast_output(loss, logits, torch.arange(len(logits), device=logits.device))
         output.scalars = {"siglip_scale": step.heads["siglip_scale"].detach().exp()}
         return output
 

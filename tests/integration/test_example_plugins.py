@@ -116,14 +116,14 @@ SIGLIP = """
 import torch, vlmo
 from vlmo import VLMoModel, plugins
 plugins.load(["my_plugins.siglip"])
-from vlmo.tasks.base import Step
+from vlmo.tasks.base import BatchSize, Step
 model = VLMoModel("vlmo_tiny_patch16", ["siglip"], image_size=32, vocab_size=64, max_text_len=24)
 with torch.no_grad():
     model.siglip_scale.fill_(0.5)
     model.siglip_bias.fill_(-0.25)
 torch.manual_seed(0)
 image, text = (torch.nn.functional.normalize(torch.randn(3, 96), dim=1) for _ in range(2))
-output = model.tasks[0].compare(Step({}, model.heads, True), {"image": image, "text": text}, [[3, 8]])
+output = model.tasks[0].compare(Step({}, model.heads, True, sizes=[BatchSize(3, 8, 0)]), {"image": image, "text": text})
 torch.save((image, text, output.loss.detach(), output.outputs["i2t_logits"].detach()), "out.pt")
 """
 

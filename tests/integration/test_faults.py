@@ -162,6 +162,7 @@ def test_disk_without_a_byte_left(go, small_disk, through, caplog, monkeypatch):
                 while True:
                     file.write(bytes(1000))
         if model.global_step == 3:
+            writing(model.trainer).wait()
             ballast.unlink()
         return step(model, batch, batch_idx)
 

@@ -1,7 +1,5 @@
 """Rows that travel between processes: one process, and two against one."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -25,8 +23,10 @@ def test_one_process():
     rows = torch.ones(2, 3, requires_grad=True)
     assert (distributed.rank(), distributed.world_size()) == (0, 1)
     assert distributed.all_gather_rows(rows) is rows
-    picked = distributed.fetch_rows(torch.arange(4), torch.tensor([3, 0, 3]), [4], to_bytes, from_bytes)
-    assert torch.equal(picked, torch.tensor([3, 0, 3]))
+    assert distributed.gather_numbers([3, 5]) == [(3, 5)]
+    picked, ids, _ = pick(numbered(6), TEXT_IDS, [3, 0, 3], [[6, 5]])
+    assert torch.equal(picked, numbered(6)[[3, 0, 3]])
+    assert torch.equal(ids, TEXT_IDS[[3, 0, 3]])
 
 
 def pairs() -> tuple[torch.Tensor, torch.Tensor]:
@@ -59,8 +59,13 @@ def numbered(size: int) -> torch.Tensor:
     return from_bytes(levels)
 
 
-def fetch(rows: torch.Tensor, index: list[int]) -> torch.Tensor:
-    return distributed.fetch_rows(rows, torch.tensor(index, dtype=torch.long), [2, 4], to_bytes, from_bytes)
+TEXT_IDS = torch.tensor([[2, 5 + row, 3, 0, 0] for row in range(6)])
+
+
+def pick(images, ids, index, shapes, as_bytes=True):
+    """Images and their texts, by the same numbers."""
+    index = torch.tensor(index, dtype=torch.long)
+    return distributed.pick_pairs(images, ids, (ids > 0).long(), index, index, shapes, 64, as_bytes)
 
 
 def work(rank: int) -> dict[str, Any]:
@@ -68,39 +73,24 @@ def work(rank: int) -> dict[str, Any]:
     ratio = Ratio()
     ratio.update(mean(torch.tensor(float(rank)), 1 + 2 * rank))
     total, count = distributed.sum_over_processes(ratio.sums())
-    wanted = [[5, 0], [0, 4, 1, 1]][rank]
-    with travelling() as kinds:
-        result = {
-            "place": (distributed.rank(), distributed.world_size()),
-            "images": distributed.all_gather_rows(images),
-            "texts": distributed.all_gather_rows(texts()[rank]),
-            "stacked": distributed.all_gather_rows(torch.stack([texts()[rank]] * 2, dim=1)),
-            "fetched bytes": fetch(numbered(6)[own], wanted),
-            "nothing fetched": fetch(numbered(6)[own], wanted[: 2 * rank]),
-            "fetched floats": fetch(images, wanted),
-            # only one process has rows that are no picture: both must know
-            "fetched mixed": fetch(numbered(6)[own] + (0.001 if rank else 0), wanted),
-            "own": contrast_and_gradients(rank, exact=False),
-            "exact": contrast_and_gradients(rank, exact=True),
-            "mean": total / count,
-        }
+    wanted, shapes = [[5, 0], [0, 4, 1, 1]][rank], [[2, 5], [4, 5]]
+    result = {
+        "place": (distributed.rank(), distributed.world_size()),
+        "images": distributed.all_gather_rows(images),
+        "texts": distributed.all_gather_rows(texts()[rank]),
+        "stacked": distributed.all_gather_rows(torch.stack([texts()[rank]] * 2, dim=1)),
+        "picked bytes": pick(numbered(6)[own], TEXT_IDS[own], wanted, shapes),
+        "nothing picked": pick(numbered(6)[own], TEXT_IDS[own], wanted[: 2 * rank], shapes)[0],
+        "picked floats": pick(images, TEXT_IDS[own], wanted, shapes, as_bytes=False),
+        "numbers": distributed.gather_numbers([rank, 7]),
+        "any": [distributed.any_process(bool(rank)), distributed.any_process(False)],
+        "own": contrast_and_gradients(rank, exact=False),
+        "exact": contrast_and_gradients(rank, exact=True),
+        "mean": total / count,
+    }
     with distributed.single_process():
         result["alone"] = distributed.all_gather_rows(images)
-    return result | {"kinds": kinds}
-
-
-@contextmanager
-def travelling() -> Iterator[list[torch.dtype]]:
-    """The types of what was sent by all-to-all within it."""
-    kinds, send = [], torch.distributed.all_to_all_single
-    with pytest.MonkeyPatch.context() as patch:
-
-        def record(output: torch.Tensor, *arguments: Any) -> None:
-            kinds.append(output.dtype)
-            send(output, *arguments)
-
-        patch.setattr(torch.distributed, "all_to_all_single", record)
-        yield kinds
+    return result
 
 
 @pytest.fixture(scope="module")
@@ -124,18 +114,24 @@ def test_shorter_rows_are_padded(results):
     assert torch.equal(results[1]["stacked"], torch.cat([long, padded])[:, None].expand(-1, 2, -1))
 
 
-def test_rows_can_be_fetched_one_by_one(results):
-    mixed = numbered(6)
-    mixed[2:] += 0.001
-    for kind, rows in {"floats": pairs()[0], "bytes": numbered(6), "mixed": mixed}.items():
-        assert torch.equal(results[0][f"fetched {kind}"], rows[[5, 0]])
-        assert torch.equal(results[1][f"fetched {kind}"], rows[[2, 3, 4, 5, 0, 1]][[0, 4, 1, 1]])
-    assert [len(result["nothing fetched"]) for result in results] == [0, 2]
+def test_pairs_are_picked_among_those_of_all_processes(results):
+    order = (range(6), [2, 3, 4, 5, 0, 1])  # the own rows come first
+    wanted = ([5, 0], [0, 4, 1, 1])
+    for rank, result in enumerate(results):
+        rows = [order[rank][number] for number in wanted[rank]]
+        images, ids, masks = result["picked bytes"]
+        assert images.dtype == torch.uint8
+        assert torch.equal(from_bytes(images), numbered(6)[rows])
+        assert torch.equal(ids, TEXT_IDS[rows])
+        assert torch.equal(masks, (TEXT_IDS[rows] > 0).long())
+        assert torch.equal(result["picked floats"][0], pairs()[0][rows])
+    assert [len(result["nothing picked"]) for result in results] == [0, 2]
 
 
-def test_pictures_travel_as_bytes_and_other_floats_as_they_are(results):
+def test_plain_numbers_of_all_processes(results):
     for result in results:
-        assert result["kinds"] == [torch.uint8, torch.uint8, torch.float32, torch.float32]
+        assert result["numbers"] == [(0, 7), (1, 7)]
+        assert result["any"] == [True, False]
 
 
 @pytest.mark.parametrize("vocab_size, width", [(32767, 2), (32768, 4)])

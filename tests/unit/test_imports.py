@@ -32,6 +32,7 @@ LEVELS = [
     ("datamodules",),
     ("training",),
     ("inference",),
+    ("planning",),
 ]
 COMMAND = len(LEVELS)
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}

@@ -16,6 +16,7 @@ class Collator:
     """Makes a batch of samples: the fields that they have, as `fields` declares them.
 
     Beside them the batch has `text_masks` (1 where a text has a token), what `finish` adds, and
+        images_are_bytes: True, where they are
         skipped: list with a line for each sample that is left out because its image cannot be decoded
         skipped_targets: list of their targets, each a dict of plain values
 
@@ -28,6 +29,7 @@ class Collator:
         max_text_len: int,
         text_multiple: int = 1,
         finish: Sequence[Callable[[Batch], dict[str, Tensor]]] = (),
+        images_are_bytes: bool = False,
     ):
         """
         Args:
@@ -35,8 +37,10 @@ class Collator:
             max_text_len: tokens; texts are not padded beyond.
             text_multiple: texts are padded to the longest of the batch, rounded up to a multiple of this.
             finish: each is called with the batch, and returns fields to add (`Task.derive`).
+            images_are_bytes: see `Batch`.
         """
         self.fields, self.max_text_len, self.text_multiple, self.finish = fields, max_text_len, text_multiple, finish
+        self.images_are_bytes = images_are_bytes
 
     def __call__(self, samples: Sequence[dict[str, Any] | Skipped]) -> Batch:
         kept = [sample for sample in samples if not isinstance(sample, Skipped)]
@@ -46,6 +50,8 @@ class Collator:
             lengths = torch.tensor([len(sample["text_ids"]) for sample in kept])
             batch["text_masks"] = (torch.arange(batch["text_ids"].shape[1]) < lengths[:, None]).long()
         if kept:
+            if self.images_are_bytes:
+                batch["images_are_bytes"] = True
             for derive in self.finish:
                 batch |= derive(cast(Batch, batch))
         batch |= {"skipped": [sample.reason for sample in skipped]}

@@ -5,10 +5,6 @@ from torch import Tensor
 
 from vlmo.batch import PAD_ID
 
-# every value that a normalised picture can have, computed as `transforms/square.py` does and where it does, on the CPU:
-# a GPU may round the last bit otherwise
-LEVELS = torch.arange(256).float().div_(255).sub_(0.5).div_(0.5)
-
 
 def to_bytes(image: Tensor) -> Tensor:
     """Normalised pixels, floats in [-1, 1], to the nearest of 256 levels, uint8."""
@@ -17,7 +13,8 @@ def to_bytes(image: Tensor) -> Tensor:
 
 def from_bytes(levels: Tensor) -> Tensor:
     """Float32 pixels of `to_bytes`: exactly those that it was given, if they came from a picture's bytes."""
-    return LEVELS.to(levels.device)[levels.int()]
+    # divided by a tensor, as by a number a GPU multiplies with the reciprocal, which rounds the last bit otherwise
+    return (levels.float() / torch.full((), 255.0, device=levels.device) - 0.5) / 0.5
 
 
 def pack_texts(ids: Tensor, masks: Tensor, vocab_size: int) -> Tensor:

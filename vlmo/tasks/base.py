@@ -16,12 +16,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar, NamedTuple
+from zlib import crc32
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlmo.batch import IGNORE_INDEX, Batch, Field
+from vlmo.distributed.collectives import gather_numbers
 from vlmo.modules.model import Encode, Hidden, VLMoModel
+from vlmo.modules.random import fold_in
 from vlmo.settings.option import OptionGroup
 
 Measured = tuple[Tensor, Tensor | int]  # a sum, and over how many things
@@ -45,6 +49,29 @@ class TaskOutput:
     scalars: dict[str, Tensor] = field(default_factory=dict)
 
 
+class BatchSize(NamedTuple):
+    """The size of one process's batch, in plain numbers: what an exchange is planned by without asking a device.
+
+    Attributes:
+        samples: B.
+        text_len: T, 0 without texts.
+        images_are_bytes: as in the batch.
+    """
+
+    samples: int
+    text_len: int
+    images_are_bytes: int
+
+    @classmethod
+    def of_all_processes(cls, batch: Batch) -> "list[BatchSize]":
+        """Gives those of this step's batches, by rank; all processes must ask."""
+        text_len = batch["text_ids"].shape[1] if "text_ids" in batch else 0
+        samples = num_samples(batch)
+        # (a batch that lost all its images does not keep those of other processes from travelling as bytes)
+        own = (samples, text_len, int(batch.get("images_are_bytes", not samples)))
+        return [cls(*numbers) for numbers in gather_numbers(own)]
+
+
 @dataclass(frozen=True)
 class Step:
     """What a task is handed in a step.
@@ -52,12 +79,28 @@ class Step:
     Attributes:
         heads: modules and parameters by their name in the state dict: those of all tasks, and the "pooler".
         provided: outputs of tasks that were computed before, by the role that they provide.
+        sizes: of the batches of all processes, by rank, for tasks with `spans_processes`; else empty.
     """
 
     batch: Batch
     heads: Mapping[str, Any]
     training: bool
     provided: Mapping[str, TaskOutput] = field(default_factory=dict)
+    sizes: Sequence[BatchSize] = ()
+
+    @property
+    def keys(self) -> Tensor | None:
+        """Gives (B,) int64: what random numbers follow from (`vlmo/modules/random.py`); None: the global generator."""
+        return self.batch.get("random_keys")
+
+    def requests(self, task: "Task") -> list[Encode]:
+        """Asks a task for its requests; with keys, each gets its own."""
+        requests = task.requests(self)
+        if self.keys is not None:
+            for number, request in enumerate(requests):
+                rows = next(len(each) for each in (request.image, request.text_ids) if each is not None)
+                request.keys = fold_in(self.keys[:rows], crc32(f"{task.name} {number}".encode()))
+        return requests
 
 
 class PredictionFiles(NamedTuple):
@@ -113,6 +156,8 @@ class Task:
     # roles: what other tasks can build upon ("contrast": the similarities of all pairs), and what this one builds upon
     provides: ClassVar[str] = ""
     requires: ClassVar[str] = ""
+    # whether its loss is about the samples of all processes together: it is then told their sizes
+    spans_processes: ClassVar[bool] = False
     # whether no other task can be on beside it
     alone: ClassVar[bool] = False
     # names of the data sets that it can be trained on; None: all that have what `reads` says
@@ -171,7 +216,7 @@ class Task:
         return {}
 
     def requests(self, step: Step) -> list[Encode]:
-        """The sequences to encode; none if there is nothing to learn from: `loss` is not called then."""
+        """The sequences to encode, a row a sample; none if nothing is to be learnt: `loss` is not called then."""
         raise NotImplementedError
 
     def loss(self, step: Step, encoded: Sequence[Hidden]) -> TaskOutput:
@@ -213,21 +258,24 @@ class Task:
 
 
 def compute_tasks(
-    model: VLMoModel, tasks: Sequence[Task], batch: Batch, provided: Mapping[str, TaskOutput] | None = None
+    model: VLMoModel, tasks: Sequence[Task], batch: Batch, sizes: Sequence[BatchSize] = ()
 ) -> dict[str, TaskOutput]:
     """Computes tasks by name, their losses unweighted: those that others build upon first, all others together.
 
     Args:
-        provided: outputs of tasks that were computed before, by role.
+        sizes: of the batches of all processes, where they are known already.
     """
     outputs: dict[str, TaskOutput] = {}
-    provided, heads, waiting = dict(provided or {}), model.heads, list(tasks)
+    provided: dict[str, TaskOutput] = {}
+    heads, waiting = model.heads, list(tasks)
+    if not sizes and any(task.spans_processes for task in tasks):
+        sizes = BatchSize.of_all_processes(batch)
     while waiting:
         awaited = {task.requires for task in waiting} & {task.provides for task in waiting if task.provides}
         ready = [task for task in waiting if task.requires not in awaited]
         ready = [task for task in ready if task.provides in awaited] or ready
-        step = Step(batch, heads, model.training, provided)
-        requests = {task: task.requests(step) for task in ready}
+        step = Step(batch, heads, model.training, provided, sizes)
+        requests = {task: step.requests(task) for task in ready}
         encoded = iter(model.encode([request for asked in requests.values() for request in asked]))
         for task, asked in requests.items():
             if asked:
@@ -240,6 +288,24 @@ def compute_tasks(
 def num_samples(batch: Mapping[str, Any]) -> int:
     """How many samples a batch has; 0 if it lost all of them as unreadable."""
     return next((len(batch[name]) for name in ("raw_index", "text_ids", "image") if name in batch), 0)
+
+
+def locate(chosen: Tensor) -> tuple[Tensor, Tensor]:
+    """Finds the chosen places of each row; on a GPU this would wait for the device, so the loader does it.
+
+    Args:
+        chosen: (B, T) bool.
+
+    Returns:
+        their positions (B, R), R being the most in one row, and shorter rows filled up with 0; and (M,) the numbers of
+        the B * R that are no filling.
+    """
+    counts = chosen.sum(dim=1)
+    most = max(int(counts.max()), 1) if len(chosen) else 1
+    real = torch.arange(most, device=chosen.device) < counts[:, None]
+    positions = torch.zeros(len(chosen), most, dtype=torch.long, device=chosen.device)
+    positions[real] = chosen.nonzero()[:, 1]
+    return positions, real.flatten().nonzero()[:, 0]
 
 
 def mean_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:

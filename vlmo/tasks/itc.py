@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlmo.batch import FIELDS
-from vlmo.distributed.collectives import all_gather_rows, gather_shapes
+from vlmo.distributed.collectives import all_gather_rows
 from vlmo.modules.attention import first_positions
 from vlmo.modules.model import Encode, Hidden
 from vlmo.registry import TASKS
@@ -76,6 +76,7 @@ class ContrastTask(Task):
     """
 
     provides = "contrast"
+    spans_processes = True
     fields = {name: FIELDS[name] for name in ("image", "text_ids", "text_masks")}
     metrics: ClassVar[tuple[str, ...]] = ("loss", "i2t_accuracy", "t2i_accuracy")
     primary_metrics = ("i2t_accuracy", "t2i_accuracy")
@@ -106,16 +107,12 @@ class ContrastTask(Task):
                 features[f"vl_{side}"] = step.heads[f"itc_vl_{side}_proj"](vl_hidden[:, 0])
         return features
 
-    def compare(
-        self, step: Step, features: Mapping[str, Tensor], shapes: Sequence[Sequence[int]] | None = None
-    ) -> TaskOutput:
-        """Computes the loss of a batch from its features; shapes: of its texts on every process, if they are known."""
-        if shapes is None:
-            shapes = gather_shapes(step.batch["text_ids"].to(features["text"].device))
-        counts = [count for count, _ in shapes]
-        exact = self.options.contrast_gradient == "exact"
+    def compare(self, step: Step, features: Mapping[str, Tensor]) -> TaskOutput:
+        """Computes the loss over the pairs of all processes from the features of this one's."""
+        counts = [size.samples for size in step.sizes]
+        exact = self.options.contrast_gradient == "exact" or step.keys is not None
         log_scale = step.heads["logit_scale"]
-        output = contrast_output(*contrast(features["image"], features["text"], log_scale, exact, counts), shapes)
+        output = contrast_output(*contrast(features["image"], features["text"], log_scale, exact, counts))
         output.scalars = {"logit_scale": log_scale.detach().exp()}
         if "vl_image" in features:
             log_scale = step.heads["logit_vl_scale"]
@@ -140,22 +137,16 @@ class ContrastTask(Task):
         return self.vl_branch and not self.options.shared_ffn
 
 
-def contrast_output(loss: Tensor, logits: Tensor, labels: Tensor, shapes: Sequence[Sequence[int]]) -> TaskOutput:
+def contrast_output(loss: Tensor, logits: Tensor, labels: Tensor) -> TaskOutput:
     """Gives what a contrast must say for the tasks that build upon it: similarities both ways, and their metrics.
 
     Args:
         logits: (N, N) image-to-text similarities of all processes' pairs, the own first.
         labels: (N,) the column of each row's own text.
-        shapes: of the texts on every process, as `gather_shapes` gives them.
     """
     return TaskOutput(
         loss=loss,
-        outputs={
-            "i2t_logits": logits,
-            "t2i_logits": logits.t(),
-            "labels": labels,
-            "shapes": torch.tensor(shapes),
-        },
+        outputs={"i2t_logits": logits, "t2i_logits": logits.t(), "labels": labels},
         measured={
             "loss": mean(loss, len(labels)),
             "i2t_accuracy": accuracy(logits, labels),

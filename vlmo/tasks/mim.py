@@ -10,16 +10,17 @@ from einops import rearrange
 from pydantic import Field as Bounds
 from torch import Tensor, nn
 
-from vlmo.batch import FIELDS
+from vlmo.batch import FIELDS, Batch
 from vlmo.checkpoints.files import read_pickled_module
 from vlmo.errors import VLMoError
+from vlmo.modules.attention import rows_at
 from vlmo.modules.image_tokenizer import NUM_CODES, DalleEncoder
 from vlmo.modules.model import Encode, Hidden
 from vlmo.modules.transformer import PATCH_SIZE
 from vlmo.registry import ARCHITECTURES, TASKS
 from vlmo.settings.groups import PathText
 from vlmo.settings.option import OptionGroup, option
-from vlmo.tasks.base import Step, Task, TaskOutput, accuracy, mean, mean_cross_entropy
+from vlmo.tasks.base import Step, Task, TaskOutput, accuracy, locate, mean, mean_cross_entropy
 
 
 def normalised_patches(image: Tensor, patch_size: int) -> Tensor:
@@ -103,21 +104,34 @@ class MIM(Task):
             return [str(error)]
         return []
 
+    def derive(self, batch: Batch) -> dict[str, Tensor]:
+        positions, kept = locate(batch["patch_mask"])
+        return {"patch_positions": positions, "patch_kept": kept}
+
+    def num_items(self, batch: Batch) -> Tensor | int:
+        return batch["patch_mask"].sum()
+
     def requests(self, step: Step) -> list[Encode]:
-        batch = step.batch
-        return [Encode(batch["image"], patch_mask=batch["patch_mask"], mask_token=step.heads["mim_mask_token"])]
+        batch, positions = step.batch, self._located(step.batch)["patch_positions"]
+        mask_token = step.heads["mim_mask_token"]
+        return [Encode(batch["image"], positions=1 + positions, patch_mask=batch["patch_mask"], mask_token=mask_token)]
 
     def loss(self, step: Step, encoded: Sequence[Hidden]) -> TaskOutput:
-        image, mask = step.batch["image"], step.batch["patch_mask"]
-        predicted = step.heads["mim_score"](encoded[0][0][:, 1:][mask]).float()
+        image, mask, located = step.batch["image"], step.batch["patch_mask"], self._located(step.batch)
+        positions, kept = located["patch_positions"], located["patch_kept"]
+        predicted = step.heads["mim_score"](encoded[0][0].flatten(0, 1)[kept]).float()
         if self.options.mim_target == "pixels":
-            pixels = normalised_patches(image, self.patch_size)[mask]
+            pixels = rows_at(normalised_patches(image, self.patch_size), positions).flatten(0, 1)[kept]
             loss = F.mse_loss(predicted, pixels, reduction="sum") / max(predicted.numel(), 1)
             return TaskOutput(loss, {"logits": predicted, "targets": pixels}, {"loss": mean(loss, len(predicted))})
-        labels = self._visual_tokens(step.batch, mask.shape[1])[mask]
+        labels = self._visual_tokens(step.batch, mask.shape[1]).gather(1, positions).flatten()[kept]
         loss = mean_cross_entropy(predicted, labels)
         measured = {"loss": mean(loss, len(labels)), "accuracy": accuracy(predicted, labels)}
         return TaskOutput(loss, {"logits": predicted, "labels": labels}, measured)
+
+    def _located(self, batch: Batch) -> Any:
+        """Gives `patch_positions` and `patch_kept`, which batches that were not collated lack."""
+        return batch if "patch_kept" in batch else self.derive(batch)
 
     def _visual_tokens(self, batch: Any, patches: int) -> Tensor:
         """(B, patches) codes of the patches; made here, on the device, unless the batch has them."""

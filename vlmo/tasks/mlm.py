@@ -14,7 +14,7 @@ from vlmo.modules.linear_cross_entropy import CHUNK, linear_cross_entropy
 from vlmo.modules.model import Encode, Hidden
 from vlmo.modules.transformer import BERT_NORM_EPS
 from vlmo.registry import TASKS
-from vlmo.tasks.base import Step, Task, TaskOutput, Use, accuracy, mean, mean_cross_entropy
+from vlmo.tasks.base import Step, Task, TaskOutput, Use, accuracy, locate, mean, mean_cross_entropy
 
 STAGE3_WEIGHT = 0.25
 
@@ -48,22 +48,17 @@ class MLMHead(nn.Module):
 
 
 def locate_masked_tokens(labels: Tensor) -> dict[str, Tensor]:
-    """Finds the masked tokens of texts; on a GPU this would wait for the device.
+    """Finds the masked tokens of texts.
 
     Args:
         labels: (B, T), IGNORE_INDEX where a token was not masked.
 
     Returns:
-        masked_positions: (B, R) their positions, R being the most in one text; shorter rows are filled up with 0.
+        masked_positions: (B, R) their positions, R being the most in one text; see `locate`.
         masked_kept: (M,) numbers of the B * R that are no filling.
     """
-    masked = labels != IGNORE_INDEX
-    counts = masked.sum(dim=1)
-    most = max(int(counts.max()), 1) if len(labels) else 1
-    real = torch.arange(most, device=labels.device) < counts[:, None]
-    positions = labels.new_zeros(len(labels), most)
-    positions[real] = masked.nonzero()[:, 1]
-    return {"masked_positions": positions, "masked_kept": real.flatten().nonzero()[:, 0]}
+    positions, kept = locate(labels != IGNORE_INDEX)
+    return {"masked_positions": positions, "masked_kept": kept}
 
 
 class MaskedTokens(Task):

@@ -37,7 +37,9 @@ class Ratio:
         """(2,) float64: total and count so far, of this process alone."""
         if self.total is None:
             return torch.zeros(2, dtype=torch.float64)
-        return torch.stack([self.total, torch.as_tensor(self.count, dtype=torch.float64).to(self.total.device)])
+        # (made on the device: one sent to it would be waited for)
+        count = self.count if isinstance(self.count, Tensor) else self.total.new_full((), self.count)
+        return torch.stack([self.total, count])
 
     def restore(self, sums: Tensor, updates: int) -> None:
         """Goes on from `sums` (those of several processes add up) after as many updates."""

@@ -236,10 +236,15 @@ def random_flip(image: Image.Image) -> Image.Image:
 
 
 class Compose:
-    """Applies transforms in turn."""
+    """Applies transforms in turn.
+
+    Attributes:
+        gives_bytes: whether every value is a byte, normalised by `to_tensor`, so that images can travel as bytes.
+    """
 
     def __init__(self, *transforms: Callable[[Any], Any]) -> None:
         self.transforms = transforms
+        self.gives_bytes = transforms[-1] is to_tensor
 
     def __call__(self, image: Image.Image) -> torch.Tensor:
         value: Any = image

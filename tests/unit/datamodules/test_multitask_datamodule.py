@@ -233,8 +233,11 @@ def test_tasks_that_read_no_text_get_images_alone(make):
     module = make("task_mim_base", datasets=["coco", "nlvr2"], tokenizer="there is none")
     module.setup("fit")
     batch = next(iter(module.train_dataloader()))
-    assert batch.keys() == {"image", "patch_mask", "raw_index", "img_index", "skipped", "skipped_targets"}
+    image = {"image", "images_are_bytes", "patch_mask", "patch_positions", "patch_kept"}
+    assert batch.keys() == image | {"raw_index", "img_index", "skipped", "skipped_targets"}
     assert batch["patch_mask"].shape == (4, 4)
+    hidden = [row.nonzero()[:, 0].tolist() for row in batch["patch_mask"]]
+    assert batch["patch_positions"].tolist() == hidden
 
 
 class Ratings(BaseDataset):

@@ -12,7 +12,7 @@ from vlmo.modules.model import Encode, VLMoModel
 from vlmo.registry import ARCHITECTURES
 from vlmo.registry import TASKS as REGISTERED
 from vlmo.tasks import mlm
-from vlmo.tasks.base import Task, TaskOutput, compute_tasks
+from vlmo.tasks.base import BatchSize, Step, Task, TaskOutput
 from vlmo.tasks.itc import contrast
 from vlmo.tasks.itm import draw_negatives
 from vlmo.tasks.mim import normalised_patches
@@ -205,11 +205,11 @@ def test_texts_draw_images_and_images_draw_texts():
     images, texts = [1, 2, 0], [2, 0, 1]  # the hardest image of each text, the hardest text of each image
     far = torch.full((3, 3), -1e4)
     logits = {"t2i_logits": far.clone(), "i2t_logits": far.clone(), "labels": torch.arange(3)}
-    logits["shapes"] = torch.tensor([[3, 16]])
     logits["t2i_logits"][range(3), images] = 0
     logits["i2t_logits"][range(3), texts] = 0
     provided = {"contrast": TaskOutput(torch.zeros(()), logits)}
-    output = compute_tasks(model, model.tasks[1:], batch, provided)["itm"]
+    task, step = model.tasks[1], Step(batch, model.heads, True, provided, [BatchSize(3, 16, 0)])
+    output = task.loss(step, model.encode(task.requests(step)))
     swapped_image = batch | {"image": batch["image"][images]}
     swapped_text = batch | {name: batch[name][texts] for name in ("text_ids", "text_masks")}
     pairs = (batch, swapped_image, swapped_text)

@@ -12,7 +12,7 @@ from vlmo.distributed.collectives import rank, single_process
 from vlmo.evaluation.reranking import RerankBy, reranked
 from vlmo.evaluation.retrieval import best_ranks, encode, pair_batches, recalls
 from vlmo.modules.vlmo_module import VLMo
-from vlmo.tasks.base import Step
+from vlmo.tasks.base import BatchSize, Step
 from vlmo.tasks.itc import ContrastTask
 from vlmo.training.callbacks.skipping import judge_unreadable
 
@@ -70,10 +70,10 @@ class RetrievalEvaluation(Callback):
     def _measure_contrast(self, model: VLMo, pairs: Iterable[dict[str, Tensor]], phase: str) -> None:
         """Measures the contrast from the features that are there, in the batches that pairs are read in."""
         (task,) = (task for task in model.tasks if isinstance(task, ContrastTask))
-        step = Step({}, model.heads, training=False)
         with torch.inference_mode():
             batches = list(pairs)
             with single_process():
                 for features in batches:
-                    output = task.compare(step, features, [[len(features["text"]), 1]])
+                    sizes = [BatchSize(len(features["text"]), 0, 0)]
+                    output = task.compare(Step({}, model.heads, training=False, sizes=sizes), features)
                     model.metrics.update(phase, {task.name: output})

@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
-from vlmo.distributed.collectives import all_reduce_any, rank, sum_over_processes, world_size
+from vlmo.distributed.collectives import all_reduce_any, any_process, rank, sum_over_processes, world_size
 from vlmo.errors import VLMoError
 from vlmo.files import append_lines
 from vlmo.training.preparation import run_folder
@@ -152,21 +152,19 @@ class NonFinite(Callback):
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: Any, optimizer: Optimizer) -> None:
         passes, self._passes = self._passes, []
-        device = trainer.strategy.root_device
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         norm = _gradient_norm(parameters, trainer)
         if parameters:
             pl_module.log("train/grad_norm", norm)
         finite = torch.stack([norm, *(loss.float() for loss, _ in passes)]).isfinite()
-        step_is_finite = not all_reduce_any(
-            ~finite.all(), device
-        )  # on a GPU, the one time a step that it is waited for
+        # on a GPU, the one time a step that it is waited for
+        step_is_finite = not all_reduce_any(~finite.all())
         pl_module.step_is_skipped = not (step_is_finite and passes)  # (no pass: no image of the batch could be decoded)
         if step_is_finite:
             self._in_a_row = 0
             return
         nonfinite_passes = [samples for ok, (_, samples) in zip(finite[1:].tolist(), passes, strict=True) if not ok]
-        loss_is_finite = not all_reduce_any(bool(nonfinite_passes), device)
+        loss_is_finite = not any_process(bool(nonfinite_passes))
         scaler_will_skip = loss_is_finite and _loss_scale(trainer) > 1
         if scaler_will_skip:
             return

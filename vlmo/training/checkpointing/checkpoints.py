@@ -11,7 +11,7 @@ from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 
-from vlmo.distributed.collectives import all_reduce_any, rank, world_size
+from vlmo.distributed.collectives import any_process, rank
 from vlmo.errors import Stopped, VLMoError
 from vlmo.settings import Settings
 from vlmo.training.callbacks.signals import StopSignals, requeue
@@ -156,7 +156,7 @@ class Checkpoints(Callback):
         due = every is not None and step % every == 0
         if (minutes := self.settings.checkpoint_every_n_minutes) is not None:
             late = time.monotonic() - self._written_at >= 60 * minutes
-            due |= all_reduce_any(late, trainer.strategy.root_device)
+            due |= any_process(late)
         return due
 
     def save(self, trainer: Trainer) -> Path | None:
@@ -179,7 +179,7 @@ class Checkpoints(Callback):
     def _failed(self, trainer: Trainer) -> bool:
         """Whether any process could not write the last one; waits until that is known."""
         self.io.wait()
-        return all_reduce_any(self.io.failure is not None, trainer.strategy.root_device)
+        return any_process(self.io.failure is not None)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """What is being written is whole, whatever ends the run."""
@@ -220,7 +220,7 @@ class Checkpoints(Callback):
         self.resumed_at = checkpoint["global_step"]
         apply_options(checkpoint, self.settings, pl_module.parameter_groups())
         layout = self._layout(trainer)
-        epoch_length = max(int(layout["samples"]) // world_size() // self.settings.training_batch, 1)
+        epoch_length = max(int(layout["samples"]) // int(layout["world"]) // int(layout["batch"]), 1)
         self.position, seen = resume.position_here(self._loaded, layout, epoch_length)
         trainer.datamodule.resume_from(seen)  # type: ignore[attr-defined]
         epoch, batches, total, validated = self.position
@@ -233,7 +233,7 @@ class Checkpoints(Callback):
 
     def _stop_if_told(self, trainer: Trainer) -> None:
         """Saves and raises Stopped: on all processes after the same batch, whichever of them was told to."""
-        if not all_reduce_any(self.stop.received is not None, trainer.strategy.root_device):
+        if not any_process(self.stop.received is not None):
             return
         number = self.stop.received or self.stop.default  # (others may have been told, not this one)
         message = f"stopped by {number.name} at step {trainer.global_step}; "
