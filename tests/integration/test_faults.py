@@ -157,12 +157,12 @@ def test_disk_without_a_byte_left(go, small_disk, through, caplog, monkeypatch):
     step, ballast = VLMo.training_step, small_disk / "ballast"
 
     def training_step(model, batch, batch_idx):
+        writing(model.trainer).wait()
         if model.global_step == 1:
             with contextlib.suppress(OSError), ballast.open("wb", buffering=0) as file:
                 while True:
                     file.write(bytes(1000))
         if model.global_step == 3:
-            writing(model.trainer).wait()
             ballast.unlink()
         return step(model, batch, batch_idx)
 

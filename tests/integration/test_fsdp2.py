@@ -126,10 +126,30 @@ def test_any_number_of_processes_and_strategy_goes_on(train, loaded, before):
             assert final < 1e-4
 
 
+@pytest.mark.slow
+def test_a_layout_invariant_curve_is_the_same_sharded(train):
+    options = {
+        "layout_invariant": True,
+        "drop_path_rate": 0.2,
+        "batch_size": 10,
+        "per_gpu_batchsize": 3,
+        "max_steps": 6,
+    }
+    expected = train("one", 1, "auto", STAGE3, **options)
+    for world in (2, 3):  # (of three processes, one has a sample and a chunk more)
+        found = train(f"sharded {world}", world, "fsdp2", STAGE3, checkpoint_every_n_steps=3, **options)
+        assert logged(found) == pytest.approx(logged(expected), rel=1e-5)
+        assert difference(content(last(found)), content(last(expected))) < 1e-2
+        (middle,) = found.glob("checkpoints/*-step=3.ckpt")
+        other = train(f"from {world}", 5 - world, "fsdp2", STAGE3, resume_from=str(middle), **options)
+        assert logged(other) == pytest.approx(logged(expected)[3:], rel=1e-5)
+
+
 WAYS = {
     "stage 3": (STAGE3, {}),
     "accumulated": (STAGE3, {"per_gpu_batchsize": 2}),
     "contrast cache": (STAGE3, {"contrast_cache": True, "per_gpu_batchsize": 2}),
+    "layout invariant": (STAGE3, {"layout_invariant": True, "per_gpu_batchsize": 2}),
     "activation checkpoints": (STAGE3, {"activation_checkpointing": True, "drop_path_rate": 0.2}),
     "stage 2": (TEXT, {"drop_path_rate": 0.2, "val_check_interval": 1, "batch_size": 4, "per_gpu_batchsize": 2}),
     "cpu offload": (STAGE3, {"strategy": "fsdp2_cpu_offload"}),
