@@ -204,7 +204,8 @@ def eval_batches(length: int, batch_size: int, rank: int, world: int, mixed: boo
 
     Batches are dealt out whole. So a batch holds the same samples, and the same padding, whatever the number of
     processes, and what is computed of it is equal to the last bit. All processes get as many, the last of some empty,
-    because under FSDP every step needs all processes; at least one, because a loader without any leaves the evaluation.
+    because they ask each other before each whether to stop; at least one, because a loader without any leaves the
+    evaluation.
     """
     starts = range(0, length, batch_size)
     batches: list[Sequence[int]] = [range(start, min(start + batch_size, length)) for start in starts[rank::world]]

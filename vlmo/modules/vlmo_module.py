@@ -135,7 +135,7 @@ class VLMo(VLMoModel, pl.LightningModule):
         elif self.whole_batch:
             outputs = self.whole_batch.first_pass(batch, self.global_step)
         else:
-            outputs = self(batch)
+            outputs = self.forward(batch)  # (without hooks: FSDP2's are those of the step, and would gather twice)
         if size:  # (a process without samples only takes part in the exchanges)
             self.metrics.update(phase, outputs)
             if phase == "train":
