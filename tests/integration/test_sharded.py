@@ -11,9 +11,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import run
 from tests import tiny
+from vlmo.checkpoints import files
 from vlmo.training.runner import run as run_here
 
 pytestmark = pytest.mark.slow
@@ -48,7 +50,7 @@ def go(data, tmp_path_factory):
     return begin
 
 
-def trained(data, log_dir, task, way):
+def trained(data, log_dir, task, way, **given):
     named, options = TASKS[task]
     options = options | {
         "data_root": data,
@@ -71,7 +73,7 @@ def trained(data, log_dir, task, way):
         "num_gpus": 2,
         "log_dir": log_dir,
     }
-    words = [f"{name}={value}" for name, value in (options | WAYS[way]).items()]
+    words = [f"{name}={value}" for name, value in (options | WAYS[way] | given).items()]
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
     done = subprocess.run(
         [*launcher, "tests/integration/sharded_on_cpu.py", "with", named, *words],
@@ -123,6 +125,17 @@ def test_numbers_and_checkpoints(go, data, task, way):
         )
     )
     assert all(value == value for value in read.values())
+
+
+@NEEDS_DEEPSPEED
+@pytest.mark.parametrize("way", ["zero 1", "zero 2"])
+def test_deepspeed_goes_on(data, tmp_path, way):
+    through, folder = trained(data, tmp_path / "through", "irtr", way, max_steps=4, checkpoint_every_n_steps=2)
+    (middle,) = folder.glob("checkpoints/*-step=2.ckpt")
+    resumed, end = trained(data, tmp_path / "resumed", "irtr", way, max_steps=4, resume_from=f"'{middle}'")
+    assert resumed["irtr/train/loss"] == pytest.approx(through["irtr/train/loss"][2:], rel=1e-6)
+    before, after = (files.read(each / "checkpoints" / "last.ckpt").tensors for each in (folder, end))
+    assert all(torch.allclose(before[name], after[name], atol=1e-6) for name in before)
 
 
 @NEEDS_FAIRSCALE

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.strategies import DeepSpeedStrategy
 
 from vlmo.distributed.collectives import any_process, rank
 from vlmo.errors import Stopped, VLMoError
@@ -174,6 +175,8 @@ class Checkpoints(Callback):
             return path
         self._newest = position
         trainer.save_checkpoint(path)
+        if rank() == 0 and isinstance(trainer.strategy, DeepSpeedStrategy):  # which writes itself, without `io`
+            self._written(path)
         return path
 
     def _failed(self, trainer: Trainer) -> bool:
@@ -185,9 +188,8 @@ class Checkpoints(Callback):
         """What is being written is whole, whatever ends the run."""
         self.io.wait()
 
-    # What follows runs in the thread that writes.
-
     def _written(self, path: Path) -> None:
+        """Called in the thread that writes."""
         if path.name == LAST:
             return
         link_last(path)

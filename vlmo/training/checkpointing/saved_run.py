@@ -76,6 +76,27 @@ class SavedRun:
         what = "whose content was another then" if there == here else f"not from load_path={here or 'nothing'}"
         return f"{self.path}: its run was started from {there or 'nothing'}, {what}"
 
+    @property
+    def of_deepspeed(self) -> bool:
+        """Whether DeepSpeed wrote it, which alone reads it, and whose optimizer's options are its own."""
+        return self.path.is_dir() and not is_sharded(self.path)
+
+    def _check_processes(self, settings: Settings) -> None:
+        """Raises VLMoError if the run has another strategy or number of processes than DeepSpeed can go on with."""
+        now = settings.use_sharded_training or settings.strategy.startswith("deepspeed")
+        if now != self.of_deepspeed:
+            there, here = ("DeepSpeed's", "another strategy") if self.of_deepspeed else ("not DeepSpeed's", "it")
+            raise VLMoError(
+                f"{self.path}: is {there}, and {here} cannot go on from it; give the strategy that it was trained with, "
+                f"or start from its weights with load_path={self.path}"
+            )
+        processes = len(list(self.path.glob("checkpoint/*optim_states.pt"))) if now else 0
+        if now and processes != settings.devices * settings.num_nodes:
+            raise VLMoError(
+                f"{self.path}: DeepSpeed goes on with as many processes as wrote it, {processes}; give num_gpus and "
+                f"num_nodes that make as many, or start from its weights with load_path={self.path}"
+            )
+
     def changed(self, settings: Settings) -> dict[str, tuple[Any, Any]]:
         """Options of what is trained that are others now: name -> (now, then)."""
         now = settings.model_dump(mode="json")
@@ -88,10 +109,10 @@ class SavedRun:
         Raises:
             VLMoError: if the state of the optimizer cannot be that of these settings.
         """
+        self._check_processes(settings)
         changed = self.changed(settings)
         other_groups = 1 in changed.get("layer_decay", ())  # with it, each layer has groups of its own
-        of_deepspeed = self.path.is_dir() and not is_sharded(self.path)  # whose optimizer's options are its own
-        kept = IN_OPTIMIZER if of_deepspeed else ("layer_decay",) * other_groups
+        kept = IN_OPTIMIZER if self.of_deepspeed else ("layer_decay",) * other_groups
         for name in ("optim_type", *kept):
             if name in changed:
                 now, then = changed[name]
