@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests import tiny
-from tests.processes import run_on, start_on
+from tests.processes import TIMEOUT, run_on, start_on
 from vlmo import checkpoint
 from vlmo.checkpoints import files, sharded
 from vlmo.settings import Settings
@@ -173,9 +173,10 @@ def kill_while_it_writes(config, folder, writes, seconds):
     log_dir, seen = Path(config["log_dir"]), set()
     before = set(log_dir.glob(UNFINISHED))
     processes = start_on(2, config, folder)
-    end = time.monotonic() + 60
+    end = time.monotonic() + TIMEOUT
     while len(seen) < writes and time.monotonic() < end and all(process.is_alive() for process in processes):
         seen |= set(log_dir.glob(UNFINISHED)) - before
+        time.sleep(0.001)
     time.sleep(seconds)
     for process in processes:
         process.kill()

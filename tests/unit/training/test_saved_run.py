@@ -21,7 +21,8 @@ def folder(tmp_path):
 
 
 def check(path, **options):
-    SavedRun.read(path).check(Settings.from_config(tiny.config("task_textmlm_base", per_gpu_batchsize=1, **options)), "")
+    config = tiny.config("task_textmlm_base", per_gpu_batchsize=1, **options)
+    SavedRun.read(path).check(Settings.from_config(config), "")
 
 
 def test_the_same_number_of_processes_goes_on(folder):

@@ -40,6 +40,9 @@ def link_last(path: Path) -> None:
 def remove(path: Path) -> None:
     """Removes a checkpoint, file or folder (sharded), if it is there."""
     if path.is_dir() and not path.is_symlink():
+        # (killed half-way, it must not leave the name of a checkpoint on a part of one)
+        if path.suffix != UNFINISHED:
+            path = path.rename(path.with_name(f"{path.name}.removed{UNFINISHED}"))
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)

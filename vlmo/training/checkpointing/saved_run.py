@@ -87,8 +87,8 @@ class SavedRun:
         if now != self.of_deepspeed:
             there, here = ("DeepSpeed's", "another strategy") if self.of_deepspeed else ("not DeepSpeed's", "it")
             raise VLMoError(
-                f"{self.path}: is {there}, and {here} cannot go on from it; give the strategy that it was trained with, "
-                f"or start from its weights with load_path={self.path}"
+                f"{self.path}: is {there}, and {here} cannot go on from it; give the strategy that it was trained "
+                f"with, or start from its weights with load_path={self.path}"
             )
         processes = len(list(self.path.glob("checkpoint/*optim_states.pt"))) if now else 0
         if now and processes != settings.devices * settings.num_nodes:
