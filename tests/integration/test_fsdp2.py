@@ -205,7 +205,7 @@ def kills(configured, folder, strategy, number):
 
 
 def test_killed_while_it_writes_in_the_background(configured, tmp_path, caplog):
-    kills(configured, tmp_path, "fsdp2", 2)
+    kills(configured, tmp_path, "fsdp2", 1)
     assert "damaged" not in caplog.text
 
 
