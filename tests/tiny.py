@@ -62,6 +62,7 @@ def batch(
     return {
         **text(lengths, padded),
         **{name: 2 * torch.rand(size, 3, image_size, image_size, generator=draw) - 1 for name in images},
+        "image_key": torch.arange(size),
         "vqa_labels": torch.tensor([[row % 7, (row + 2) % 7] for row in range(size)]),
         "vqa_scores": torch.tensor([[1.0, 0.3]] * size),
         "patch_mask": torch.arange(size * (image_size // 16) ** 2).reshape(size, -1) % 3 == 0,

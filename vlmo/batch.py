@@ -56,6 +56,7 @@ FIELDS: dict[str, Field] = {
     "text_ids_mlm": Field(("T",), padding=PAD_ID),
     "text_labels_mlm": Field(("T",), padding=IGNORE_INDEX),
     "patch_mask": Field(("P",), torch.bool),
+    "image_key": NUMBER,
     "raw_index": NUMBER,
     "img_index": NUMBER,
     "cap_index": NUMBER,
@@ -80,6 +81,7 @@ class Batch(TypedDict, total=False):
     patch_kept: Tensor  # (M,) which of the B * R are no filling
     images_are_bytes: bool  # whether all images are bytes, normalised as `transforms.square.to_tensor` does
     random_keys: Tensor  # (B,) int64: with `layout_invariant`, what this step's random numbers follow from
+    image_key: Tensor  # (B,) equal where the encoded image is: see `images.image_key`
     raw_index: Tensor  # (B,) number of the sample
     img_index: Tensor  # (B,) number of its image
     cap_index: Tensor  # (B,) number of the text among the image's

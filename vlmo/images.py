@@ -1,5 +1,6 @@
 """Encoded images: which formats are read, and how their bytes become RGB, by one set of rules."""
 
+import hashlib
 import io
 import warnings
 from contextlib import suppress
@@ -27,6 +28,17 @@ ORIENTATION = 0x0112  # EXIF tag
 
 class UndecodableImage(Exception):
     """The bytes are no image that can be read; the message says why."""
+
+
+def image_key(data: Any) -> int:
+    """Gives a signed 64-bit number by which equal encoded images are known, in whatever file and data set they lie.
+
+    (Two different images of a batch of 1,024 meet once in 10^13 batches.)
+
+    Args:
+        data: encoded image: bytes, memoryview or `pyarrow.Buffer`.
+    """
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little", signed=True)
 
 
 def decode_image(data: Any, decoding: str = "correct") -> Image.Image:

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from vlmo.batch import Field
 from vlmo.datasets.arrow_tables import ArrowTables, RowLocation
 from vlmo.datasets.text import TokenMasker, tokenize
-from vlmo.images import UndecodableImage, decode_image
+from vlmo.images import UndecodableImage, decode_image, image_key
 
 Transform = Callable[[Image.Image], Tensor]
 
@@ -132,7 +132,10 @@ class BaseDataset(Dataset):
     def images(self, location: RowLocation, seed: int) -> dict[str, Any] | Skipped:
         """The row's transformed images (3, S, S) by column; `seed` determines the augmentation."""
         columns = [column for column in self.image_columns if column in self.wanted]
-        return read_images(self.tables, location, columns, self.transform, seed, self.image_decoding)
+        images = read_images(self.tables, location, columns, self.transform, seed, self.image_decoding)
+        if "image_key" in self.wanted and not isinstance(images, Skipped):
+            images["image_key"] = image_key(location.scalar("image").as_buffer())
+        return images
 
     # --- what a run asks before it begins ----------------------------------------------------------------------------
 

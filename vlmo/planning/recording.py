@@ -36,6 +36,7 @@ PURPOSES = {
     "collectives.mean_gradients": "gradients",
     "collectives.backward": "gradients of contrast features",
     "itc.contrast": "contrast features",
+    "itc.same_images": "which images are the same",
     "metrics.compute_step": "metrics",
     "checkpoints._is_due": "is a checkpoint due",
     "checkpoints.on_train_batch_start": "shall it stop",

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from vlmo.batch import FIELDS
 from vlmo.distributed.collectives import all_gather_rows
+from vlmo.errors import VLMoError
 from vlmo.modules.attention import first_positions
 from vlmo.modules.model import Encode, Hidden
 from vlmo.registry import TASKS
@@ -37,14 +38,22 @@ def contrast(
     log_scale: Tensor,
     exact_gradient: bool,
     counts: Sequence[int] | None = None,
+    same_image: Tensor | None = None,
+    positive: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Computes InfoNCE over the pairs of all processes, both ways (paper: equations 2 and 3).
+
+    Captions of one image are taken for strangers of it there. With `same_image` they are not: they are left out of the
+    denominators, or (`positive`) are right answers too, and the loss is the mean over them, as of Supervised
+    Contrastive Learning (arXiv 2004.11362, equation 2).
 
     Args:
         image, text: (B, D), unit length, of this process.
         log_scale: scalar, log of the inverse temperature.
         exact_gradient: see `all_gather_rows`.
         counts: B of every process, by rank, where it is known already.
+        same_image: (N, N) bool, which two different pairs have one image; None: none has, as published.
+        positive: see above.
 
     Returns:
         loss, image-to-text logits (N, N) and labels (N,) for N pairs, this process's first.
@@ -56,8 +65,27 @@ def contrast(
     with torch.autocast(image.device.type, enabled=False):
         logits = log_scale.float().exp() * image @ text.t()
     labels = torch.arange(len(logits), device=logits.device)
-    loss = mean_cross_entropy(logits, labels) + mean_cross_entropy(logits.t(), labels)
+    if same_image is None:
+        loss = mean_cross_entropy(logits, labels) + mean_cross_entropy(logits.t(), labels)
+    elif positive:
+        right = same_image.float().fill_diagonal_(1)
+        right = right / right.sum(1, keepdim=True)
+        loss = mean_cross_entropy(logits, right) + mean_cross_entropy(logits.t(), right)
+    else:
+        others = logits.masked_fill(same_image, -torch.inf)
+        loss = mean_cross_entropy(others, labels) + mean_cross_entropy(others.t(), labels)
     return loss / 2, logits, labels
+
+
+def same_images(keys: Tensor, counts: Sequence[int]) -> Tensor:
+    """Tells which two different pairs of all processes have one image, (N, N) bool, this process's pairs first.
+
+    Args:
+        keys: (B,) of this process's images, equal where the image is.
+        counts: B of every process, by rank.
+    """
+    keys = all_gather_rows(keys[:, None], shapes=[(count, 1) for count in counts])
+    return (keys == keys.t()).fill_diagonal_(False)
 
 
 class ContrastOptions(OptionGroup):
@@ -65,6 +93,11 @@ class ContrastOptions(OptionGroup):
 
     contrast_gradient: Literal["own", "exact"] = option(
         "own", "over several devices: the gradient of the own rows (as published), or the exact one of the joint batch"
+    )
+    same_image: Literal["published", "mask", "positive"] = option(
+        "published",
+        "other captions of a pair's image: negatives (as published), left out of contrast and matching (mask), "
+        "or positives of the contrast",
     )
 
 
@@ -77,7 +110,7 @@ class ContrastTask(Task):
 
     provides = "contrast"
     spans_processes = True
-    fields = {name: FIELDS[name] for name in ("image", "text_ids", "text_masks")}
+    fields = {name: FIELDS[name] for name in ("image", "image_key", "text_ids", "text_masks")}
     metrics: ClassVar[tuple[str, ...]] = ("loss", "i2t_accuracy", "t2i_accuracy")
     primary_metrics = ("i2t_accuracy", "t2i_accuracy")
     Options = ContrastOptions
@@ -112,15 +145,23 @@ class ContrastTask(Task):
         counts = [size.samples for size in step.sizes]
         exact = self.options.contrast_gradient == "exact" or step.keys is not None
         log_scale = step.heads["logit_scale"]
-        output = contrast_output(*contrast(features["image"], features["text"], log_scale, exact, counts))
+        same = self._same_image(step, features["image"].device)
+        treated = None if self.options.same_image == "published" else same
+        positive = self.options.same_image == "positive"
+        compared = contrast(features["image"], features["text"], log_scale, exact, counts, treated, positive)
+        output = contrast_output(*compared, treated)
         output.scalars = {"logit_scale": log_scale.detach().exp()}
+        if same is not None:
+            output.scalars["same_image_pairs"] = same.sum() / 2
         if "vl_image" in features:
             log_scale = step.heads["logit_vl_scale"]
-            vl_loss, vl_logits, labels = contrast(features["vl_image"], features["vl_text"], log_scale, exact, counts)
+            compared = contrast(features["vl_image"], features["vl_text"], log_scale, exact, counts, treated, positive)
+            vl_loss, vl_logits, _ = compared
+            vl_output = contrast_output(*compared, treated)
             output.loss = (output.loss + vl_loss) / 2
             output.measured["loss"] = mean(output.loss, len(vl_logits))
-            output.measured["vl_i2t_accuracy"] = accuracy(vl_logits, labels)
-            output.measured["vl_t2i_accuracy"] = accuracy(vl_logits.t(), labels)
+            for way in ("i2t_accuracy", "t2i_accuracy"):
+                output.measured[f"vl_{way}"] = vl_output.measured[way]
             output.outputs |= {"vl_i2t_logits": vl_logits, "vl_t2i_logits": vl_logits.t()}
             output.scalars["vl_logit_scale"] = log_scale.detach().exp()
         return output
@@ -132,21 +173,34 @@ class ContrastTask(Task):
         """Compares all images with all texts at the learnt temperature: (I, D), (T, D) features -> (I, T) logits."""
         return heads["logit_scale"].detach().float().exp() * image @ text.t()
 
+    def _same_image(self, step: Step, device: torch.device) -> Tensor | None:
+        """Tells which pairs of all processes have one image, (N, N); None where the batch does not say which it has."""
+        if "image_key" in step.batch:
+            return same_images(step.batch["image_key"].to(device), [size.samples for size in step.sizes])
+        if self.options.same_image == "published":
+            return None
+        raise VLMoError(f"same_image={self.options.same_image}: the batch has no image_key to know equal images by")
+
     @property
     def _has_vl_branch(self) -> bool:
         return self.vl_branch and not self.options.shared_ffn
 
 
-def contrast_output(loss: Tensor, logits: Tensor, labels: Tensor) -> TaskOutput:
+def contrast_output(loss: Tensor, logits: Tensor, labels: Tensor, same_image: Tensor | None = None) -> TaskOutput:
     """Gives what a contrast must say for the tasks that build upon it: similarities both ways, and their metrics.
 
     Args:
         logits: (N, N) image-to-text similarities of all processes' pairs, the own first.
         labels: (N,) the column of each row's own text.
+        same_image: (N, N) bool, pairs that are no negatives of each other: accuracy does not count them as errors.
     """
+    outputs = {"i2t_logits": logits, "t2i_logits": logits.t(), "labels": labels}
+    if same_image is not None:
+        outputs["same_image"] = same_image
+        logits = logits.masked_fill(same_image, -torch.inf)
     return TaskOutput(
         loss=loss,
-        outputs={"i2t_logits": logits, "t2i_logits": logits.t(), "labels": labels},
+        outputs=outputs,
         measured={
             "loss": mean(loss, len(labels)),
             "i2t_accuracy": accuracy(logits, labels),

@@ -33,7 +33,7 @@ def draw_negatives(logits: Tensor, generator: torch.Generator | None = None, uni
     """Draws one hard negative a row, by the softmax of its similarities with the own pair (the diagonal) left out.
 
     Args:
-        logits: (B, N), the B own rows of the similarities to all N pairs, own pairs first.
+        logits: (B, N), the B own rows of the similarities to all N pairs, own pairs first; -inf is not drawn.
         generator: of the logits' device; None for the global one.
         uniforms: (B, N) random numbers in (0, 1) to draw by; None: they come from the generator.
 
@@ -52,6 +52,16 @@ def same_chunk(size: int, chunk_size: int, device: torch.device) -> Tensor:
     chunk = torch.arange(size, device=device) // chunk_size
     same = chunk[:, None] == chunk
     return same | (same.sum(1, keepdim=True) < 2)
+
+
+def leave_out(logits: Tensor, same_image: Tensor) -> Tensor:
+    """Sets the logits (B, N) of pairs with the row's own image to -inf, except in rows that would have no other left.
+
+    (A negative of the own image teaches what is wrong; but ITM's batch has three entries for each pair.)
+    """
+    others = logits.masked_fill(same_image, -torch.inf)
+    left = others.isfinite() & ~torch.eye(*logits.shape, dtype=torch.bool, device=logits.device)
+    return torch.where(left.any(1, keepdim=True), others, logits)
 
 
 def match(predictor: Any, image: Any, text: Any) -> list[float]:
@@ -107,6 +117,9 @@ class ITM(Task):
         if self.options.negatives == "local":
             near = same_chunk(size, self.options.per_gpu_batchsize, rows[0].device)
             rows = [each[:, :size].masked_fill(~near, -torch.inf) for each in rows]
+        if "same_image" in similarities:
+            same = similarities["same_image"][:size, : rows[0].shape[1]]
+            rows = [leave_out(each, same) for each in rows]
         draw: torch.Generator | None = None
         uniforms: list[Tensor | None] = [None, None]
         if step.keys is not None:  # a number for each two pairs, wherever they are

@@ -93,6 +93,15 @@ def test_all_captions_are_kept_and_rows_without_are_passed_over(open_dataset, tm
     assert len(ImageView(dataset)) == 5
 
 
+def test_equal_images_are_known_in_whatever_file_they_lie(open_dataset, tmp_path):
+    first = tables.write_captions(tmp_path, "first", rows=2, texts=2)
+    again = tables.write_captions(tmp_path, "again", rows=1, texts=1, first=1)
+    keys = [open_dataset("coco", first, again)[index]["image_key"] for index in range(5)]
+    assert keys[0] == keys[1] != keys[2] == keys[3] == keys[4]
+    (other,) = {open_dataset("f30k", again)[0]["image_key"]}
+    assert other == keys[4] and -(2**63) <= other < 2**63
+
+
 def test_undecodable_images_become_skipped(open_dataset, tmp_path):
     columns = {"image": [tables.png(0), b"damaged", None], "caption": [["a"], ["b"], ["c"]]}
     dataset = open_dataset("coco", tables.write_table(tmp_path / "bad.arrow", columns))

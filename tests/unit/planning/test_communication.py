@@ -60,7 +60,7 @@ def test_metrics_travel_together_once_a_step(stage3):
 
 
 def test_every_collective_of_a_step_has_a_purpose(stage3):
-    losses = {"gradients", "contrast features", "ITM images", "ITM texts", "sizes (CPU)"}
+    losses = {"gradients", "contrast features", "which images are the same", "ITM images", "ITM texts", "sizes (CPU)"}
     run = {"metrics", "finite check", "shall it stop", "shall it stop (Lightning)"}
     assert {each.what for each in stage3} == losses | run
 

@@ -1,20 +1,23 @@
 """The losses by their formulas, their metrics, and what their gradients reach."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from tests import tiny
 from vlmo.batch import FIELDS, VALUES, Field
+from vlmo.errors import VLMoError
 from vlmo.modules import linear_cross_entropy
 from vlmo.modules.attention import first_positions
 from vlmo.modules.model import Encode, VLMoModel
 from vlmo.registry import ARCHITECTURES
 from vlmo.registry import TASKS as REGISTERED
-from vlmo.tasks import mlm
+from vlmo.tasks import itm, mlm
 from vlmo.tasks.base import BatchSize, Step, Task, TaskOutput
-from vlmo.tasks.itc import contrast
-from vlmo.tasks.itm import draw_negatives
+from vlmo.tasks.itc import contrast, contrast_output, same_images
+from vlmo.tasks.itm import draw_negatives, leave_out
 from vlmo.tasks.mim import normalised_patches
 from vlmo.tasks.vqa import dense_targets
 from vlmo.training.unused_parameters import unused_parameters
@@ -26,6 +29,9 @@ TASKS = {
     "nlvr2": "task_finetune_nlvr2_base",
     "irtr": "task_finetune_irtr_coco_base_image384",
 }
+
+
+DRAW = itm.draw_negatives
 
 
 def model_of(*names, **updates):
@@ -162,6 +168,68 @@ def test_without_experts_there_is_one_contrast_and_one_feed_forward():
     assert {name for name, p in model.named_parameters() if p.grad is None} == unused_parameters(model)
 
 
+# Four pairs, of which the first and the third have one image.
+SIMILARITIES = torch.tensor([[3.0, 1.0, 2.0, 0.0], [0.5, 2.0, 1.0, 1.5], [2.5, 0.0, 1.0, 0.5], [1.0, 1.0, 0.0, 3.0]])
+KEYS = torch.tensor([7, -2, 7, 5])
+
+
+def nll(logits: list[float], right: list[int]) -> float:
+    """Minus the mean log-probability of the right ones among these."""
+    total = math.log(sum(math.exp(value) for value in logits))
+    return sum(total - logits[each] for each in right) / len(right)
+
+
+def by_hand(mode: str) -> float:
+    found = []
+    for rows in (SIMILARITIES.tolist(), SIMILARITIES.t().tolist()):
+        for own, row in enumerate(rows):
+            twin = {0: 2, 2: 0}.get(own)
+            if mode == "mask" and twin is not None:
+                left = [value for column, value in enumerate(row) if column != twin]
+                found.append(nll(left, [own - (twin < own)]))
+            else:
+                found.append(nll(row, [own] if mode != "positive" or twin is None else [own, twin]))
+    return sum(found) / len(found)
+
+
+@pytest.mark.parametrize("mode", ["published", "mask", "positive"])
+def test_captions_of_one_image(mode):
+    same = same_images(KEYS, [4])
+    assert same.nonzero().tolist() == [[0, 2], [2, 0]]
+    treated = None if mode == "published" else same
+    # (the similarities of unit vectors with these columns are theirs)
+    loss, logits, _ = contrast(
+        torch.eye(4), SIMILARITIES.t(), torch.tensor(0.0), False, None, treated, mode == "positive"
+    )
+    assert torch.equal(logits, SIMILARITIES)
+    assert loss.item() == pytest.approx(by_hand(mode), rel=1e-6)
+
+
+@pytest.mark.parametrize("mode, right", [("published", 3), ("mask", 4), ("positive", 4)])
+def test_a_caption_of_the_same_image_is_no_error(mode, right):
+    treated = None if mode == "published" else same_images(KEYS, [4])
+    measured = contrast_output(torch.tensor(0.0), SIMILARITIES, torch.arange(4), treated).measured
+    assert measured["i2t_accuracy"] == (right, 4)
+
+
+@pytest.mark.parametrize("mode", ["published", "mask", "positive"])
+@pytest.mark.parametrize("name", ["itc", "irtr"])
+def test_every_mode_counts_them(name, mode):
+    model, batch = model_of(name, same_image=mode), tiny.batch((6, 9, 12, 7, 8))
+    alone = model(batch)[name]
+    batch["image_key"] = torch.tensor([4, 4, 1, 4, 2])
+    output = model(batch)[name]
+    assert output.scalars["same_image_pairs"] == 3 and alone.scalars["same_image_pairs"] == 0
+    assert ("same_image" in output.outputs) == (mode != "published")
+    assert torch.equal(output.loss, alone.loss) == (mode == "published")
+    del batch["image_key"]
+    if mode == "published":
+        assert "same_image_pairs" not in model(batch)[name].scalars
+    else:
+        with pytest.raises(VLMoError, match="image_key"):
+            model(batch)
+
+
 # --- matching ---------------------------------------------------------------------------------------------------------
 
 
@@ -174,6 +242,28 @@ def test_negatives_are_drawn_by_the_softmax_without_the_own_pair():
         share = torch.bincount(drawn[:, row], minlength=4) / len(drawn)
         assert share[row] == 0
         assert torch.allclose(share, weights / weights.sum(), atol=0.03)
+
+
+@pytest.mark.parametrize("keys, allowed", [([1, 1, 2, 3], {2, 3}), ([1, 1, 1, 1], {1, 2, 3})])
+def test_no_negative_of_the_own_image_unless_there_is_no_other(keys, allowed):
+    logits = leave_out(torch.zeros(1, 4), same_images(torch.tensor(keys), [4])[:1])
+    assert {int(draw_negatives(logits)) for _ in range(200)} == allowed
+
+
+@pytest.mark.parametrize("mode, possible", [("published", {1, 2}), ("mask", {2}), ("positive", {2})])
+@pytest.mark.parametrize("negatives", ["global", "local"])
+def test_matching_follows_the_contrast(negatives, mode, possible, monkeypatch):
+    drawn = set()
+
+    def draw(logits, *_):
+        drawn.update(logits[0].isfinite().nonzero()[:, 0].tolist())
+        return DRAW(logits)
+
+    monkeypatch.setattr(itm, "draw_negatives", draw)
+    model, batch = model_of("itc", "itm", same_image=mode, negatives=negatives), tiny.batch()
+    batch["image_key"] = torch.tensor([4, 4, 1])
+    assert model(batch)["itm"].loss.isfinite()
+    assert drawn - {0} == possible
 
 
 @pytest.mark.parametrize("own", [500.0, -500.0])

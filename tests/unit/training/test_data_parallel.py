@@ -34,26 +34,28 @@ def pictures(size: int, seed: int) -> torch.Tensor:
 def share(rank: int, sizes: tuple[int, int] = (3, 3)) -> dict[str, Any]:
     size, lengths = sizes[rank], LENGTHS[rank]
     batch = tiny.batch([lengths[row % 3] for row in range(size)], PADDED[rank])
-    return batch | {"image": pictures(size, rank)}
+    keys = torch.tensor([[0, 1, 2], [3, 2, 4]][rank][:size])  # an image of both processes, with two texts
+    return batch | {"image": pictures(size, rank), "image_key": keys}
 
 
 def joint(sizes: tuple[int, int] = (3, 3)) -> dict[str, Any]:
     """Both shares as one batch, the texts of the first padded to the length of the second."""
     first, second = share(0, sizes), share(1, sizes)
     batch = {}
-    for name in ("image", "text_ids", "text_ids_mlm", "text_masks", "text_labels_mlm"):
+    for name in ("image", "text_ids", "text_ids_mlm", "text_masks", "text_labels_mlm", "image_key"):
         left = first[name]
-        if name != "image":
+        if name not in ("image", "image_key"):
             value = -100 if name == "text_labels_mlm" else 0
             left = torch.nn.functional.pad(left, (0, PADDED[1] - PADDED[0]), value=value)
         batch[name] = torch.cat([left, second[name]])
     return batch
 
 
-def model_of(exact: bool, *off: str) -> VLMo:
+def model_of(exact: bool, *off: str, **options: Any) -> VLMo:
     torch.manual_seed(0)
+    gradient = "exact" if exact else "own"
     return tiny.model(
-        STAGE3, contrast_gradient="exact" if exact else "own", loss_names=dict.fromkeys(off, 0), max_text_len=24
+        STAGE3, contrast_gradient=gradient, loss_names=dict.fromkeys(off, 0), max_text_len=24, **options
     ).train()
 
 
@@ -71,6 +73,7 @@ def step(model: VLMo, batch: dict[str, Any], parallel: bool) -> dict[str, torch.
 def work(rank: int) -> dict[str, Any]:
     itm.draw_negatives = hardest  # (this process is forked: nobody else sees it)
     found = {"exact": step(model_of(True), share(rank), True)}
+    found |= {mode: step(model_of(True, same_image=mode), share(rank), True) for mode in ("mask", "positive")}
     found["unequal"] = step(model_of(True, "itm", "mlm"), share(rank, (2, 3)), True)
     found["unequal, own"] = step(model_of(False, "itm", "mlm"), share(rank, (2, 3)), True)
     # several steps of one model, as in training: all images of one process unreadable, a single pair in all, none
@@ -105,6 +108,16 @@ def test_exact_gradients_are_those_of_the_joint_batch(results, monkeypatch):
     expected = step(model_of(True), joint(), False)
     for result in results:
         close(result["exact"], expected)
+
+
+@pytest.mark.parametrize("mode", ["mask", "positive"])
+def test_one_image_in_two_processes(results, mode, monkeypatch):
+    monkeypatch.setattr(itm, "draw_negatives", hardest)
+    expected = step(model_of(True, same_image=mode), joint(), False)
+    for result in results:
+        close(result[mode], expected)
+    published = step(model_of(True), joint(), False)
+    assert not torch.allclose(expected["itc_text_proj.fc.weight"], published["itc_text_proj.fc.weight"], rtol=1e-3)
 
 
 def test_shares_of_unequal_size_and_text_length(results):

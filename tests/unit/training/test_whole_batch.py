@@ -73,6 +73,14 @@ def test_the_other_losses_of_stage_3(losses):
     assert_same(cached(pairs(), *losses), at_once(pairs(), *losses))
 
 
+@pytest.mark.parametrize("mode", ["mask", "positive"])
+def test_captions_of_one_image_in_different_chunks(mode):
+    batch = pairs() | {"image_key": torch.arange(PAIRS) % 50}
+    losses = ("mlm", "itm", "itc")
+    assert_same(cached(batch, *losses, same_image=mode), at_once(batch, *losses, same_image=mode))
+    assert cached(batch, "itc", same_image=mode)[0] != cached(batch, "itc")[0]
+
+
 def test_a_batch_that_lost_unreadable_images():
     assert_same(cached(pairs(49), "mlm", "itm", "itc"), at_once(pairs(49), "mlm", "itm", "itc"))
 
