@@ -16,6 +16,7 @@ setup(
     license="MIT",
     python_requires=">=3.10",
     packages=find_packages(include=["vlmo", "vlmo.*"]),
+    entry_points={"console_scripts": ["vlmo = vlmo.__main__:main"]},
     install_requires=[line for line in LINES if line],
     extras_require={
         "test": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.6", "mypy>=1.10"],

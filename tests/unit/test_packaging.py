@@ -1,5 +1,6 @@
 """What `pip install` sees."""
 
+import importlib
 import re
 import runpy
 from pathlib import Path
@@ -45,3 +46,10 @@ def test_every_folder_of_the_package_is_packed(arguments):
 def test_version_and_python(arguments):
     assert arguments["version"] == vlmo.__version__
     assert arguments["python_requires"] == ">=3.10"
+
+
+def test_the_command_is_there(arguments):
+    (command,) = arguments["entry_points"]["console_scripts"]
+    name, _, target = command.partition(" = ")
+    module, function = target.split(":")
+    assert name == "vlmo" and callable(getattr(importlib.import_module(module), function))

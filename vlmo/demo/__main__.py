@@ -6,22 +6,23 @@ python -m vlmo.demo [--out FOLDER] [--seed N] [--quick]
 import argparse
 import logging
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from vlmo.demo.run_demo import tour
 from vlmo.errors import VLMoError, print_anything, print_error
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     print_anything()
     parser = argparse.ArgumentParser(prog="python -m vlmo.demo", description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("result/demo"), help="folder for everything that is made")
     parser.add_argument("--seed", type=int, default=1, help="of the world and of the runs")
     parser.add_argument("--quick", action="store_true", help="a few steps of everything: does it run?")
-    arguments = parser.parse_args()
+    options = parser.parse_args(arguments)
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.INFO)
     try:
-        tour(arguments.out, arguments.seed, arguments.quick)
+        tour(options.out, options.seed, options.quick)
     except VLMoError as error:
         return print_error(error)
     return 0
