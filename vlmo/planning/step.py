@@ -20,7 +20,7 @@ from unittest import mock
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.nn.attention import SDPBackend
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -88,19 +88,29 @@ def step_cost(settings: Settings, per_gpu_batchsize: int, flops: bool = True) ->
     model = fake_model(one, recorder)
     batch = synthetic_batch(model, one.training_batch)
     counted = counter() if flops else None
-    with recorder, _as_on_gpu() if on_gpu(settings) else nullcontext():
-        run = _Pass(model, batch, autocast_type(settings))
-        run(zero_gradients=False)  # as any step but the first finds it: with gradients
+    # a batch that is given whole is cut by its values: what is small must have some then, which takes longer
+    shapes = recorder if settings.accumulated_batches < accumulation else recorder.fake
+    place = _as_on_gpu() if on_gpu(settings) else nullcontext()
+    with _quick(), shapes, _Answers(one.max_text_len), place:
         with LiveMemory(ALIGNED if on_gpu(settings) else 1) as memory:
             memory.leave_out([*model.parameters(), *model.buffers()])
-            gradients = sum(map(memory.add, (p.grad for p in model.parameters() if p.grad is not None)))
-            share = per_gpu_batchsize if on_gpu(settings) else one.training_batch  # chunks are moved to a GPU in turn
-            batch_bytes = sum(map(memory.add, (v for v in batch.values() if isinstance(v, Tensor))))
+            for _, parameter in model.trained_parameters():  # as any step but the first finds them
+                parameter.grad = torch.empty_like(parameter)
+            gradients = memory.live
+            for value in batch.values():
+                if isinstance(value, Tensor):
+                    memory.add(value)
             with counted or nullcontext():
-                run(zero_gradients=not gradients_stay)
-    waiting = batch_bytes * (one.training_batch - share) // one.training_batch
+                _run_pass(model, batch, autocast_type(settings), zero_gradients=not gradients_stay)
     total = counted.get_total_flops() * accumulation // passes if counted else 0
-    return StepCost(memory.peak - gradients - waiting, gradients, total)
+    return StepCost(memory.peak - gradients, gradients, total)
+
+
+@contextmanager
+def _quick() -> Iterator[None]:
+    """Within it, torch does not ask at each operation anew whether there is a GPU."""
+    with mock.patch.object(FakeTensorMode, "avoid_device_init", not torch.cuda.is_available()):
+        yield
 
 
 # --- the step --------------------------------------------------------------------------------------------------------
@@ -145,19 +155,36 @@ def synthetic_batch(model: VLMo, size: int) -> dict[str, Any]:
     return batch
 
 
-class _Pass:
+def _run_pass(model: VLMo, batch: Any, dtype: torch.dtype | None, zero_gradients: bool) -> None:
     """Forward and backward, in the order of Lightning, which drops the old gradients in between."""
+    with torch.autocast("cpu", dtype, enabled=dtype is not None):
+        loss = model.training_step(batch, 0)
+    assert loss is not None
+    if zero_gradients:
+        model.zero_grad()
+    model.backward(loss)
 
-    def __init__(self, model: VLMo, batch: Any, dtype: torch.dtype | None) -> None:
-        self.model, self.batch, self.dtype = model, batch, dtype
 
-    def __call__(self, zero_gradients: bool) -> None:
-        with torch.autocast("cpu", self.dtype, enabled=self.dtype is not None):
-            loss = self.model.training_step(self.batch, 0)
-        assert loss is not None
-        if zero_gradients:
-            self.model.zero_grad()
-        self.model.backward(loss)
+class _Answers(TorchDispatchMode):
+    """Answers what the step asks of values, which fake tensors do not have.
+
+    Blocks that leave out rows compute all: which they are is not known, and it is at most all. (A GPU's do not ask.) A
+    number, of texts' lengths when a whole batch is cut, is the greatest length.
+    """
+
+    def __init__(self, max_text_len: int) -> None:
+        super().__init__()
+        self.max_text_len = max_text_len
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        if args and isinstance(args[0], FakeTensor):
+            if func is torch.ops.aten.nonzero.default:
+                return args[0].new_empty(args[0].numel(), args[0].ndim, dtype=torch.long)
+            if func is torch.ops.aten._local_scalar_dense.default:
+                return self.max_text_len
+            if func is torch.ops.aten._fused_sdp_choice.default and not block.leaves_out_rows(args[0]):
+                return SDPBackend.EFFICIENT_ATTENTION.value  # as on a GPU
+        return func(*args, **(kwargs or {}))
 
 
 # --- what lives ------------------------------------------------------------------------------------------------------
@@ -221,7 +248,6 @@ def _as_on_gpu() -> Iterator[None]:
         stack.enter_context(mock.patch.object(block, "leaves_out_rows", lambda x: False))
         stack.enter_context(mock.patch.object(attention, "_attend", _attend_with_mask))
         stack.enter_context(_AutocastOfGPU())
-        stack.enter_context(_FusedAttention())
         yield
 
 
@@ -239,13 +265,4 @@ class _AutocastOfGPU(TorchFunctionMode):
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in (torch.addcmul, F.layer_norm) and torch.is_autocast_enabled("cpu"):
             args = [a.float() if isinstance(a, Tensor) and a.is_floating_point() else a for a in args]
-        return func(*args, **(kwargs or {}))
-
-
-class _FusedAttention(TorchDispatchMode):
-    """Has torch take the memory-efficient kernel, which on a CPU it does not have."""
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
-        if func is torch.ops.aten._fused_sdp_choice.default and isinstance(args[0], FakeTensor):
-            return SDPBackend.EFFICIENT_ATTENTION.value
         return func(*args, **(kwargs or {}))
