@@ -22,7 +22,7 @@ from torch import Tensor
 
 from vlmo.config import resolve
 from vlmo.modules import VLMo
-from vlmo.training.contrast_cache import chunks
+from vlmo.training.whole_batch import chunks
 
 TASKS = {"irtr": "task_finetune_irtr_coco_{}_image384", "itc": "task_mlm_itm_itc_{}", "stage3": "task_mlm_itm_itc_{}"}
 TEXT_LENGTH = 40

@@ -113,7 +113,7 @@ class Trial:
         return shown
 
 
-def hardest(logits: Tensor, generator: torch.Generator | None = None) -> Tensor:
+def hardest(logits: Tensor, *_: object) -> Tensor:
     """The most similar other pair of each row, in place of a drawn one."""
     return logits.detach().float().clone().fill_diagonal_(-torch.inf).argmax(dim=1)
 

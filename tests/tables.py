@@ -63,9 +63,9 @@ def write_captions(root: Path, stem: str, rows: int = 4, texts: int = 2, first: 
     return write_table(root / f"{stem}.arrow", columns)
 
 
-def write_coco(root: Path) -> None:
+def write_coco(root: Path, rows: int = 4) -> None:
     for first, split in enumerate(("train", "restval", "val", "test")):
-        write_captions(root, f"coco_caption_karpathy_{split}", first=10 * first)
+        write_captions(root, f"coco_caption_karpathy_{split}", rows, first=max(10, rows) * first)
 
 
 def write_f30k(root: Path) -> None:
@@ -90,22 +90,22 @@ def write_wikibk(root: Path, shards: int = 2) -> None:
         write_table(root / f"{stem}.arrow", columns)
 
 
-def write_vqa(root: Path, answers: int = 3, answers_file: bool = True) -> None:
+def write_vqa(root: Path, answers: int = 3, answers_file: bool = True, rows: int = 4) -> None:
     names = [f"answer {label}" for label in range(answers)]
     for split in ("train", "trainable_val", "rest_val", "test"):
-        labels: list[list[list[int]]] = [[[row % answers], [row % answers, (row + 1) % answers]] for row in range(4)]
+        labels: list[list[list[int]]] = [[[row % answers], [row % answers, (row + 1) % answers]] for row in range(rows)]
         if split == "test":
-            labels = [[], [], [], []]
+            labels = [[] for _ in range(rows)]
         nested = pa.list_(pa.list_(pa.int64())) if split != "test" else pa.list_(pa.null())
         columns = {
-            "image": [png(row) for row in range(4)],
-            "questions": [["what is left ?", "what colour is the cat ?"]] * 4,
+            "image": [png(row) for row in range(rows)],
+            "questions": [["what is left ?", "what colour is the cat ?"]] * rows,
             "answers": [[[names[label] for label in each] for each in row] for row in labels],
             "answer_labels": pa.array(labels, nested),
             "answer_scores": [[[1.0, 0.3][: len(each)] for each in row] for row in labels],
-            "image_id": list(range(4)),
-            "question_id": [[10 * row, 10 * row + 1] for row in range(4)],
-            "split": [split] * 4,
+            "image_id": list(range(rows)),
+            "question_id": [[10 * row, 10 * row + 1] for row in range(rows)],
+            "split": [split] * rows,
         }
         write_table(root / f"vqav2_{split}.arrow", columns)
     if answers_file:

@@ -79,6 +79,7 @@ class Batch(TypedDict, total=False):
     patch_positions: Tensor  # (B, R) of the hidden patches, shorter rows filled up with 0
     patch_kept: Tensor  # (M,) which of the B * R are no filling
     images_are_bytes: bool  # whether all images are bytes, normalised as `transforms.square.to_tensor` does
+    random_keys: Tensor  # (B,) int64: with `layout_invariant`, what this step's random numbers follow from
     raw_index: Tensor  # (B,) number of the sample
     img_index: Tensor  # (B,) number of its image
     cap_index: Tensor  # (B,) number of the text among the image's

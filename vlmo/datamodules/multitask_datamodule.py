@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from vlmo.batch import FIELDS, Field
 from vlmo.datamodules.collate import Collator
-from vlmo.datamodules.samplers import LengthGroupedSampler, SeenSamples, ShuffleSampler, eval_batches
+from vlmo.datamodules.samplers import LengthGroupedSampler, SeenSamples, ShuffleSampler, StepSampler, eval_batches
 from vlmo.datasets.base_dataset import BaseDataset, ConcatDataset, ImageView, PairView, TextView
 from vlmo.datasets.checks import check_tables, split_files
 from vlmo.datasets.masked_images import MaskedImages, PatchMasker
@@ -180,7 +180,7 @@ class MTDataModule(LightningDataModule):
 
     def eval_batches(self, length: int, mixed: bool) -> list[Sequence[int]]:
         """This process's batches of an evaluation of so many samples; see `eval_batches`."""
-        return eval_batches(length, self.settings.per_gpu_batchsize, rank(), world_size(), mixed)
+        return eval_batches(length, self.settings.evaluation_batch, rank(), world_size(), mixed)
 
     def resume_from(self, seen: SeenSamples) -> None:
         """The training loader will go on after these samples."""
@@ -200,18 +200,29 @@ class MTDataModule(LightningDataModule):
         dataset = self.train_dataset
         s = self.settings
         order = (len(dataset), s.seed, rank(), world_size())
+        size = s.per_gpu_batchsize
+        if s.layout_invariant:  # the steps of all processes together, of which each takes its share
+            order, size = (len(dataset), s.seed, 0, 1), s.batch_size
         sampler = ShuffleSampler(*order)
         if s.group_by_length:
-            sampler = LengthGroupedSampler(*order, s.per_gpu_batchsize, dataset.text_sizes)
+            sampler = LengthGroupedSampler(*order, size, dataset.text_sizes)
         if self._seen:
             sampler.skip(*self._seen)
         if len(sampler) == 0:
             raise VLMoError(f"{len(dataset)} training samples are too few for {world_size()} processes")
+        as_bytes = all(getattr(part.transform, "gives_bytes", False) for part in dataset.datasets)
+        if s.layout_invariant:
+            if len(dataset) < s.batch_size:
+                raise VLMoError(
+                    f"batch_size={s.batch_size}: there are {len(dataset)} training samples, and with "
+                    "layout_invariant=True every step takes as many; give at most that"
+                )
+            steps = StepSampler(sampler, s.batch_size, rank(), world_size())
+            return self._loader(dataset, images_are_bytes=as_bytes, batch_sampler=steps)
         full = len(sampler) >= s.training_batch
         if not full and rank() == 0:
             size = len(sampler) * world_size()
             log.warning(f"there are only {len(dataset)} training samples: a batch has {size} over all devices")
-        as_bytes = all(getattr(part.transform, "gives_bytes", False) for part in dataset.datasets)
         return self._loader(
             dataset, images_are_bytes=as_bytes, batch_size=s.training_batch, sampler=sampler, drop_last=full
         )

@@ -1,7 +1,7 @@
 """Which samples a process sees, in which order, with which seed."""
 
 from collections.abc import Callable, Iterator, Sequence
-from itertools import chain, repeat
+from itertools import chain, islice, repeat
 from typing import NamedTuple
 
 import numpy as np
@@ -166,6 +166,34 @@ class LengthGroupedSampler(ShuffleSampler):
             batches = stretch[lengths.argsort(stable=True)].view(-1, size)
             yield batches[torch.randperm(len(batches), generator=generator)].flatten()
         yield samples[full:]
+
+
+class StepSampler(Sampler):
+    """The batches of whole optimizer steps: of each step's samples, this process's share.
+
+    The samples of a step are the same whatever the number of processes; shares differ by one where they do not divide.
+    What an epoch has left for no whole step is left out, other samples each epoch.
+
+    Attributes:
+        sampler: of all samples; Lightning tells it the epoch.
+    """
+
+    def __init__(self, sampler: ShuffleSampler, size: int, rank: int, world: int):
+        """
+        Args:
+            sampler: the order of all samples, as of a single process.
+            size: samples of a step.
+            rank, world: this process's number, and how many there are.
+        """
+        self.sampler, self.size, self.rank, self.world = sampler, size, rank, world
+
+    def __len__(self) -> int:
+        return len(self.sampler) // self.size
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        samples = iter(self.sampler)
+        while len(step := list(islice(samples, self.size))) == self.size:
+            yield step[self.rank :: self.world]
 
 
 def eval_batches(length: int, batch_size: int, rank: int, world: int, mixed: bool = False) -> list[Sequence[int]]:

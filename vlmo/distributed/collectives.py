@@ -134,11 +134,9 @@ def mean_gradients(parameters: Iterable[nn.Parameter]) -> None:
     if world_size() == 1:
         return
     trained = [parameter for parameter in parameters if parameter.requires_grad]
-    device = trained[0].device
-    present = torch.tensor([parameter.grad is not None for parameter in trained], dtype=torch.int32, device=device)
-    dist.all_reduce(present)
-    for parameter, somewhere in zip(trained, present.tolist(), strict=True):
-        if somewhere:
+    present = gather_numbers([int(parameter.grad is not None) for parameter in trained])
+    for parameter, anywhere in zip(trained, zip(*present, strict=True), strict=True):
+        if any(anywhere):
             gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
             dist.all_reduce(gradient)
             parameter.grad = gradient / world_size()

@@ -14,8 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlmo.modules.attention import Attention, Modality, rows_at
+from vlmo.modules.random import fold_in, uniform
 
 NORM_EPS = 1e-6
+EXPERT_DRAWS = {"text": 1, "image": 2, "vl": 3}  # beside the attention's, each a draw of its own
 
 
 class FeedForward(nn.Module):
@@ -42,15 +44,21 @@ class DropPath(nn.Module):
         super().__init__()
         self.drop_prob = drop_prob
 
-    def forward(self, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    def forward(self, x: Tensor, keys: Tensor | None = None) -> tuple[Tensor | None, Tensor | None]:
         """Draws which samples of x keep a branch, (B, 1) bool, and the scalar that scales theirs; None, None if all do.
 
         On a GPU, which computes all: None, and a scale of each sample, (B, 1, 1), 0 for those that are dropped.
+
+        Args:
+            keys: (B,) what the draw follows from (`vlmo/modules/random.py`); None: the global generator.
         """
         if not self.training or not self.drop_prob:
             return None, None
         keep_prob = 1 - self.drop_prob
-        drawn = x.new_empty(len(x), 1, 1).bernoulli_(keep_prob)
+        if keys is None:
+            drawn = x.new_empty(len(x), 1, 1).bernoulli_(keep_prob)
+        else:
+            drawn = (uniform(keys, 1, 1) < keep_prob).to(x.dtype)
         if not leaves_out_rows(x):
             return None, drawn / keep_prob
         return drawn[..., 0] > 0, x.new_full((), 1 / keep_prob)
@@ -100,6 +108,7 @@ class Block(nn.Module):
         padding: Tensor | None = None,
         positions: Tensor | None = None,
         token_mask: Tensor | None = None,
+        keys: Tensor | None = None,
     ) -> Tensor:
         """Computes one block: (B, S, D) -> (B, S, D), or (B, R, D) with `positions`.
 
@@ -107,32 +116,40 @@ class Block(nn.Module):
             bias, padding, positions: see `Attention`.
             text_len: tokens of the text, at the front of a pair.
             token_mask: (B, S) bool, False on tokens whose result nothing reads; None: all are read.
+            keys: (B,) of this use of the block, see `DropPath`.
         """
-        x = self._attend(x, bias, padding, positions)
+        x = self._attend(x, bias, padding, positions, keys)
         if modality == "vl" and self.experts["text"] == "text" and self.experts["vl"] != "vl":
             assert positions is None, "below the VL experts, text and image go different ways"
             # .contiguous(): the parts of a pair are strided, which makes the feed-forward's matrix products copy twice
             text, image = (part.contiguous() for part in x.split([text_len, x.shape[1] - text_len], dim=1))
-            text = self._apply_expert("text", text, None if token_mask is None else token_mask[:, :text_len])
-            return torch.cat([text, self._apply_expert("image", image)], dim=1)
-        return self._apply_expert(modality, x, token_mask)
+            text = self._apply_expert("text", text, None if token_mask is None else token_mask[:, :text_len], keys)
+            return torch.cat([text, self._apply_expert("image", image, None, keys)], dim=1)
+        return self._apply_expert(modality, x, token_mask, keys)
 
     # With stochastic depth, samples that are dropped pass by and the others' branches are scaled up. A CPU computes the
     # others alone, and of them the tokens that are read. A GPU computes all: to know how many, one would wait for it.
 
-    def _attend(self, x: Tensor, bias: Tensor | None, padding: Tensor | None, positions: Tensor | None) -> Tensor:
+    def _attend(
+        self,
+        x: Tensor,
+        bias: Tensor | None,
+        padding: Tensor | None,
+        positions: Tensor | None,
+        keys: Tensor | None,
+    ) -> Tensor:
         residual = partial(self.attention_residual, self, bias)
-        kept, scale = self.drop_path(x)
+        kept, scale = self.drop_path(x, keys)
         if kept is None:
             return residual(scale, x, padding, positions)
         passing = x if positions is None else rows_at(x, positions)
         return _apply_to_rows(residual, scale, kept.nonzero()[:, 0], passing, x, padding, positions)
 
-    def _apply_expert(self, modality: Modality, x: Tensor, token_mask: Tensor | None = None) -> Tensor:
+    def _apply_expert(self, modality: Modality, x: Tensor, token_mask: Tensor | None, keys: Tensor | None) -> Tensor:
         name = self.experts[modality]
         norm, expert = self.get_submodule(f"norm2_{name}"), self.get_submodule(f"mlp_{name}")
         residual = partial(self.expert_residual, norm, expert, self.gamma_2)
-        kept, scale = self.drop_path(x)
+        kept, scale = self.drop_path(x, None if keys is None else fold_in(keys, EXPERT_DRAWS[modality]))
         if not leaves_out_rows(x) or (kept is None and token_mask is None):
             return residual(scale, x)
         rows = token_mask if kept is None else kept if token_mask is None else kept & token_mask

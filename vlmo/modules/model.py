@@ -42,6 +42,8 @@ class Encode:
         token_type: of the image: 1, or 2 for the second image of a sample.
         patch_mask: (B, I - 1) bool, True for patches that are hidden: `mask_token` (1, 1, D) stands in their place, and
             the image has no token type, as in BEiT.
+        keys: (B,) int64, what dropout and stochastic depth follow from (`vlmo/modules/random.py`); None: the global
+            generator.
     """
 
     image: Tensor | None = None
@@ -52,6 +54,7 @@ class Encode:
     token_type: int = 1
     patch_mask: Tensor | None = None
     mask_token: Tensor | None = None
+    keys: Tensor | None = None
 
 
 class VLMoModel(nn.Module):
@@ -158,46 +161,66 @@ class VLMoModel(nn.Module):
 
     # --- embedding and encoding --------------------------------------------------------------------------------------
 
-    def embed_text(self, ids: Tensor) -> Tensor:
+    def embed_text(self, ids: Tensor, keys: Tensor | None = None) -> Tensor:
         """Embeds texts: (B, T) token ids -> (B, T, D). Raises VLMoError if T is more than `max_text_len`."""
         if ids.shape[1] > self.max_text_len:
             raise VLMoError(f"texts of {ids.shape[1]} tokens, but max_text_len={self.max_text_len}")
-        return self.text_embeddings(ids) + self.token_type_embeddings.weight[0]
+        return self.text_embeddings(ids, keys) + self.token_type_embeddings.weight[0]
 
     def embed_image(self, image: Tensor, token_type: int = 1) -> Tensor:
         """Embeds images: (B, 3, size, size) -> (B, I, D); token_type: 1 image, 2 second image of a sample."""
         return self.transformer.embed_image(image) + self.token_type_embeddings.weight[token_type]
 
     def encode_image(
-        self, image: Tensor, vl_branch: bool = False, token_type: int = 1, positions: Tensor | None = None
+        self,
+        image: Tensor,
+        vl_branch: bool = False,
+        token_type: int = 1,
+        positions: Tensor | None = None,
+        keys: Tensor | None = None,
     ) -> Hidden:
         """Encodes images through the vision experts: (B, 3, size, size) -> hidden states (B, I, D) or (B, R, D).
 
         Args:
             vl_branch: also give those of the vision-language experts (paper: section 3.2).
-            token_type, positions: as of `Encode`.
+            token_type, positions, keys: as of `Encode`.
         """
-        return self._encode_embedded_image(self.embed_image(image, token_type), vl_branch, positions)
+        return self._encode_embedded_image(self.embed_image(image, token_type), vl_branch, positions, keys)
 
-    def _encode_embedded_image(self, x: Tensor, vl_branch: bool, positions: Tensor | None) -> Hidden:
+    def _encode_embedded_image(
+        self, x: Tensor, vl_branch: bool, positions: Tensor | None, keys: Tensor | None
+    ) -> Hidden:
         biases, _ = self.attention_masks(self.relative_position_bias_table, "image")
-        return self.transformer.encode(x, biases, "image", 0, vl_branch, positions=positions)
+        return self.transformer.encode(x, biases, "image", 0, vl_branch, positions=positions, keys=keys)
 
     def encode_text(
-        self, ids: Tensor, text_masks: Tensor, vl_branch: bool = False, positions: Tensor | None = None
+        self,
+        ids: Tensor,
+        text_masks: Tensor,
+        vl_branch: bool = False,
+        positions: Tensor | None = None,
+        keys: Tensor | None = None,
     ) -> Hidden:
         """Encodes texts through the language experts: (B, T) twice -> hidden states (B, T, D), as `encode_image`."""
         biases, padding = self.attention_masks(self.relative_position_bias_table, "text", text_masks)
-        return self.transformer.encode(self.embed_text(ids), biases, "text", 0, vl_branch, padding, positions)
+        x = self.embed_text(ids, keys)
+        return self.transformer.encode(x, biases, "text", 0, vl_branch, padding, positions, keys)
 
     def encode_pair(self, ids: Tensor, text_masks: Tensor, image: Tensor, token_type: int = 1) -> Tensor:
         """Encodes pairs jointly: (B, T) twice, (B, 3, size, size) -> (B, T + I, D) after the last norm, text first."""
         return self._encode_joint(self.embed_text(ids), self.embed_image(image, token_type), text_masks)
 
-    def _encode_joint(self, text: Tensor, image: Tensor, text_masks: Tensor, positions: Tensor | None = None) -> Tensor:
+    def _encode_joint(
+        self,
+        text: Tensor,
+        image: Tensor,
+        text_masks: Tensor,
+        positions: Tensor | None = None,
+        keys: Tensor | None = None,
+    ) -> Tensor:
         biases, padding = self.attention_masks(self.relative_position_bias_table, "vl", text_masks)
         x = torch.cat([text, image], dim=1)
-        return self.transformer.encode(x, biases, "vl", text.shape[1], padding=padding, positions=positions)[0]
+        return self.transformer.encode(x, biases, "vl", text.shape[1], False, padding, positions, keys)[0]
 
     def encode(self, requests: Sequence[Encode]) -> list[Hidden]:
         """Encodes each request; all pairs go through the blocks together, so that small batches still fill a GPU.
@@ -212,12 +235,13 @@ class VLMoModel(nn.Module):
             if image is not None and ids is not None:
                 encoded.append((next(joint), None))
             elif ids is not None and masks is not None:
-                encoded.append(self.encode_text(ids, masks, request.vl_branch, request.positions))
+                encoded.append(self.encode_text(ids, masks, request.vl_branch, request.positions, request.keys))
             elif image is not None and request.patch_mask is not None:
                 x = self.transformer.embed_image(image, request.patch_mask, request.mask_token)
-                encoded.append(self._encode_embedded_image(x, request.vl_branch, request.positions))
+                encoded.append(self._encode_embedded_image(x, request.vl_branch, request.positions, request.keys))
             elif image is not None:
-                encoded.append(self.encode_image(image, request.vl_branch, request.token_type, request.positions))
+                options = (request.vl_branch, request.token_type, request.positions, request.keys)
+                encoded.append(self.encode_image(image, *options))
         return encoded
 
     def _encode_pairs(self, pairs: Sequence[Encode]) -> list[Tensor]:
@@ -228,11 +252,14 @@ class VLMoModel(nn.Module):
             if key not in images:
                 assert pair.image is not None
                 images[key] = self.embed_image(pair.image, pair.token_type)
+        keys = [pair.keys for pair in pairs if pair.keys is not None]
+        all_keys = torch.cat(keys) if keys else None
         hidden = self._encode_joint(
-            self.embed_text(_together([pair.text_ids for pair in pairs])),
+            self.embed_text(_together([pair.text_ids for pair in pairs]), all_keys),
             torch.cat([images[id(pair.image), pair.token_type] for pair in pairs]),
             _together([pair.text_masks for pair in pairs]),
             _together([pair.positions for pair in pairs]),
+            all_keys,
         )
         parts = hidden.split([len(pair.positions) for pair in pairs])  # type: ignore[arg-type]
         return [part[:, : pair.positions.shape[1]] for part, pair in zip(parts, pairs, strict=True)]  # type: ignore

@@ -21,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from vlmo.errors import VLMoError
 from vlmo.modules.attention import Modality
 from vlmo.modules.block import NORM_EPS, Block
+from vlmo.modules.random import fold_in, uniform
 from vlmo.registry import ARCHITECTURES
 
 PAD_ID = 0  # of BERT's vocabulary, which the released files fix
@@ -66,13 +67,16 @@ class TextEmbeddings(nn.Module):
         self.LayerNorm = nn.LayerNorm(embed_dim, eps=BERT_NORM_EPS)  # BERT's name, part of the state dict's contract
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, ids: Tensor) -> Tensor:
-        """(B, T) token ids -> (B, T, D)"""
+    def forward(self, ids: Tensor, keys: Tensor | None = None) -> Tensor:
+        """(B, T) token ids -> (B, T, D); keys: (B,) what dropout follows from, None: the global generator."""
         x = self.word_embeddings(ids) + self.token_type_embeddings.weight[0]
         if self.absolute_positions:
             positions = torch.arange(ids.shape[1], device=ids.device)
             x = x + self.position_embeddings(positions)
-        return self.dropout(self.LayerNorm(x))
+        x = self.LayerNorm(x)
+        if keys is None or not self.training or not self.dropout.p:
+            return self.dropout(x)
+        return x * (uniform(keys, *x.shape[1:]) >= self.dropout.p) / (1 - self.dropout.p)
 
 
 class Pooler(nn.Module):
@@ -190,6 +194,7 @@ class MultiWayTransformer(nn.Module):
         vl_branch: bool = False,
         padding: Tensor | None = None,
         positions: Tensor | None = None,
+        keys: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Applies all blocks and the last norm to one sequence; with `vl_branch` also its vision-language view.
 
@@ -203,6 +208,7 @@ class MultiWayTransformer(nn.Module):
             text_len: tokens of the text at the front of a pair.
             positions: (B, R) query positions: the last block computes those alone, and the experts compute nothing of
                 padding on a CPU; None: all.
+            keys: (B,) what stochastic depth follows from, see `DropPath`; None: the global generator.
 
         Returns:
             hidden states (B, S, D), or (B, R, D), and those of the VL branch or None.
@@ -217,8 +223,9 @@ class MultiWayTransformer(nn.Module):
             if vl_branch and i == self.vl_start:
                 vl_hidden = x
             if vl_hidden is not None:
-                vl_hidden = self._run(block, vl_hidden, bias, "vl", 0, *options)
-            x = self._run(block, x, bias, modality, text_len, *options)
+                again = None if keys is None else fold_in(keys, self.depth + i)
+                vl_hidden = self._run(block, vl_hidden, bias, "vl", 0, *options, again)
+            x = self._run(block, x, bias, modality, text_len, *options, None if keys is None else fold_in(keys, i))
         return self.norm(x), None if vl_hidden is None else self.norm(vl_hidden)
 
     def _run(self, block: nn.Module, *arguments: Any) -> Tensor:

@@ -27,9 +27,9 @@ from vlmo.registry import TASKS
 from vlmo.settings import Settings
 from vlmo.tasks.base import TaskOutput, compute_tasks, num_samples
 from vlmo.training import optimizer as optim
-from vlmo.training.contrast_cache import ContrastCache
 from vlmo.training.metrics import Metrics
 from vlmo.training.unused_parameters import unused_parameters
+from vlmo.training.whole_batch import WholeBatch
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +86,8 @@ class VLMo(VLMoModel, pl.LightningModule):
         for trains in [task.trains for task in tasks if task.trains is not None]:
             for name, parameter in self.named_parameters():
                 parameter.requires_grad_(any(part in name for part in trains))
-        self.contrast_cache = ContrastCache(self, settings.per_gpu_batchsize) if settings.contrast_cache else None
+        seed = settings.seed if settings.layout_invariant else None
+        self.whole_batch = WholeBatch(self, settings.per_gpu_batchsize, seed) if settings.loads_whole_batch else None
         self.metrics = Metrics(self.tasks)
         self.step_is_skipped = False  # set before each optimizer step by who skips it
 
@@ -109,7 +110,7 @@ class VLMo(VLMoModel, pl.LightningModule):
         return {name: replace(output, loss=output.loss * weights[name]) for name, output in outputs.items()}
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
-        """Gives the weighted sum of the losses; with `contrast_cache` the contrast's, the others are for `backward`."""
+        """Gives the weighted sum of the losses; of a whole batch the contrast's, the others are for `backward`."""
         outputs = self._step(batch, "train")
         if not outputs:
             return None
@@ -133,8 +134,8 @@ class VLMo(VLMoModel, pl.LightningModule):
         if phase != "train":
             with single_process():
                 outputs = self(batch)
-        elif self.contrast_cache:
-            outputs = self.contrast_cache.first_pass(batch)
+        elif self.whole_batch:
+            outputs = self.whole_batch.first_pass(batch, self.global_step)
         else:
             outputs = self(batch)
         if size:  # (a process without samples only takes part in the exchanges)
@@ -153,20 +154,20 @@ class VLMo(VLMoModel, pl.LightningModule):
         return empty_batch(fields, sizes, self.transformer.cls_token, finish)
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
-        """Lightning's hook: with `contrast_cache` the second pass over the batch."""
-        if not self.contrast_cache:
+        """Lightning's hook: of a whole batch the second pass."""
+        if not self.whole_batch:
             return super().backward(loss, *args, **kwargs)
-        self.contrast_cache.second_pass(loss, lambda outputs: self.metrics.update("train", outputs))
+        self.whole_batch.second_pass(loss, lambda outputs: self.metrics.update("train", outputs))
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Lightning's hook: with `contrast_cache` a training batch stays where it is, its chunks are moved in turn."""
-        if self.contrast_cache and self.trainer.training:
+        """Lightning's hook: a whole batch stays where it is, its chunks are moved in turn."""
+        if self.whole_batch and self.trainer.training:
             return batch
         return super().transfer_batch_to_device(batch, device, dataloader_idx)
 
     def on_train_start(self) -> None:
-        """With `contrast_cache` the gradients of all chunks are exchanged together: DDP must not do it at each."""
-        if self.contrast_cache and isinstance(self.trainer.model, DistributedDataParallel):
+        """Of a whole batch the gradients of all chunks are exchanged together: DDP must not do it at each."""
+        if self.whole_batch and isinstance(self.trainer.model, DistributedDataParallel):
             self.trainer.model.require_backward_grad_sync = False
 
     # --- logs --------------------------------------------------------------------------------------------------------

@@ -56,6 +56,11 @@ class RunOptions(OptionGroup):
         _losses, "weight of each loss: 0 is off, anything above multiplies the loss (1: as published)"
     )
     batch_size: PositiveInt = option(1024, "pairs an optimizer step, over all devices and accumulation steps")
+    layout_invariant: bool = option(
+        False,
+        "True: what is learnt does not depend on the numbers of devices, samples a pass and workers; the contrast "
+        "spans all of batch_size, as with contrast_cache",
+    )
     plugins: tuple[str, ...] = option(
         (), "modules to import before the config is resolved: they register tasks, data sets, named configs, ..."
     )

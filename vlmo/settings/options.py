@@ -22,6 +22,7 @@ from vlmo.settings.groups import (
 from vlmo.settings.option import rule
 
 PATCH_SIZE = 16  # pixels a side, of an architecture that does not say it
+LAYOUT_INVARIANT_EVALUATION = 32  # samples of a batch, whatever per_gpu_batchsize is
 
 
 class Options(
@@ -63,14 +64,31 @@ class Options(
         return max(self.batch_size // self.pairs_per_pass, 1)
 
     @property
+    def loads_whole_batch(self) -> bool:
+        """Whether a batch of the training loader holds all that an optimizer step takes of a device's samples."""
+        return self.contrast_cache or self.layout_invariant
+
+    @property
     def accumulated_batches(self) -> int:
-        """Batches of the training loader an optimizer step: with `contrast_cache` one holds all of it."""
-        return 1 if self.contrast_cache else self.accumulation
+        """Batches of the training loader an optimizer step."""
+        return 1 if self.loads_whole_batch else self.accumulation
 
     @property
     def training_batch(self) -> int:
-        """Samples of a batch of a device's training loader."""
+        """Samples of a batch of a device's training loader; with `layout_invariant` some may have one less."""
+        if self.layout_invariant:
+            return -(-self.batch_size // (self.devices * self.num_nodes))
         return self.per_gpu_batchsize * self.accumulation // self.accumulated_batches
+
+    @property
+    def joint_batch(self) -> int:
+        """Samples that the batches of all devices' training loaders hold together."""
+        return self.batch_size if self.layout_invariant else self.training_batch * self.devices * self.num_nodes
+
+    @property
+    def evaluation_batch(self) -> int:
+        """Samples that a device evaluates at a time: losses among the pairs of a batch depend on it."""
+        return min(self.batch_size, LAYOUT_INVARIANT_EVALUATION) if self.layout_invariant else self.per_gpu_batchsize
 
     @property
     def run_name(self) -> str:
@@ -96,6 +114,18 @@ def _contrast_cache(s: Options) -> Iterator[str]:
 
 
 @rule
+def _layout_invariant(s: Options) -> Iterator[str]:
+    if not s.layout_invariant:
+        return
+    if s.use_sharded_training or not s.strategy.startswith(("auto", "ddp")):
+        yield "layout_invariant=True: exchanges whole gradients; with it use strategy=auto and no sharding"
+    if getattr(s, "negatives", "global") != "global":
+        yield "negatives=local: depends on per_gpu_batchsize, which layout_invariant=True must not; drop one"
+    if s.activation_checkpointing == "offload":
+        yield "layout_invariant=True: needs little memory as it is; give activation_checkpointing=True or False"
+
+
+@rule
 def _evaluation(s: Options) -> Iterator[str]:
     if s.test_only and not s.load_path:
         yield "test_only=True: evaluates a checkpoint; give it with load_path=FILE"
@@ -115,7 +145,10 @@ def _reset_heads(s: Options) -> Iterator[str]:
 
 @rule
 def _batch(s: Options) -> Iterator[str]:
-    if not s.test_only and s.batch_size % s.pairs_per_pass:
+    if s.layout_invariant:
+        if not s.test_only and s.batch_size < s.devices * s.num_nodes:
+            yield f"batch_size={s.batch_size}: is less than a sample for each of the {s.devices * s.num_nodes} devices"
+    elif not s.test_only and s.batch_size % s.pairs_per_pass:
         near = max(round(s.batch_size / s.pairs_per_pass), 1) * s.pairs_per_pass
         yield (
             f"batch_size={s.batch_size}: is not a multiple of per_gpu_batchsize x devices x nodes = "

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar, NamedTuple
+from zlib import crc32
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 from vlmo.batch import IGNORE_INDEX, Batch, Field
 from vlmo.distributed.collectives import gather_numbers
 from vlmo.modules.model import Encode, Hidden, VLMoModel
+from vlmo.modules.random import fold_in
 from vlmo.settings.option import OptionGroup
 
 Measured = tuple[Tensor, Tensor | int]  # a sum, and over how many things
@@ -85,6 +87,20 @@ class Step:
     training: bool
     provided: Mapping[str, TaskOutput] = field(default_factory=dict)
     sizes: Sequence[BatchSize] = ()
+
+    @property
+    def keys(self) -> Tensor | None:
+        """Gives (B,) int64: what random numbers follow from (`vlmo/modules/random.py`); None: the global generator."""
+        return self.batch.get("random_keys")
+
+    def requests(self, task: "Task") -> list[Encode]:
+        """Asks a task for its requests; with keys, each gets its own."""
+        requests = task.requests(self)
+        if self.keys is not None:
+            for number, request in enumerate(requests):
+                rows = next(len(each) for each in (request.image, request.text_ids) if each is not None)
+                request.keys = fold_in(self.keys[:rows], crc32(f"{task.name} {number}".encode()))
+        return requests
 
 
 class PredictionFiles(NamedTuple):
@@ -200,7 +216,7 @@ class Task:
         return {}
 
     def requests(self, step: Step) -> list[Encode]:
-        """The sequences to encode; none if there is nothing to learn from: `loss` is not called then."""
+        """The sequences to encode, a row a sample; none if nothing is to be learnt: `loss` is not called then."""
         raise NotImplementedError
 
     def loss(self, step: Step, encoded: Sequence[Hidden]) -> TaskOutput:
@@ -259,7 +275,7 @@ def compute_tasks(
         ready = [task for task in waiting if task.requires not in awaited]
         ready = [task for task in ready if task.provides in awaited] or ready
         step = Step(batch, heads, model.training, provided, sizes)
-        requests = {task: task.requests(step) for task in ready}
+        requests = {task: step.requests(task) for task in ready}
         encoded = iter(model.encode([request for asked in requests.values() for request in asked]))
         for task, asked in requests.items():
             if asked:

@@ -110,7 +110,7 @@ class ContrastTask(Task):
     def compare(self, step: Step, features: Mapping[str, Tensor]) -> TaskOutput:
         """Computes the loss over the pairs of all processes from the features of this one's."""
         counts = [size.samples for size in step.sizes]
-        exact = self.options.contrast_gradient == "exact"
+        exact = self.options.contrast_gradient == "exact" or step.keys is not None
         log_scale = step.heads["logit_scale"]
         output = contrast_output(*contrast(features["image"], features["text"], log_scale, exact, counts))
         output.scalars = {"logit_scale": log_scale.detach().exp()}

@@ -7,10 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from vlmo.batch import FIELDS
-from vlmo.distributed.collectives import pick_pairs
+from vlmo.distributed.collectives import all_gather_rows, pick_pairs
 from vlmo.distributed.wire_format import from_bytes
 from vlmo.modules.attention import first_positions
 from vlmo.modules.model import Encode, Hidden
+from vlmo.modules.random import fold_in, to_uniform
 from vlmo.registry import TASKS
 from vlmo.settings.option import OptionGroup, option
 from vlmo.tasks.base import Step, Task, TaskOutput, Use, accuracy, mean, mean_cross_entropy
@@ -28,12 +29,13 @@ class ITMHead(nn.Module):
         return self.fc(x)
 
 
-def draw_negatives(logits: Tensor, generator: torch.Generator | None = None) -> Tensor:
+def draw_negatives(logits: Tensor, generator: torch.Generator | None = None, uniforms: Tensor | None = None) -> Tensor:
     """Draws one hard negative a row, by the softmax of its similarities with the own pair (the diagonal) left out.
 
     Args:
         logits: (B, N), the B own rows of the similarities to all N pairs, own pairs first.
         generator: of the logits' device; None for the global one.
+        uniforms: (B, N) random numbers in (0, 1) to draw by; None: they come from the generator.
 
     Returns:
         (B,) column numbers.
@@ -41,7 +43,8 @@ def draw_negatives(logits: Tensor, generator: torch.Generator | None = None) -> 
     # -inf before the softmax, not 0 after it: a dominant own pair would leave no weight to draw by
     weights = logits.detach().float().clone().fill_diagonal_(-torch.inf).softmax(dim=1)
     # as `torch.multinomial` draws, which waits for the device to look at the weights first
-    return (weights / torch.empty_like(weights).exponential_(generator=generator)).argmax(dim=1)
+    exponential = torch.empty_like(weights).exponential_(generator=generator) if uniforms is None else -uniforms.log()
+    return (weights / exponential).argmax(dim=1)
 
 
 def same_chunk(size: int, chunk_size: int, device: torch.device) -> Tensor:
@@ -88,7 +91,7 @@ class ITM(Task):
 
     @classmethod
     def check(cls, settings: Any) -> list[str]:
-        if settings.test_only or settings.pairs_per_pass >= 2:
+        if settings.test_only or settings.pairs_per_pass >= 2 or settings.layout_invariant:
             return []
         return [
             "per_gpu_batchsize=1: matching needs a second pair to draw a negative from; set per_gpu_batchsize=2 or more"
@@ -104,10 +107,15 @@ class ITM(Task):
         if self.options.negatives == "local":
             near = same_chunk(size, self.options.per_gpu_batchsize, rows[0].device)
             rows = [each[:, :size].masked_fill(~near, -torch.inf) for each in rows]
-        draw = None
+        draw: torch.Generator | None = None
+        uniforms: list[Tensor | None] = [None, None]
+        if step.keys is not None:  # a number for each two pairs, wherever they are
+            keys = step.keys.to(rows[0].device)
+            everyone = all_gather_rows(keys[:, None], shapes=[(each.samples, 1) for each in step.sizes])[:, 0]
+            uniforms = [to_uniform(fold_in(fold_in(keys, use)[:, None], everyone)) for use in (0, 1)]
         if not step.training:  # an evaluation draws alike whichever process meets the batch, and whenever
             draw = torch.Generator(rows[0].device).manual_seed(int(step.batch["text_ids"].sum()))
-        other_image, other_text = (draw_negatives(each, draw) for each in rows)
+        other_image, other_text = (draw_negatives(each, draw, by) for each, by in zip(rows, uniforms, strict=True))
         image, ids, masks = pick_pairs(
             step.batch["image"],
             step.batch["text_ids"],

@@ -28,7 +28,7 @@ class RunLength:
     def of(cls, settings: Settings, samples: int) -> "RunLength":
         """Computes it from the number of training samples."""
         s = settings
-        batches = max(samples // (s.training_batch * s.devices * s.num_nodes), 1)
+        batches = max(samples // s.joint_batch, 1)
         epoch_steps = math.ceil(batches / s.accumulated_batches)
         return cls(s, batches, epoch_steps, s.max_steps or epoch_steps * (s.max_epoch or 0))
 

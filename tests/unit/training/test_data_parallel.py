@@ -19,7 +19,7 @@ PADDED = (16, 24)
 DRAW = itm.draw_negatives
 
 
-def hardest(logits: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
+def hardest(logits: torch.Tensor, *_: object) -> torch.Tensor:
     """In place of the draw: the most similar pair that is not the own."""
     if not len(logits):
         return DRAW(logits)

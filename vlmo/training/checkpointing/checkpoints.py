@@ -11,7 +11,7 @@ from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 
-from vlmo.distributed.collectives import any_process, rank, world_size
+from vlmo.distributed.collectives import any_process, rank
 from vlmo.errors import Stopped, VLMoError
 from vlmo.settings import Settings
 from vlmo.training.callbacks.signals import StopSignals, requeue
@@ -206,7 +206,7 @@ class Checkpoints(Callback):
         self.resumed_at = checkpoint["global_step"]
         apply_options(checkpoint, self.settings, pl_module.parameter_groups())
         layout = self._layout(trainer)
-        epoch_length = max(int(layout["samples"]) // world_size() // self.settings.training_batch, 1)
+        epoch_length = max(int(layout["samples"]) // int(layout["world"]) // int(layout["batch"]), 1)
         self.position, seen = resume.position_here(self._loaded, layout, epoch_length)
         trainer.datamodule.resume_from(seen)  # type: ignore[attr-defined]
         epoch, batches, total, validated = self.position

@@ -55,10 +55,14 @@ def capture(position: Position, model: VLMo) -> RunState:
 
 
 def layout_of(settings: Settings, num_samples: int) -> dict[str, int | bool]:
-    """How samples are dealt out: with the same layout, a run goes on bit for bit."""
+    """How samples are dealt out: with the same layout, a run goes on bit for bit.
+
+    With `layout_invariant` it is the same whatever the number of processes: that of a single one.
+    """
+    invariant = settings.layout_invariant
     return {
-        "world": world_size(),
-        "batch": settings.training_batch,
+        "world": 1 if invariant else world_size(),
+        "batch": settings.joint_batch if invariant else settings.training_batch,
         "accumulation": settings.accumulated_batches,
         "samples": num_samples,
         "seed": settings.seed,
@@ -112,7 +116,8 @@ def is_exact(saved: Mapping[str, Any], layout: Mapping[str, Any]) -> bool:
 
 def restore(saved: Mapping[str, Any], layout: Mapping[str, Any], step: int, model: VLMo) -> None:
     """Puts back the random states and the sums of the metrics, after everything that draws to begin with."""
-    processes, exact = saved["processes"], is_exact(saved, layout)
+    processes = saved["processes"]
+    exact = is_exact(saved, layout) and len(processes) == world_size()
     if exact:
         set_random_states(processes[rank()]["random"])
     else:

@@ -9,7 +9,7 @@ import torch
 from tests import tiny
 from vlmo.tasks.base import BatchSize, Step, num_samples
 from vlmo.tasks.itm import same_chunk
-from vlmo.training import contrast_cache
+from vlmo.training import whole_batch
 
 TASKS = {"irtr": "task_finetune_irtr_coco_base_image384", "itc": "task_mlm_itm_itc_base"}
 PAIRS, CHUNK = 64, 4
@@ -84,7 +84,7 @@ def test_dropout_and_stochastic_depth_leave_out_the_same_in_both_passes(name):
     model = model_of(name, drop_path_rate=0.3)
     torch.manual_seed(0)
     (task,) = model.tasks
-    steps = [Step(chunk, model.heads, training=True) for chunk in contrast_cache.chunks(batch, CHUNK)]
+    steps = [Step(chunk, model.heads, training=True) for chunk in whole_batch.chunks(batch, CHUNK)]
     features = [task.features(step, model.encode(task.requests(step))) for step in steps]  # one graph
     joined = {key: torch.cat([each[key] for each in features]) for key in features[0]}
     sizes = [BatchSize(PAIRS, batch["text_ids"].shape[1], 0)]
@@ -129,7 +129,7 @@ def test_local_negatives_come_from_the_same_pass():
     model = model_of("itm", "itc", contrast_cache=True, negatives="local", batch_size=8)
     batch = pairs(8)
     model.training_step(batch, 0)
-    images = model.contrast_cache.first.batch["negative_image"]
+    images = model.whole_batch.first.batch["negative_image"]
     drawn = [next(i for i in range(8) if torch.equal(batch["image"][i], image)) for image in images]
     assert all(other != own and other // CHUNK == own // CHUNK for own, other in enumerate(drawn))
 
