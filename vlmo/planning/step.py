@@ -22,7 +22,6 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.nn.attention import SDPBackend
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -247,7 +246,8 @@ def _as_on_gpu() -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(mock.patch.object(block, "leaves_out_rows", lambda x: False))
         stack.enter_context(mock.patch.object(attention, "_attend", _attend_with_mask))
-        stack.enter_context(_AutocastOfGPU())
+        stack.enter_context(mock.patch.object(F, "layer_norm", _in_32_bits(F.layer_norm)))
+        stack.enter_context(mock.patch.object(torch, "addcmul", _in_32_bits(torch.addcmul)))
         yield
 
 
@@ -256,13 +256,15 @@ def _attend_with_mask(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, padding: Te
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
 
-class _AutocastOfGPU(TorchFunctionMode):
-    """Has autocast treat functions of the blocks as on a GPU: these compute in 32 bits, and keep what they computed of.
+def _in_32_bits(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Has autocast treat a function as on a GPU: it computes in 32 bits, and keeps what it computed of.
 
     (torch's lists: https://docs.pytorch.org/docs/stable/amp.html#autocast-op-reference)
     """
 
-    def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in (torch.addcmul, F.layer_norm) and torch.is_autocast_enabled("cpu"):
-            args = [a.float() if isinstance(a, Tensor) and a.is_floating_point() else a for a in args]
-        return func(*args, **(kwargs or {}))
+    def called(*args: Any, **kwargs: Any) -> Tensor:
+        if torch.is_autocast_enabled("cpu"):
+            args = tuple(a.float() if isinstance(a, Tensor) and a.is_floating_point() else a for a in args)
+        return function(*args, **kwargs)
+
+    return called
