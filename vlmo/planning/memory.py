@@ -13,8 +13,9 @@ optimizer, and the buffers that it exchanges them in, is computed:
 Where all processes' features, texts and images are gathered, they count as exchange buffers too.
 """
 
+from bisect import bisect
 from dataclasses import dataclass, fields, replace
-from functools import cached_property
+from functools import cache, cached_property
 
 import torch
 
@@ -27,7 +28,7 @@ from vlmo.settings import Settings
 from vlmo.training.optimizer import state_share
 from vlmo.training.unused_parameters import unused_parameters
 
-LARGEST = 1 << 16  # samples a pass, beyond which nobody wants to know
+SMALLEST, LARGEST = 2, 1 << 16  # samples of a measured pass (matching needs two), and more than any device has room for
 FSDP2_BLOCKS, FSDP2_GRADIENTS = 3, 2  # copies of a unit's weights and gradients, see above
 
 
@@ -96,6 +97,11 @@ class Planner:
         with torch.device("meta"):
             return VLMo(self.settings.model_copy(update={"load_path": "", "activation_checkpointing": False}))
 
+    @property
+    def _first(self) -> tuple[int, int]:
+        """The numbers of samples to begin with."""
+        return SMALLEST, max(self.settings.per_gpu_batchsize, 2 * SMALLEST)
+
     @cached_property
     def _state_share(self) -> float:
         return state_share(self.settings.optim_type)
@@ -108,42 +114,64 @@ class Planner:
             found = self._steps[checkpointing, batch] = step_cost(run, batch, flops)
         return found
 
+    @property
+    def flops(self) -> int:
+        """Floating-point operations of a device in a step of the run."""
+        batch = max(self.settings.per_gpu_batchsize, SMALLEST)
+        step = self.step(batch, bool(self.settings.activation_checkpointing), flops=True)
+        return step.flops * self.settings.per_gpu_batchsize // batch
+
     def memory(
         self, batch: int | None = None, checkpointing: bool | None = None, strategy: str | None = None
     ) -> Memory:
-        """What a device needs with so many samples a pass; what is not given is as in the run."""
+        """What a device needs with so many samples a pass, measured; what is not given is as in the run."""
         batch = batch or self.settings.per_gpu_batchsize
         if checkpointing is None:
             checkpointing = bool(self.settings.activation_checkpointing)
-        activations = self.step(batch, checkpointing).activations
-        kept = self._kept(strategy or self.strategy)
-        return replace(kept, activations=activations, exchange=kept.exchange + round(self.gathered * batch))
+        if batch >= SMALLEST:
+            self.step(batch, checkpointing)
+        return self._estimate(batch, checkpointing, strategy or self.strategy)
 
     def largest(self, room: float, checkpointing: bool, strategy: str) -> int:
-        """Gives the largest number of samples a pass that needs at most `room` bytes; 0: not one.
+        """Gives the largest number of samples a pass that needs at most `room` bytes; 0: there is none.
 
-        Memory is a line of the number: two numbers give it, a third is where it says that the room ends. The line goes
-        on through the last one measured until it stays where it is.
+        Memory is next to a line of that number. Two numbers give the line, and where it says that the room ends beyond
+        what was measured, is measured too, until that is between two that were: mostly once, for the largest room.
         """
-        low, high = self._first, 2 * self._first
-        for _ in range(8):
-            below, above = (self.memory(each, checkpointing, strategy).total for each in (low, high))
-            slope = (above - below) / (high - low)
-            answer = min(int(high + (room - above) // slope), LARGEST)
-            if answer < 1:
-                return int(self.memory(1, checkpointing, strategy).total <= room)
-            if answer in (low, high):
-                break
-            low, high = sorted((high if answer > high else low, answer))
-        while self.memory(answer, checkpointing, strategy).total > room:
-            answer -= 1
-        return answer
+        for each in self._first:
+            self.step(each, checkpointing)
+        while True:
+            answer = self._solve(room, checkpointing, strategy)
+            if answer <= max(batch for kind, batch in self._steps if kind == checkpointing):
+                return answer
+            self.step(answer, checkpointing)
 
-    @cached_property
-    def _first(self) -> int:
-        """The first number of samples to measure: ITM needs more than one."""
-        return 2
+    def _solve(self, room: float, checkpointing: bool, strategy: str) -> int:
+        """The largest number that fits, by what has been measured."""
+        below, above = 0, LARGEST
+        while below < above:
+            middle = (below + above + 1) // 2
+            fits = self._estimate(middle, checkpointing, strategy).total <= room
+            below, above = (middle, above) if fits else (below, middle - 1)
+        return below
 
+    def _estimate(self, batch: int, checkpointing: bool, strategy: str) -> Memory:
+        """As measured, or else on the line through the nearest two that were."""
+        measured = {each: step.activations for (kind, each), step in self._steps.items() if kind == checkpointing}
+        if batch in measured:
+            activations = measured[batch]
+        else:
+            for each in self._first:
+                measured[each] = self.step(each, checkpointing).activations
+            batches = sorted(measured)
+            place = min(max(bisect(batches, batch), 1), len(batches) - 1)
+            low, high = batches[place - 1], batches[place]
+            slope = (measured[high] - measured[low]) / (high - low)
+            activations = round(measured[low] + slope * (batch - low))
+        kept = self._kept(strategy)
+        return replace(kept, activations=activations, exchange=kept.exchange + round(self.gathered * batch))
+
+    @cache  # noqa: B019 (a planner lives as long as its plan is made)
     def _kept(self, strategy: str) -> Memory:
         """What there is beside activations, at any batch."""
         unused = unused_parameters(self.model)

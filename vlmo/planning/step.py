@@ -90,7 +90,7 @@ def step_cost(settings: Settings, per_gpu_batchsize: int, flops: bool = True) ->
     # a batch that is given whole is cut by its values: what is small must have some then, which takes longer
     shapes = recorder if settings.accumulated_batches < accumulation else recorder.fake
     place = _as_on_gpu() if on_gpu(settings) else nullcontext()
-    with _quick(), shapes, _Answers(one.max_text_len), place:
+    with quick(), shapes, _Answers(one.max_text_len), place:
         with LiveMemory(ALIGNED if on_gpu(settings) else 1) as memory:
             memory.leave_out([*model.parameters(), *model.buffers()])
             for _, parameter in model.trained_parameters():  # as any step but the first finds them
@@ -106,7 +106,7 @@ def step_cost(settings: Settings, per_gpu_batchsize: int, flops: bool = True) ->
 
 
 @contextmanager
-def _quick() -> Iterator[None]:
+def quick() -> Iterator[None]:
     """Within it, torch does not ask at each operation anew whether there is a GPU."""
     with mock.patch.object(FakeTensorMode, "avoid_device_init", not torch.cuda.is_available()):
         yield
