@@ -343,7 +343,9 @@ def plan_options(words: Sequence[str]) -> argparse.Namespace:
 def plan(words: Sequence[str]) -> int:
     """Prints the plan of a run for what follows `plan` on the command line; returns the exit status."""
     if "with" not in words:
-        raise VLMoError("plan: say what to plan, as for run.py: python -m vlmo.doctor plan with task_mlm_itm_itc_base ...")
+        raise VLMoError(
+            "plan: of which run? Give its options: python -m vlmo.doctor plan with task_mlm_itm_itc_base ..."
+        )
     start = list(words).index("with")
     options = plan_options(words[:start])
     from vlmo.planning.devices import DEVICES, Device, device

@@ -185,12 +185,16 @@ class Planner:
         if strategy == "fsdp2":
             whole = sum(size for name, size in weights.items() if name in unused)
             parts = whole + -(-(all_ - whole) // self.world)
-            return Memory(parts + buffers, gradients // self.world, state // self.world, 0, self._units(unused, trained))
+            return Memory(
+                parts + buffers, gradients // self.world, state // self.world, 0, self._units(unused, trained)
+            )
         width = 4 if autocast_type(self.settings) is None else 2
-        own = (gradients + state) // self.world if width == 2 else state // self.world
+        masters = gradients if width == 2 else 0
         halved = gradients * width // 4
         kept_gradients = halved // self.world if strategy == "deepspeed_stage_2" else halved
-        return Memory(all_ * width // 4 + buffers, kept_gradients, own, 0, 2 * ZERO_BUCKET * width)
+        return Memory(
+            all_ * width // 4 + buffers, kept_gradients, (masters + state) // self.world, 0, 2 * ZERO_BUCKET * width
+        )
 
     def _units(self, unused: set[str], trained: dict[str, int]) -> int:
         """Bytes of what FSDP2 holds whole at a time."""

@@ -106,7 +106,7 @@ class Plan:
             number = f"one a validation ({kept}); --samples N counts them"
         lines = [
             f"a step   {self.flops / 1e12:,.2f} TFLOP a device; {self.bytes_sent / 1e6:,.1f} MB sent by each",
-            f"disk     {self.weights_file / 1e9:,.2f} GB of weights, {self.checkpoint / 1e9:,.2f} GB a checkpoint; {number}",
+            f"disk     weights {self.weights_file / 1e9:,.2f} GB, a checkpoint {self.checkpoint / 1e9:,.2f} GB; {number}",
             f"the run  {steps}",
         ]
         if not self.hours:
@@ -128,7 +128,10 @@ class Plan:
 
 
 def plan_run(
-    settings: Settings, devices: Sequence[Device] = tuple(DEVICES.values()), mfu: float = MFU, samples: int | None = None
+    settings: Settings,
+    devices: Sequence[Device] = tuple(DEVICES.values()),
+    mfu: float = MFU,
+    samples: int | None = None,
 ) -> Plan:
     """Plans a training run without computing anything of it: in seconds, and in no memory to speak of.
 
@@ -152,7 +155,9 @@ def plan_run(
     variants = [Variant(each, checkpointing) for each in strategies for checkpointing in (False, True)]
     memory = {each: planner.memory(None, each.checkpointing, each.strategy) for each in variants}
     largest: dict[str, dict[Variant, int]] = {each.name: {} for each in devices}
-    for device in sorted(devices, key=lambda each: -each.memory):  # (the largest room is measured, the others lie below)
+    for device in sorted(
+        devices, key=lambda each: -each.memory
+    ):  # (the largest room is measured, the others lie below)
         for each in reversed(variants):
             room = device.memory * 1e9
             largest[device.name][each] = planner.largest(room, each.checkpointing, each.strategy)

@@ -90,17 +90,17 @@ def step_cost(settings: Settings, per_gpu_batchsize: int, flops: bool = True) ->
     # a batch that is given whole is cut by its values: what is small must have some then, which takes longer
     shapes = recorder if settings.accumulated_batches < accumulation else recorder.fake
     place = _as_on_gpu() if on_gpu(settings) else nullcontext()
-    with quick(), shapes, _Answers(one.max_text_len), place:
-        with LiveMemory(ALIGNED if on_gpu(settings) else 1) as memory:
-            memory.leave_out([*model.parameters(), *model.buffers()])
-            for _, parameter in model.trained_parameters():  # as any step but the first finds them
-                parameter.grad = torch.empty_like(parameter)
-            gradients = memory.live
-            for value in batch.values():
-                if isinstance(value, Tensor):
-                    memory.add(value)
-            with counted or nullcontext():
-                _run_pass(model, batch, autocast_type(settings), zero_gradients=not gradients_stay)
+    live = LiveMemory(ALIGNED if on_gpu(settings) else 1)
+    with quick(), shapes, _Answers(one.max_text_len), place, live as memory:
+        memory.leave_out([*model.parameters(), *model.buffers()])
+        for _, parameter in model.trained_parameters():  # as any step but the first finds them
+            parameter.grad = torch.empty_like(parameter)
+        gradients = memory.live
+        for value in batch.values():
+            if isinstance(value, Tensor):
+                memory.add(value)
+        with counted or nullcontext():
+            _run_pass(model, batch, autocast_type(settings), zero_gradients=not gradients_stay)
     total = counted.get_total_flops() * accumulation // passes if counted else 0
     return StepCost(memory.peak - gradients, gradients, total)
 
