@@ -71,7 +71,8 @@ class Plan:
         s, own = self.settings, self.own
         how = own.strategy if self.world > 1 else "one process"
         how += ", activation checkpointing" if own.checkpointing else ""
-        numbers = {None: "32 bits"}.get(autocast_type(s), f"{str(autocast_type(s)).removeprefix('torch.')} and 32 bits")
+        dtype = autocast_type(s)
+        numbers = f"{dtype} and 32 bits".removeprefix("torch.") if dtype else "32 bits"
         return [
             f"{s.exp_name}: {s.model_arch}, {s.image_size} px, texts of {s.max_text_len} tokens, {numbers}",
             f"{self.world:,} device{'s' * (self.world > 1)} ({how}): batch of {s.batch_size:,} = {s.accumulation:,} "
@@ -106,7 +107,7 @@ class Plan:
             number = f"one a validation ({kept}); --samples N counts them"
         lines = [
             f"a step   {self.flops / 1e12:,.2f} TFLOP a device; {self.bytes_sent / 1e6:,.1f} MB sent by each",
-            f"disk     weights {self.weights_file / 1e9:,.2f} GB, a checkpoint {self.checkpoint / 1e9:,.2f} GB; {number}",
+            f"disk     {self.weights_file / 1e9:,.2f} GB a weights file, {self.checkpoint / 1e9:,.2f} a checkpoint; {number}",
             f"the run  {steps}",
         ]
         if not self.hours:
