@@ -107,7 +107,8 @@ class Plan:
             number = f"one a validation ({kept}); --samples N counts them"
         lines = [
             f"a step   {self.flops / 1e12:,.2f} TFLOP a device; {self.bytes_sent / 1e6:,.1f} MB sent by each",
-            f"disk     {self.weights_file / 1e9:,.2f} GB a weights file, {self.checkpoint / 1e9:,.2f} a checkpoint; {number}",
+            f"disk     {self.weights_file / 1e9:,.2f} GB a weights file, {self.checkpoint / 1e9:,.2f} a checkpoint; "
+            f"{number}",
             f"the run  {steps}",
         ]
         if not self.hours:
