@@ -4,8 +4,14 @@ python -m vlmo.doctor with data_root=<ARROW_ROOT> <named config> load_path=<CKPT
 
 Prints a checklist, and at the end "ready" (exit status 0) or what to do (2). No problem hides another: what can still
 be looked at is.
+
+python -m vlmo.doctor plan [--device NAME ...] [--memory GB ...] [--mfu SHARE] [--samples N] with <the same> ...
+
+Prints what a training run will take, before any device is touched: memory by part, the largest per_gpu_batchsize that
+fits, operations, bytes and disk, and hours (docs/planning.md).
 """
 
+import argparse
 import importlib.metadata
 import logging
 import shutil
@@ -15,10 +21,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 # The packages themselves are one of the things to look at: whatever needs one is imported where it is used.
-from vlmo.errors import VLMoError, print_anything
+from vlmo.errors import VLMoError, print_anything, print_error
 from vlmo.training.checklist import Checklist
 
 if TYPE_CHECKING:
@@ -306,9 +312,65 @@ def examine(words: Sequence[str]) -> int:
     return checklist.conclude()
 
 
+# --- the plan ---------------------------------------------------------------------------------------------------------
+
+
+class _OneLine(argparse.ArgumentParser):
+    """A parser that says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise VLMoError(f"{message}: python -m vlmo.doctor --help says what there is")
+
+
+def plan_options(words: Sequence[str]) -> argparse.Namespace:
+    """What stands between `plan` and `with`. Raises VLMoError where it makes no sense."""
+    parser = _OneLine(add_help=False)
+    parser.add_argument("--device", nargs="+", default=[])
+    parser.add_argument("--memory", nargs="+", type=float, default=[])
+    parser.add_argument("--mfu", type=float)
+    parser.add_argument("--samples", type=int)
+    options = parser.parse_args(words)
+    if options.mfu is not None and not 0 < options.mfu <= 1:
+        raise VLMoError(f"--mfu {options.mfu:g}: is a share of the device's peak, such as 0.35")
+    if options.samples is not None and options.samples < 1:
+        raise VLMoError(f"--samples {options.samples}: is the number of samples of an epoch, at least 1")
+    for size in options.memory:
+        if not 0 < size < float("inf"):
+            raise VLMoError(f"--memory {size:g}: is the device's memory in GB, such as 80")
+    return options
+
+
+def plan(words: Sequence[str]) -> int:
+    """Prints the plan of a run for what follows `plan` on the command line; returns the exit status."""
+    if "with" not in words:
+        raise VLMoError(
+            "plan: of which run? Give its options: python -m vlmo.doctor plan with task_mlm_itm_itc_base ..."
+        )
+    start = list(words).index("with")
+    options = plan_options(words[:start])
+    from vlmo.planning.devices import DEVICES, Device, device
+    from vlmo.settings import Settings
+
+    devices = [device(name) for name in options.device]
+    devices += [Device(f"{size:g} GB", size, 0, "") for size in options.memory]
+    config, problems = resolve_leniently(words[start + 1 :])
+    settings, wrong = Settings.examine(config)
+    if problems + wrong:
+        raise VLMoError("\n".join(problems + wrong))
+    from vlmo.planning.plan import MFU, plan_run
+
+    print(plan_run(settings, devices or list(DEVICES.values()), options.mfu or MFU, options.samples))
+    return 0
+
+
 def main(arguments: Sequence[str]) -> int:
     """Runs the command line; returns the exit status: 0 if all is ready, 2 if there is something to do."""
     print_anything()
+    if arguments and arguments[0] == "plan":
+        try:
+            return plan(arguments[1:])
+        except VLMoError as error:
+            return print_error(error)
     if not arguments or arguments[0] != "with":
         print(__doc__)
         return 0 if set(arguments) <= {"-h", "--help"} else 2

@@ -49,7 +49,7 @@ def ledger(settings: Settings, world: int, strategy: str = "ddp") -> list[Collec
     """Lists what the busiest of `world` processes sends and receives in one optimizer step; a single one, nothing.
 
     Args:
-        settings: of the run; devices, nodes and `batch_size` are set by `laid_out`.
+        settings: of the run; if it is for another number, devices, nodes and `batch_size` are set by `laid_out`.
         strategy: one of `STRATEGIES`.
 
     Raises:
@@ -61,7 +61,9 @@ def ledger(settings: Settings, world: int, strategy: str = "ddp") -> list[Collec
         raise VLMoError("the ledger needs a process of its own: this one belongs to a process group")
     if world == 1:
         return []
-    settings = laid_out(settings, world)
+    if settings.devices * settings.num_nodes != world:
+        settings = laid_out(settings, world)
+    settings = settings.model_copy(update={"load_path": ""})
     with _fake_group(world):
         return _record_step(settings, strategy)
 
@@ -76,7 +78,7 @@ def laid_out(settings: Settings, world: int) -> Settings:
         raise VLMoError(f"a world of {world} processes: give up to {DEVICES_PER_NODE}, or a multiple of it")
     devices = min(world, DEVICES_PER_NODE)
     a_pass = settings.per_gpu_batchsize * world
-    layout = {"num_gpus": devices, "num_nodes": world // devices, "load_path": ""}
+    layout = {"num_gpus": devices, "num_nodes": world // devices}
     return settings.model_copy(update=layout | {"batch_size": max(round(settings.batch_size / a_pass), 1) * a_pass})
 
 
