@@ -67,7 +67,7 @@ def strategy_of(settings: Settings) -> str:
         return "deepspeed_stage_1"
     if settings.strategy in ("auto", "ddp"):
         return "ddp"
-    if settings.strategy in ("fsdp", "fsdp2"):
+    if settings.strategy == "fsdp2":
         return "fsdp2"
     if settings.strategy in STRATEGIES:
         return settings.strategy
