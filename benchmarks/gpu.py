@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,7 @@ def step_operations(rehearse: bool, size: str, options: Row) -> float:
     try:
         from vlmo.planning.compute import counter  # (knows the attention of a CPU too)
     except ImportError:
-        counter = FlopCounterMode
+        counter = partial(FlopCounterMode, display=False)
     config = config_of(rehearse, size, **options | {"compile": False})
     trial, batch = Trial(config, None), next(batches(Settings.from_config(config)))
     with counter() as counted:
@@ -130,11 +131,14 @@ def fits(rehearse: bool, size: str, way: str, number: int) -> bool:
 
 
 def largest(fits: Callable[[int], bool], most: int = 4096) -> int:
-    """The largest number up to `most` that fits, within an eighth: doubled, then bisected; 0 if not even 1 does."""
-    low, high = 0, 1
+    """The largest number from 2 to `most` that fits, within an eighth: doubled, then bisected; 0 if none does.
+
+    (A single pair has no negative.)
+    """
+    low, high = 0, 2
     while high <= most and fits(high):
         low, high = high, 2 * high
-    while high - low > max(low // 8, 1) and low:
+    while low and high - low > max(low // 8, 1):
         middle = (low + high) // 2
         low, high = (middle, high) if fits(middle) else (low, middle)
     return low
