@@ -106,7 +106,7 @@ def test_torchrun_of_other_processes_than_the_options_say(start, options):
     assert process.wait(120) != 0
     assert (
         "error: num_gpus=1 num_nodes=1: that is 1 x 1 processes, but torchrun has started 2, 2 a node; give num_gpus=2 "
-        "num_nodes=1, or start it with torchrun --nnodes 1 --nproc_per_node 1\n"
+        "num_nodes=1, or start it with torchrun --nnodes 1 --nproc_per_node 1 (num_nodes=auto takes any --nnodes)\n"
     ) in process.said()
     assert not options["log_dir"].exists()
 

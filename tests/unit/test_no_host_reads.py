@@ -75,10 +75,16 @@ def test_every_task_is_looked_at():
     assert set(CONFIGS) == {name for name, task in TASKS.items() if task.__module__.startswith("vlmo.")}
 
 
-def step(model: VLMo, batch: dict) -> None:
-    optimizer = build_optimizer("adamw", model.parameter_groups(), 1e-4)
-    sum(output.loss for output in model(batch).values()).backward()
+def step(model: VLMo, batch: dict, optimizer: torch.optim.Optimizer) -> None:
+    outputs = model(batch)
+    model.metrics.update("train", outputs)
+    sum(output.loss for output in outputs.values()).backward()
+    model.metrics.compute_step(model.device)
     optimizer.step()
+
+
+def optimizer_of(model: VLMo) -> torch.optim.Optimizer:
+    return build_optimizer("adamw", model.parameter_groups(), 1e-4)
 
 
 @pytest.mark.parametrize("world", [1, 8])
@@ -86,11 +92,11 @@ def step(model: VLMo, batch: dict) -> None:
 def test_forward_backward_and_optimizer(name, world, monkeypatch):
     monkeypatch.setattr(block, "leaves_out_rows", lambda x: False)
     model = model_of(name, world)
-    batch = batch_of(model)
+    batch, optimizer = batch_of(model), optimizer_of(model)
     with processes(world, monkeypatch):
-        step(model, batch)  # (what is made once is made)
+        step(model, batch, optimizer)  # (what is made once is made)
         with NoReads():
-            step(model, batch)
+            step(model, batch, optimizer)
 
 
 @pytest.mark.parametrize("read", [lambda loss: loss.item(), lambda loss: bool(loss > 0)])
@@ -105,7 +111,7 @@ def test_a_read_that_is_put_back_is_found(read, monkeypatch):
 
     monkeypatch.setattr("vlmo.tasks.itc.mean", reading)
     with pytest.raises(AssertionError, match="reads from the device"), NoReads():
-        step(model, batch)
+        step(model, batch, optimizer_of(model))
 
 
 @pytest.mark.parametrize("world", [1, 8])

@@ -24,8 +24,16 @@ def _strict_int(value: Any) -> Any:
     return value
 
 
+def _launched_nodes(value: Any) -> Any:
+    """Takes "auto" for the number of nodes that torchrun has joined, which may be another after a restart."""
+    if value != "auto":
+        return value
+    return int(os.environ["GROUP_WORLD_SIZE"]) if "TORCHELASTIC_RUN_ID" in os.environ else 1
+
+
 WHOLE = BeforeValidator(_strict_int)
 PositiveInt = Annotated[int, Field(gt=0), WHOLE]
+Nodes = Annotated[PositiveInt, BeforeValidator(_launched_nodes, json_schema_input_type=PositiveInt | Literal["auto"])]
 Count = Annotated[int, Field(ge=0), WHOLE]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -252,7 +260,9 @@ class MachineOptions(OptionGroup):
     num_gpus: Count | Annotated[tuple[Count, ...], Field(min_length=1)] = option(
         1, "devices a node: 0 is the CPU; a list picks devices"
     )
-    num_nodes: PositiveInt = option(1, "machines that train together")
+    num_nodes: Nodes = option(
+        1, 'machines that train together; "auto": as many as torchrun has joined, which may change at each restart'
+    )
     accelerator: Literal["auto", "cpu", "gpu", "cuda"] = option("auto", "what kind of device to run on")
     strategy: Text = option(
         "auto", "auto (ddp on several devices), ddp, fsdp2, fsdp2_cpu_offload, deepspeed_stage_1, deepspeed_stage_2"

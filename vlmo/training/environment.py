@@ -252,7 +252,7 @@ def _started() -> LaunchedProcesses | None:
 
     # torchrun and mpirun first: they also run within SLURM jobs, whose variables then say nothing of these processes
     if TorchElasticEnvironment.detect():
-        remedy = "torchrun --nnodes {nodes} --nproc_per_node {devices}"
+        remedy = "torchrun --nnodes {nodes} --nproc_per_node {devices} (num_nodes=auto takes any --nnodes)"
         environment: ClusterEnvironment = TorchElasticEnvironment()
         return LaunchedProcesses("torchrun", environment, number("WORLD_SIZE"), number("LOCAL_WORLD_SIZE"), remedy)
     if OpenMPIEnvironment.detect():

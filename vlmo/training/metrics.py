@@ -33,10 +33,10 @@ class Ratio:
         self.count = self.count + (count.detach().double() if isinstance(count, Tensor) else count)
         self.update_count += 1
 
-    def sums(self) -> Tensor:
-        """(2,) float64: total and count so far, of this process alone."""
+    def sums(self, device: torch.device | None = None) -> Tensor:
+        """(2,) float64: total and count so far, of this process alone; made on `device` if there are none."""
         if self.total is None:
-            return torch.zeros(2, dtype=torch.float64)
+            return torch.zeros(2, dtype=torch.float64, device=device)
         # (made on the device: one sent to it would be waited for)
         count = self.count if isinstance(self.count, Tensor) else self.total.new_full((), self.count)
         return torch.stack([self.total, count])
@@ -86,7 +86,7 @@ class Metrics:
     def _compute(self, phase: str, device: torch.device) -> Iterator[tuple[tuple[str, str], Tensor, Ratio]]:
         """Gives task and metric, the mean over all processes, and this process's ratio, which begins anew after."""
         ratios = {name: ratio for name, ratio in self.ratios.items() if name.startswith(f"{phase}/")}
-        sums = sum_over_processes(torch.stack([ratio.sums().to(device) for ratio in ratios.values()]))
+        sums = sum_over_processes(torch.stack([ratio.sums(device).to(device) for ratio in ratios.values()]))
         for (name, ratio), (total, count) in zip(ratios.items(), sums, strict=True):
             _, task, key = name.split("/", 2)
             yield (task, key), (total / count).float(), ratio

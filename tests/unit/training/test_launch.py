@@ -66,6 +66,14 @@ def test_processes_that_a_launcher_has_started(choose, variables, kind):
     assert environment.creates_processes_externally
 
 
+def test_as_many_nodes_as_torchrun_has_joined(choose):
+    options = {"num_nodes": "auto", "layout_invariant": True}
+    assert choose({}, **options | {"num_gpus": 1}) is None
+    assert choose(TORCHRUN | {"GROUP_WORLD_SIZE": "2"}, **options).world_size() == 8
+    with pytest.raises(VLMoError, match="that is 4 x 1 processes"):
+        choose({"GROUP_WORLD_SIZE": "1"}, **options)
+
+
 def test_nobody_has_started_any(choose):
     assert choose({}, num_nodes=1) is None
     assert type(choose(SLURM_JOB, num_nodes=1)) is LightningEnvironment  # in a SLURM job, but not by srun
