@@ -20,18 +20,18 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import overhead, workload
 from benchmarks.flops import peak
 from benchmarks.step import WAYS, Trial, memory
 from vlmo.config import resolve
 from vlmo.datamodules.multitask_datamodule import MTDataModule
+from vlmo.planning.compute import counter
+from vlmo.planning.step import step_cost
 from vlmo.settings import Settings
 
 ROOT = Path(__file__).parents[1]
@@ -74,10 +74,6 @@ def steps(rehearse: bool) -> Iterator[Row]:
 
 def step_operations(rehearse: bool, size: str, options: Row) -> float:
     """Floating-point operations of a step, forward and backward, as torch counts them."""
-    try:
-        from vlmo.planning.compute import counter  # (knows the attention of a CPU too)
-    except ImportError:
-        counter = partial(FlopCounterMode, display=False)
     config = config_of(rehearse, size, **options | {"compile": False})
     trial, batch = Trial(config, None), next(batches(Settings.from_config(config)))
     with counter() as counted:
@@ -171,11 +167,6 @@ def data(rehearse: bool) -> Iterator[Row]:
 
 def planner(rehearse: bool) -> Iterator[Row]:
     """Compares the memory that the planner foresees for a step with what it takes."""
-    try:
-        from vlmo.planning.step import step_cost  # type: ignore[import-not-found]
-    except ImportError:
-        yield {"skipped": "vlmo.planning.step is not in this checkout"}
-        return
     for number in (2,) if rehearse else (8, 32):
         config = config_of(rehearse, precision=32 if rehearse else "bf16", per_gpu_batchsize=number)
         settings = Settings.from_config(config)

@@ -131,7 +131,7 @@ def fake_model(settings: Settings, recorder: Recorder) -> VLMo:
         model = _Model(settings).train()
     with recorder.fake:
         model.to_empty(device="cpu")
-    model.trainer = SimpleNamespace(model=model, training=True, global_step=0, current_epoch=0)  # type: ignore
+    model.trainer = SimpleNamespace(model=model, training=True, global_step=0, current_epoch=0)
     return model
 
 
@@ -148,7 +148,7 @@ def synthetic_batch(model: VLMo, size: int) -> dict[str, Any]:
         masked = max(round(s.mlm_prob * (s.max_text_len - 2)), 1)
         batch["text_labels_mlm"][:, [0, *range(1 + masked, s.max_text_len)]] = IGNORE_INDEX
     if "patch_mask" in batch:
-        batch["patch_mask"][:, round(s.mim_mask_ratio * sizes["P"]) :] = False  # type: ignore[attr-defined]
+        batch["patch_mask"][:, round(s.mim_mask_ratio * sizes["P"]) :] = False
     for task in model.tasks:
         batch |= task.derive(batch)
     return batch
