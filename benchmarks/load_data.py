@@ -1,10 +1,13 @@
 """Samples a second and core of the training loader, beside a loader that works as published ones do.
 
-python -m benchmarks.load_data [--rounds 20] [--images 128]
+python -m benchmarks.load_data [--rounds 20] [--images 128] [--sizes 640x480 1600x1200] [--photos FOLDER]
 
-Both read the same Arrow file of generated 640 x 480 JPEGs (about 100 KB each) with captions and make the same batches
-for stage 3: crops at 224 pixels with the same distribution of augmentations, texts with masked words. One thread, no
-worker processes; a round is a batch of each in turn, so that a busy machine is fair to both.
+All read the same generated JPEGs (of 640 x 480 about 100 KB each), or with --photos those of a folder, resized and
+saved at quality 90, with captions, and make the same batches for stage 3: crops at 224 pixels with the same
+distribution of augmentations, texts with masked words. One thread, no worker processes; a round is a batch of each in
+turn, so that a busy machine is fair to all. Loaders: "published" as below; "vlmo"; "at scale", with decode_at_scale;
+"webdataset", if that is installed: its own loader on a tar of the same samples, transformed and put together as by
+"published".
 
 The published way: the table read as a whole, Pillow for decoding, crop and augmentations, ToTensor, Normalize, a dict a
 sample with its text padded to max_text_len, images copied one by one into an empty batch.
@@ -15,9 +18,11 @@ import io
 import random
 import statistics
 import sys
+import tarfile
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -53,29 +58,43 @@ WORDS = [
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
 
 
-def write_data(root: Path, images: int) -> None:
-    """A table of photo-like noise and captions of 8 to 16 words, in COCO's files, and a vocabulary."""
+def write_data(root: Path, images: int, size: tuple[int, int], photos: Path | None) -> None:
+    """A table of photo-like noise, or photos, and captions of 8 to 16 words, in COCO's files, and a vocabulary."""
     draw = np.random.default_rng(0)
+    width, height = size
+    files = [] if photos is None else sorted(path for path in photos.rglob("*") if path.suffix in (".jpg", ".png"))
 
     def noise(width: int, height: int) -> np.ndarray:
         pixels = draw.integers(0, 256, (height, width, 3), dtype=np.uint8)
-        return np.asarray(Image.fromarray(pixels).resize((640, 480), Image.Resampling.BICUBIC), np.float32)
+        return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC), np.float32)
 
-    def jpeg() -> bytes:
-        pixels = 0.75 * noise(16, 12) + 0.25 * noise(213, 160) + draw.normal(0, 4, (480, 640, 3))
+    def picture(number: int) -> Image.Image:
+        if files:
+            return Image.open(files[number % len(files)]).convert("RGB").resize(size, Image.Resampling.LANCZOS)
+        details = noise(width // 3, height // 3)
+        pixels = 0.75 * noise(16, 12) + 0.25 * details + draw.normal(0, 4, (height, width, 3))
+        return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+
+    def jpeg(number: int) -> bytes:
         file = io.BytesIO()
-        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(file, "JPEG", quality=90)
+        picture(number).save(file, "JPEG", quality=90)
         return file.getvalue()
 
     def caption() -> str:
         return " ".join(draw.choice(WORDS, draw.integers(8, 17))).replace(" ##", "")
 
-    columns = {"image": [jpeg() for _ in range(images)], "caption": [[caption()] for _ in range(images)]}
+    columns = {"image": [jpeg(number) for number in range(images)], "caption": [[caption()] for _ in range(images)]}
     for split, rows in (("train", images), ("val", 1)):
         table = pa.table({name: values[:rows] for name, values in columns.items()})
         with pa.ipc.new_file(str(root / f"coco_caption_karpathy_{split}.arrow"), table.schema) as writer:
             writer.write_table(table)
     (root / "vocab.txt").write_text("\n".join(VOCABULARY) + "\n")
+    with tarfile.open(root / "samples.tar", "w") as tar:
+        for number, (image, (text,)) in enumerate(zip(*columns.values(), strict=True)):
+            for ending, content in (("jpg", image), ("txt", text.encode())):
+                member = tarfile.TarInfo(f"{number:06d}.{ending}")
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
 
 
 # --- the published way ------------------------------------------------------------------------------------------------
@@ -138,8 +157,10 @@ class PublishedDataset(Dataset):
 
     def __getitem__(self, number: int) -> dict[str, Any]:
         row, item = self.index[number]
-        image = Image.open(io.BytesIO(self.table["image"][row].as_py())).convert("RGB")
-        text = self.texts[row][item]
+        return self.sample(self.table["image"][row].as_py(), self.texts[row][item], row, item, number)
+
+    def sample(self, data: bytes, text: str, row: int, item: int, number: int) -> dict[str, Any]:
+        image = Image.open(io.BytesIO(data)).convert("RGB")
         encoding = self.tokenizer(
             text, padding="max_length", truncation=True, max_length=TEXT_LEN, return_special_tokens_mask=True
         )
@@ -173,26 +194,43 @@ class PublishedDataset(Dataset):
 # --- the measurement --------------------------------------------------------------------------------------------------
 
 
-def endless(loader: DataLoader) -> Iterator[dict[str, Any]]:
+def endless(loader: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     while True:
         yield from loader
 
 
-def report(images: int, rounds: int) -> None:
+def webdataset_loader(tar: Path, published: PublishedDataset) -> Iterable[dict[str, Any]]:
+    """webdataset's own way: a shuffled stream of a tar's samples."""
+    import webdataset
+
+    samples = webdataset.WebDataset(str(tar), shardshuffle=False, empty_check=False).shuffle(1000)
+    made = samples.map(lambda each: published.sample(each["jpg"], each["txt"].decode(), 0, 0, 0))
+    return webdataset.WebLoader(made.batched(BATCH, collation_fn=published.collate, partial=False), batch_size=None)
+
+
+def make_loaders(root: Path) -> dict[str, Iterable[dict[str, Any]]]:
+    options = {"data_root": str(root), "tokenizer": str(root / "vocab.txt"), "datasets": ["coco"], "num_gpus": 0}
+    options |= {"per_gpu_batchsize": BATCH, "num_workers": 0, "max_text_len": TEXT_LEN, "image_size": SIZE}
+    found: dict[str, Iterable[dict[str, Any]]] = {}
+    for name, at_scale in (("vlmo", False), ("at scale", True)):
+        module = MTDataModule(resolve("task_mlm_itm_itc_base", decode_at_scale=at_scale, **options))
+        module.setup("fit")
+        found[name] = module.train_dataloader()
+    published = PublishedDataset(root / "coco_caption_karpathy_train.arrow", module.tokenizer)
+    plain = DataLoader(published, BATCH, shuffle=True, collate_fn=published.collate, drop_last=True)
+    found = {"published": plain} | found
+    if find_spec("webdataset"):
+        found["webdataset"] = webdataset_loader(root / "samples.tar", published)
+    return found
+
+
+def report(images: int, rounds: int, size: tuple[int, int], photos: Path | None) -> None:
     """Prints the table."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        write_data(root, images)
-        options = {"data_root": folder, "tokenizer": str(root / "vocab.txt"), "datasets": ["coco"], "num_gpus": 0}
-        options |= {"per_gpu_batchsize": BATCH, "num_workers": 0, "max_text_len": TEXT_LEN, "image_size": SIZE}
-        module = MTDataModule(resolve("task_mlm_itm_itc_base", **options))
-        module.setup("fit")
-        published = PublishedDataset(root / "coco_caption_karpathy_train.arrow", module.tokenizer)
-        loaders = {
-            "published": DataLoader(published, BATCH, shuffle=True, collate_fn=published.collate, drop_last=True),
-            "vlmo": module.train_dataloader(),
-        }
+        write_data(root, images, size, photos)
+        loaders = make_loaders(root)
         batches = {name: endless(loader) for name, loader in loaders.items()}
         seconds: dict[str, list[float]] = {name: [] for name in loaders}
         for number in range(rounds + 2):  # the first two warm up
@@ -202,21 +240,25 @@ def report(images: int, rounds: int) -> None:
                 if number >= 2:
                     seconds[name].append(CLOCK() - start)
                 assert batch["image"].shape == (BATCH, 3, SIZE, SIZE)
-    print(f"640 x 480 -> {SIZE} px, batches of {BATCH}, one core, median of {rounds} rounds, Python {sys.version[:4]}")
-    print(f"{'loader':<12}{'images/s':>10}{'ms/image':>10}")
+    print(f"{size[0]} x {size[1]} -> {SIZE} px, batches of {BATCH}, one core, median of {rounds} rounds, ", end="")
+    print(f"Python {sys.version[:4]}")
+    print(f"{'loader':<12}{'images/s':>10}{'ms/image':>10}{'times published':>18}")
     for name, times in seconds.items():
         middle = statistics.median(times) / BATCH
-        print(f"{name:<12}{1 / middle:>10.0f}{middle * 1e3:>10.2f}")
-    ratios = [old / new for old, new in zip(*seconds.values(), strict=True)]
-    print(f"{'ratio':<12}{statistics.median(ratios):>10.2f}")
+        ratio = statistics.median(old / new for old, new in zip(seconds["published"], times, strict=True))
+        print(f"{name:<12}{1 / middle:>10.0f}{middle * 1e3:>10.2f}{ratio:>18.2f}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--sizes", nargs="+", default=["640x480", "1600x1200"], metavar="WIDTHxHEIGHT")
+    parser.add_argument("--photos", type=Path, help="a folder of .jpg and .png files; else pictures are generated")
     options = parser.parse_args()
-    report(options.images, options.rounds)
+    for text in options.sizes:
+        width, height = map(int, text.split("x"))
+        report(options.images, options.rounds, (width, height), options.photos)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,14 @@ from torch.utils.data import DataLoader, Dataset
 
 from vlmo.batch import FIELDS, Field
 from vlmo.datamodules.collate import Collator
-from vlmo.datamodules.samplers import LengthGroupedSampler, SeenSamples, ShuffleSampler, StepSampler, eval_batches
+from vlmo.datamodules.samplers import (
+    LengthGroupedSampler,
+    SeenSamples,
+    Share,
+    ShuffleSampler,
+    StepSampler,
+    eval_batches,
+)
 from vlmo.datasets.base_dataset import BaseDataset, ConcatDataset, ImageView, PairView, TextView
 from vlmo.datasets.checks import check_tables, split_files
 from vlmo.datasets.masked_images import MaskedImages, PatchMasker
@@ -25,6 +32,7 @@ from vlmo.errors import VLMoError
 from vlmo.registry import DATASETS, TASKS
 from vlmo.settings import PATCH_SIZE, Settings
 from vlmo.transforms import keys_to_transforms
+from vlmo.transforms.square import CropAtScale
 
 log = logging.getLogger(__name__)
 
@@ -105,7 +113,9 @@ class MTDataModule(LightningDataModule):
             if len(keys) > 1:
                 problems.append(f"{option}={list(keys)}: the model reads one view of an image; give one transform")
             try:
-                keys_to_transforms(keys, self.settings.image_size, self.settings.autocontrast)
+                transforms = keys_to_transforms(keys, self.settings.image_size, self.settings.autocontrast)
+                if option == "train_transform_keys" and self.settings.decode_at_scale:
+                    CropAtScale(transforms[0])
             except VLMoError as error:
                 problems += [f"{option}: {line}" for line in str(error).splitlines()]
         if self.settings.get_recall_metric and not any(spec.retrieval for spec in self.specs.values()):
@@ -134,6 +144,8 @@ class MTDataModule(LightningDataModule):
             s = self.settings
             keys = s.train_transform_keys if split == "train" else s.val_transform_keys
             (transform,) = keys_to_transforms(keys, s.image_size, s.autocontrast)
+            if split == "train" and s.decode_at_scale:
+                transform = CropAtScale(transform)
             files = {name: split_files(self.root, spec, split) for name, spec in self.specs.items()}
             wanted = {name for task in self.tasks for name in task.fields}
             opened: dict[str, Any]
@@ -191,6 +203,17 @@ class MTDataModule(LightningDataModule):
         """All that is trained on together."""
         return ConcatDataset(list(self._open("train").values()))
 
+    @cached_property
+    def shares(self) -> list[Share]:
+        """What `dataset_weights` makes of the training sets; none: an epoch draws every sample once."""
+        weights = self.settings.dataset_weights
+        return [Share.of(len(each), weights.get(name, 1)) for name, each in self._open("train").items() if weights]
+
+    @property
+    def epoch_samples(self) -> int:
+        """Samples that an epoch of training draws."""
+        return sum(share.number for share in self.shares) if self.shares else len(self.train_dataset)
+
     def train_dataloader(self) -> DataLoader:
         """Shuffled anew each epoch (with `group_by_length`, texts of similar length together), augmented.
 
@@ -203,18 +226,18 @@ class MTDataModule(LightningDataModule):
         size = s.per_gpu_batchsize
         if s.layout_invariant:  # the steps of all processes together, of which each takes its share
             order, size = (len(dataset), s.seed, 0, 1), s.batch_size
-        sampler = ShuffleSampler(*order)
+        sampler = ShuffleSampler(*order, self.shares)
         if s.group_by_length:
-            sampler = LengthGroupedSampler(*order, size, dataset.text_sizes)
+            sampler = LengthGroupedSampler(*order, size, dataset.text_sizes, self.shares)
         if self._seen:
             sampler.skip(*self._seen)
         if len(sampler) == 0:
-            raise VLMoError(f"{len(dataset)} training samples are too few for {world_size()} processes")
+            raise VLMoError(f"{self.epoch_samples} training samples are too few for {world_size()} processes")
         as_bytes = all(getattr(part.transform, "gives_bytes", False) for part in dataset.datasets)
         if s.layout_invariant:
-            if len(dataset) < s.batch_size:
+            if self.epoch_samples < s.batch_size:
                 raise VLMoError(
-                    f"batch_size={s.batch_size}: there are {len(dataset)} training samples, and with "
+                    f"batch_size={s.batch_size}: there are {self.epoch_samples} training samples, and with "
                     "layout_invariant=True every step takes as many; give at most that"
                 )
             steps = StepSampler(sampler, s.batch_size, rank(), world_size())
@@ -222,7 +245,7 @@ class MTDataModule(LightningDataModule):
         full = len(sampler) >= s.training_batch
         if not full and rank() == 0:
             size = len(sampler) * world_size()
-            log.warning(f"there are only {len(dataset)} training samples: a batch has {size} over all devices")
+            log.warning(f"there are only {self.epoch_samples} training samples: a batch has {size} over all devices")
         return self._loader(
             dataset, images_are_bytes=as_bytes, batch_size=s.training_batch, sampler=sampler, drop_last=full
         )

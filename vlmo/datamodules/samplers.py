@@ -1,7 +1,9 @@
 """Which samples a process sees, in which order, with which seed."""
 
 from collections.abc import Callable, Iterator, Sequence
-from itertools import chain, islice, repeat
+from fractions import Fraction
+from itertools import chain, islice
+from math import ceil
 from typing import NamedTuple
 
 import numpy as np
@@ -13,11 +15,49 @@ EVALUATION_ORDER = 0  # seed of the order of evaluation: not the run's, so that 
 PART = 8192  # samples of a process that are made a Python list at a time
 
 
+PERMUTED = 1  # tells the seeds of a data set's permutations from those of epochs
+
+
+class Share(NamedTuple):
+    """How many samples of a data set an epoch draws.
+
+    The epochs go round the set without a gap: one begins where the one before ended. Each round is in another random
+    order, so that every sample has been drawn before any is drawn once more.
+
+    Attributes:
+        length: samples of the set.
+        number: that an epoch draws.
+    """
+
+    length: int
+    number: int
+
+    @classmethod
+    def of(cls, length: int, weight: float) -> "Share":
+        """Draws each sample `weight` times an epoch, on average; the number is rounded up."""
+        return cls(length, ceil(length * Fraction(str(weight))))
+
+    def draw(self, epoch: int, seed: Sequence[int]) -> list[Tensor]:
+        """The samples of an epoch, int32, round by round: those of an epoch's second round have been in it before."""
+        rounds, start, left = [], epoch * self.number, self.number
+        while left:
+            number, at = divmod(start, self.length)
+            samples = torch.arange(self.length, dtype=torch.int32)
+            if at or left < self.length:
+                state = np.random.SeedSequence([*seed, number, PERMUTED]).generate_state(1, np.uint64)
+                generator = torch.Generator().manual_seed(int(state[0]))
+                samples = torch.randperm(self.length, generator=generator, dtype=torch.int32)[at : at + left]
+            rounds.append(samples)
+            start, left = start + len(samples), left - len(samples)
+        return rounds
+
+
 class EpochOrder(NamedTuple):
     """The random order of an epoch, that of all processes together.
 
     Attributes:
-        samples: (length,) int32 sample numbers: 600 MB for the 150 million texts of stage 2.
+        samples: (drawn,) int32 sample numbers: 600 MB for the 150 million texts of stage 2. A sample that is drawn
+            again in the epoch has its number plus a multiple of the number of samples.
         sample_seed: with its number, what a sample's augmentation and masking follow from.
         state: of the generator, for what else is random in the epoch.
     """
@@ -27,17 +67,28 @@ class EpochOrder(NamedTuple):
     state: Tensor
 
 
-def epoch_order(length: int, seed: int, epoch: int) -> EpochOrder:
+def epoch_order(length: int, seed: int, epoch: int, shares: Sequence[Share] = ()) -> EpochOrder:
     """Draws the order of an epoch, which follows from these numbers alone.
 
     Args:
         length: number of samples.
         seed: of the run.
+        shares: of the data sets, whose lengths add up to `length`; none: every sample once.
     """
     state = np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)
     generator = torch.Generator().manual_seed(int(state[0]))
     sample_seed = int(torch.randint(2**62, (), generator=generator))
-    samples = torch.randperm(length, generator=generator, dtype=torch.int32)
+    if not shares:
+        samples = torch.randperm(length, generator=generator, dtype=torch.int32)
+        return EpochOrder(samples, sample_seed, generator.get_state())
+    drawn, first = [], 0
+    for number, share in enumerate(shares):
+        rounds = share.draw(epoch, [seed, number])
+        fits = length * (len(rounds) + 1) < 2**31
+        drawn += [part.to(torch.int32 if fits else torch.int64) + (first + k * length) for k, part in enumerate(rounds)]
+        first += share.length
+    samples = torch.cat(drawn)
+    samples = samples[torch.randperm(len(samples), generator=generator, dtype=torch.int32)]
     return EpochOrder(samples, sample_seed, generator.get_state())
 
 
@@ -59,6 +110,8 @@ class SeenSamples(NamedTuple):
 class ShuffleSampler(Sampler):
     """All samples in a new random order each epoch, dealt out to the processes: yields (sample number, seed).
 
+    With `shares`, those that they draw; a sample that an epoch draws several times has another seed each time.
+
     Order and seed follow from `seed` and the epoch alone, so a sample is augmented and masked alike whatever the number
     of processes, of workers, and of samples a batch. Each process gets every `world`-th sample of the order, and all
     get the same number: the rest, less than one a process, is left out (other samples each epoch).
@@ -66,13 +119,16 @@ class ShuffleSampler(Sampler):
 
     batch = 1  # samples that a process takes at a time, where the order depends on it
 
-    def __init__(self, length: int, seed: int, rank: int, world: int):
+    def __init__(self, length: int, seed: int, rank: int, world: int, shares: Sequence[Share] = ()):
         """
         Args:
             length: number of samples.
             seed: of the run.
             rank, world: this process's number, and how many there are.
+            shares: see `epoch_order`.
         """
+        self.shares = shares
+        self.drawn = sum(share.number for share in shares) if shares else length  # an epoch
         self.length, self.seed, self.rank, self.world = length, seed, rank, world
         self.epoch = 0
         self._seen = (0, 0, world, 1)  # see `skip`
@@ -93,13 +149,16 @@ class ShuffleSampler(Sampler):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return self.length // self.world
+        return self.drawn // self.world
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        order = epoch_order(self.length, self.seed, self.epoch)
-        shares = (part[self.rank :: self.world].tolist() for part in self._remaining(order))
-        # (numbers and seed are paired without a line of Python a sample)
-        return chain.from_iterable(zip(share, repeat(order.sample_seed), strict=False) for share in shares)
+        order = epoch_order(self.length, self.seed, self.epoch, self.shares)
+        parts = (part[self.rank :: self.world].long() for part in self._remaining(order))
+        # (numbers and seeds are paired without a line of Python a sample)
+        return chain.from_iterable(
+            zip((part % self.length).tolist(), (order.sample_seed + part // self.length).tolist(), strict=True)
+            for part in parts
+        )
 
     def _remaining(self, order: EpochOrder) -> Iterator[Tensor]:
         """The parts of the epoch, without what has been seen before a resume.
@@ -117,7 +176,7 @@ class ShuffleSampler(Sampler):
                 yield part[seen:]
                 seen = max(seen - len(part), 0)
             return
-        is_left = torch.ones(self.length, dtype=torch.bool)
+        is_left = torch.ones(1 + int(order.samples.max()), dtype=torch.bool)
         for part in self._parts(order.samples, world, batch, order.state):
             is_left[part[:seen].long()] = False
             seen = max(seen - len(part), 0)
@@ -144,15 +203,22 @@ class LengthGroupedSampler(ShuffleSampler):
     STRETCH = 100  # batches
 
     def __init__(
-        self, length: int, seed: int, rank: int, world: int, batch: int, lengths: Callable[[np.ndarray], np.ndarray]
+        self,
+        length: int,
+        seed: int,
+        rank: int,
+        world: int,
+        batch: int,
+        lengths: Callable[[np.ndarray], np.ndarray],
+        shares: Sequence[Share] = (),
     ):
         """
         Args:
-            length, seed, rank, world: as of `ShuffleSampler`.
+            length, seed, rank, world, shares: as of `ShuffleSampler`.
             batch: samples a process takes at a time.
             lengths: the lengths of the texts with given sample numbers, in any unit; asked for a stretch at a time.
         """
-        super().__init__(length, seed, rank, world)
+        super().__init__(length, seed, rank, world, shares)
         self.lengths = lengths
         self.batch = batch
 
@@ -162,7 +228,7 @@ class LengthGroupedSampler(ShuffleSampler):
         samples, size = samples[: len(samples) // world * world], batch * world
         full = len(samples) // size * size
         for stretch in samples[:full].split(self.STRETCH * size):
-            lengths = torch.from_numpy(self.lengths(stretch.numpy()))
+            lengths = torch.from_numpy(self.lengths((stretch % self.length).numpy()))
             batches = stretch[lengths.argsort(stable=True)].view(-1, size)
             yield batches[torch.randperm(len(batches), generator=generator)].flatten()
         yield samples[full:]

@@ -15,6 +15,7 @@ from vlmo.batch import Field
 from vlmo.datasets.arrow_tables import ArrowTables, RowLocation
 from vlmo.datasets.text import TokenMasker, tokenize
 from vlmo.images import UndecodableImage, decode_image, image_key
+from vlmo.transforms.square import CropAtScale
 
 Transform = Callable[[Image.Image], Tensor]
 
@@ -43,11 +44,14 @@ def read_images(
         torch.default_generator.manual_seed(seed)
         for column in columns:
             try:
-                image = decode_image(location.scalar(column).as_buffer(), decoding)
+                data = location.scalar(column).as_buffer()
+                if isinstance(transform, CropAtScale):
+                    images[column] = transform.read(data, decoding)
+                else:
+                    images[column] = transform(decode_image(data, decoding))
             except UndecodableImage as error:
                 name = tables.paths[location.table].stem
                 return Skipped(f"{name}: image row {location.image} of the data set ({column}): {error}", {})
-            images[column] = transform(image)
     return images
 
 

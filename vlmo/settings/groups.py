@@ -83,9 +83,21 @@ class DataOptions(OptionGroup):
     draw_false_text: Count = option(0, "refused above 0: no task reads false texts (ITM draws them from the batch)")
     image_only: bool = option(False, "refused: images alone are trained on by a loss that reads nothing else")
     text_only: bool = option(False, "refused: texts alone are trained on by a loss that reads nothing else")
+    dataset_weights: dict[str, Positive] = option(
+        dict,
+        "how often an epoch draws each sample of a data set: 2 is twice, each time augmented and masked anew, 0.5 is "
+        "half of them, the others in the next epoch; {}, as published, and sets that are not named: once",
+    )
     num_workers: Count = option(8, "loader processes a device")
     prefetch_factor: PositiveInt = option(2, "batches that each of them makes ahead")
     group_by_length: bool = option(False, "True: batches of texts of similar length, so that less is padded (stage 2)")
+
+
+@rule
+def _dataset_weights(s: DataOptions) -> Iterator[str]:
+    for name in s.dataset_weights:
+        if name not in s.datasets:
+            yield f"dataset_weights: {name} is not among datasets={list(s.datasets)}; add it there or drop it here"
 
 
 class TextOptions(OptionGroup):
@@ -123,6 +135,11 @@ class ImageOptions(OptionGroup):
     image_decoding: Literal["correct", "original"] = option(
         "correct",
         '"original": EXIF orientation, transparency, 16-bit grey as released weights saw them, for evaluating those',
+    )
+    decode_at_scale: bool = option(
+        False,
+        "True: training decodes a JPEG at 1/2, 1/4 or 1/8 where its crop is scaled down as much: faster, with another "
+        "low-pass filter (1.6 grey levels apart on average); evaluation stays exact",
     )
     image_size: PositiveInt = option(224, "pixels a side, a multiple of the architecture's patch size")
 

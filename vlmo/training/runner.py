@@ -162,7 +162,7 @@ def _length(prepared: Prepared) -> RunLength | None:
     """How long the training is, with a warning where its schedule is longer; None for an evaluation and a trial."""
     if prepared.settings.test_only or prepared.settings.fast_dev_run:
         return None
-    length = RunLength.of(prepared.settings, len(prepared.datamodule.train_dataset))
+    length = RunLength.of(prepared.settings, prepared.datamodule.epoch_samples)
     for warning in length.warnings():
         log.warning(warning)
     return length

@@ -15,6 +15,7 @@ from PIL import Image, ImageEnhance, ImageOps
 from torch.nn import functional as F
 
 from vlmo.errors import VLMoError
+from vlmo.images import decode_image
 from vlmo.registry import TRANSFORMS
 
 Transform = Callable[[Image.Image], torch.Tensor]
@@ -22,6 +23,7 @@ Transform = Callable[[Image.Image], torch.Tensor]
 FILL = 128  # grey for what a warp brings in from outside
 
 Row = tuple[float, float, float]
+Box = tuple[int, int, int, int]  # left, top, right, bottom
 
 
 def warp(image: Image.Image, x_from: Row, y_from: Row) -> Image.Image:
@@ -220,11 +222,21 @@ class RandomSquare:
         # here, since importing torchvision takes longer than all else that evaluation imports
         from torchvision.transforms import RandomResizedCrop
 
-        self.size, self.draw = size, RandomResizedCrop.get_params
+        self.size, self._draw = size, RandomResizedCrop.get_params
+
+    def draw(self, width: int, height: int) -> Box:
+        """Draws the crop of an image of that size."""
+        # (torchvision asks an image for its size alone; a tensor without memory has one)
+        like = torch.empty(3, height, width, device="meta")
+        top, left, height, width = self._draw(like, [0.5, 1.0], [3 / 4, 4 / 3])
+        return left, top, left + width, top + height
 
     def __call__(self, image: Image.Image) -> Image.Image:
-        top, left, height, width = self.draw(image, [0.5, 1.0], [3 / 4, 4 / 3])
-        crop = np.array(image.crop((left, top, left + width, top + height)))
+        return self.cut(image, self.draw(*image.size))
+
+    def cut(self, image: Image.Image, box: Box) -> Image.Image:
+        """Resizes what is in the box."""
+        crop = np.array(image.crop(box))
         pixels = torch.from_numpy(crop)[None].permute(0, 3, 1, 2)  # channels last: as it lies, nothing is copied
         square = F.interpolate(pixels, (self.size, self.size), mode="bicubic", antialias=True)
         return Image.fromarray(square.permute(0, 2, 3, 1)[0].numpy())
@@ -244,13 +256,57 @@ class Compose:
 
     def __init__(self, *transforms: Callable[[Any], Any]) -> None:
         self.transforms = transforms
-        self.gives_bytes = transforms[-1] is to_tensor
+        self.gives_bytes = transforms[-1:] == (to_tensor,)
 
     def __call__(self, image: Image.Image) -> torch.Tensor:
         value: Any = image
         for transform in self.transforms:
             value = transform(value)
         return value
+
+
+class CropAtScale(Compose):
+    """The transform of training, of encoded images: JPEGs are decoded at the scale that their crop needs.
+
+    The crop is drawn first, from the size in the JPEG's header. If it is to be scaled down to 1/2 (1/4, 1/8) or less,
+    the JPEG is decoded at 1/2 (1/4, 1/8) of its size, and the crop, widened to whole pixels of that, resized from
+    there. All random numbers are those of a transform that decodes first.
+    """
+
+    def __init__(self, whole: Transform) -> None:
+        """
+        Args:
+            whole: as `square_transform_randaug` builds it.
+
+        Raises:
+            VLMoError: if it crops nothing at random.
+        """
+        steps = whole.transforms if isinstance(whole, Compose) else ()
+        super().__init__(*steps)
+        places = [place for place, each in enumerate(steps) if isinstance(each, RandomSquare)]
+        if not places:
+            raise VLMoError("decode_at_scale=True: is for square_transform_randaug, which takes random crops; drop it")
+        self.square: Any = steps[places[0]]
+        self.after = Compose(*steps[places[0] + 1 :])
+
+    def read(self, data: Any, decoding: str) -> torch.Tensor:
+        """Decodes and transforms an image. Raises UndecodableImage as `decode_image` does."""
+        drawn: list[tuple[Box, int]] = []
+
+        def choose_scale(size: tuple[int, int]) -> int:
+            left, top, right, bottom = box = self.square.draw(*size)
+            most = min(right - left, bottom - top) // self.square.size
+            scale = max(scale for scale in (1, 2, 4, 8) if scale <= max(most, 1))
+            drawn.append((box, scale))
+            return scale
+
+        image = decode_image(data, decoding, choose_scale)
+        if not drawn:
+            return self(image)
+        (left, top, right, bottom), scale = drawn[0]
+        return self.after(
+            self.square.cut(image, (left // scale, top // scale, -(-right // scale), -(-bottom // scale)))
+        )
 
 
 class Resize:

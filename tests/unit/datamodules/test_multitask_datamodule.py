@@ -17,6 +17,7 @@ from vlmo.datasets.text import TokenMasker
 from vlmo.errors import VLMoError
 from vlmo.images import decode_image
 from vlmo.registry import DATASETS
+from vlmo.transforms.square import CropAtScale
 
 
 @pytest.fixture
@@ -371,3 +372,41 @@ def test_recall_needs_a_retrieval_set(make):
 def test_unknown_names():
     with pytest.raises(VLMoError, match="did you mean coco"):
         MTDataModule(resolve(datasets=["cocoa"]))
+
+
+def test_weights_of_data_sets(make):
+    module = make("task_mlm_itm_itc_base", datasets=["coco", "vg"], dataset_weights={"vg": 3, "coco": 0.5})
+    module.setup("fit")
+    assert module.epoch_samples == 16 // 2 + 3 * 6
+    batches = list(module.train_dataloader())
+    numbers = torch.cat([batch["raw_index"] for batch in batches])
+    assert len(numbers) == 24  # of 26: whole batches
+    counts = np.bincount(numbers, minlength=22)
+    assert counts[:16].max() == 1 and counts[16:].max() == 3
+    assert_same(list(module.train_dataloader()), batches)
+    images = torch.cat([batch["image"] for batch in batches])
+    again = images[numbers == int(counts.argmax())]
+    assert not torch.equal(again[0], again[1])  # augmented anew
+
+
+def test_weights_of_1_draw_what_no_weights_do(make):
+    module = make("task_mlm_itm_itc_base", datasets=["coco", "vg"], dataset_weights={"vg": 1})
+    module.setup("fit")
+    assert sorted(number for number, _ in module.train_dataloader().sampler) == list(range(22))
+
+
+def test_a_weight_of_a_set_that_is_not_trained_on(make):
+    with pytest.raises(VLMoError, match="dataset_weights: vg is not among"):
+        make("task_mlm_itm_itc_base", datasets=["coco"], dataset_weights={"vg": 2})
+
+
+def test_only_training_is_decoded_at_scale(make):
+    exact, at_scale = (make("task_mlm_itm_itc_base", datasets=["coco"], decode_at_scale=on) for on in (False, True))
+    for module in (exact, at_scale):
+        module.setup("fit")
+    assert_same(list(exact.val_dataloader()), list(at_scale.val_dataloader()))
+    assert isinstance(at_scale.train_dataset.datasets[0].transform, CropAtScale)
+    batch = next(iter(at_scale.train_dataloader()))
+    assert batch["images_are_bytes"] and batch["image"].shape == (4, 3, 32, 32)
+    with pytest.raises(VLMoError, match="decode_at_scale"):
+        make("task_mlm_itm_itc_base", train_transform_keys=["square_transform"], decode_at_scale=True).check("fit")

@@ -1,12 +1,21 @@
 """Which process sees which samples."""
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from vlmo.datamodules import samplers
-from vlmo.datamodules.samplers import EpochOrder, LengthGroupedSampler, ShuffleSampler, epoch_order, eval_batches
+from vlmo.datamodules.samplers import (
+    EpochOrder,
+    LengthGroupedSampler,
+    Share,
+    ShuffleSampler,
+    StepSampler,
+    epoch_order,
+    eval_batches,
+)
 
 
 def drawn(length, world, seed=1, epoch=0):
@@ -160,3 +169,73 @@ def test_the_worked_example_of_a_resume(monkeypatch):
     for sampler in after:
         sampler.skip(epoch=0, seen=4, world=2, batch=1)
     assert [[number for number, _ in sampler] for sampler in after] == [[3], [6], [1]]
+
+
+# --- weights of data sets ---------------------------------------------------------------------------------------------
+
+SHARES = [Share.of(10, 2), Share.of(7, 0.5), Share.of(4, 1), Share.of(6, 1.5)]  # samples 0-9, 10-16, 17-20, 21-26
+
+
+def weighted(epoch, rank=0, world=1, seed=3, grouped=False):
+    sampler = ShuffleSampler(27, seed, rank, world, SHARES)
+    if grouped:
+        sampler = LengthGroupedSampler(27, seed, rank, world, 2, lambda numbers: numbers % 5, SHARES)
+    sampler.set_epoch(epoch)
+    return sampler
+
+
+def test_a_weight_says_how_often_an_epoch_draws_a_sample():
+    seen = np.zeros(27, int)
+    for epoch in range(4):
+        keys = list(weighted(epoch))
+        assert len(keys) == len(weighted(epoch)) == 20 + 4 + 4 + 9
+        assert len(set(keys)) == len(keys)  # a sample that is drawn twice is augmented and masked in two ways
+        counts = np.bincount([number for number, _ in keys], minlength=27)
+        assert (counts[:10] == 2).all() and (counts[17:21] == 1).all()
+        assert counts[10:17].max() == 1 and set(counts[21:]) == {1, 2}
+        seen += counts
+        if epoch == 1:
+            assert (seen[10:17] >= 1).all()  # two halves are all
+            assert (seen[21:] == 3).all()
+    orders = [[number for number, _ in weighted(epoch)] for epoch in (0, 1, 0)]
+    assert orders[0] == orders[2] != orders[1]
+    halves = [sorted(n for n, _ in weighted(0, seed=seed) if 10 <= n < 17) for seed in range(6)]
+    assert len(set(map(tuple, halves))) > 1  # which half comes first is random
+
+
+def test_a_share_is_rounded_up_exactly():
+    assert [Share.of(30, 0.1).number, Share.of(31, 0.1).number, Share.of(5, 1e-6).number] == [3, 4, 1]
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_processes_share_a_weighted_epoch_and_go_on_in_it(world, grouped):
+    whole = list(weighted(1, grouped=grouped))
+    dealt = [list(weighted(1, rank, world, grouped=grouped)) for rank in range(world)]
+    assert {len(share) for share in dealt} == {37 // world}
+    together = [key for share in dealt for key in share]
+    assert len(set(together)) == len(together) and set(together) <= set(whole)
+
+    resumed = [weighted(1, rank, world, grouped=grouped) for rank in range(world)]  # two of each process are done
+    for sampler in resumed:
+        sampler.skip(1, 2 * world, world, sampler.batch)
+    assert [list(sampler) for sampler in resumed] == [share[2:] for share in dealt]
+
+    others = [weighted(1, rank, world + 1, grouped=grouped) for rank in range(world + 1)]  # one process more goes on
+    for sampler in others:
+        sampler.skip(1, 2 * world, world, resumed[0].batch)
+    after = {key for sampler in others for key in sampler}
+    done = {key for share in dealt for key in share[:2]}
+    assert not after & done and len(after) >= 37 - 2 * world - world
+
+
+def test_steps_of_a_weighted_epoch_are_the_same_for_any_number_of_processes():
+    alone = list(StepSampler(weighted(2), 5, 0, 1))
+    two = [list(StepSampler(weighted(2), 5, rank, 2)) for rank in range(2)]
+    assert len(alone) == len(StepSampler(weighted(2), 5, 0, 1)) == 7
+    assert [sorted(one + other) for one, other in zip(*two, strict=True)] == [sorted(step) for step in alone]
+
+
+def test_numbers_of_a_weighted_epoch_take_four_bytes():
+    assert epoch_order(27, 3, 0, SHARES).samples.dtype == torch.int32
+    assert epoch_order(27, 3, 0).samples.dtype == torch.int32

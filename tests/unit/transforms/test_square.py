@@ -1,3 +1,4 @@
+import io
 import pickle
 import subprocess
 import sys
@@ -9,8 +10,11 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from vlmo.errors import VLMoError
+from vlmo.images import decode_image
 from vlmo.transforms import TRANSFORMS, keys_to_transforms
-from vlmo.transforms.square import RandomSquare
+from vlmo.transforms.square import CropAtScale, RandomSquare
+
+cut = RandomSquare.cut
 
 
 @pytest.fixture
@@ -120,3 +124,58 @@ def test_unknown_keys_are_all_named():
 def test_unknown_autocontrast():
     with pytest.raises(VLMoError, match="correct, original"):
         keys_to_transforms(["square_transform_randaug"], 32, "pillow")
+
+
+def photo(width, height, **saved):
+    """A smooth picture as the bytes of a JPEG."""
+    small = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC).save(file, "JPEG", quality=95, **saved)
+    return file.getvalue()
+
+
+def both(data, size=32, seed=0, decoding="correct"):
+    """What the transform of training makes of an image decoded first, and decoded at scale."""
+    [transform] = keys_to_transforms(["square_transform_randaug"], size)
+    torch.manual_seed(seed)
+    first = transform(decode_image(data, decoding))
+    torch.manual_seed(seed)
+    at_scale = CropAtScale(transform).read(data, decoding)
+    return first, at_scale, torch.rand(1)
+
+
+def test_a_crop_that_is_hardly_scaled_down_is_decoded_whole():
+    for seed in range(5):
+        first, at_scale, _ = both(photo(60, 50), seed=seed)
+        assert torch.equal(first, at_scale)
+
+
+def test_other_formats_are_decoded_whole(picture):
+    file = io.BytesIO()
+    picture.resize((400, 300)).save(file, "PNG")
+    first, at_scale, _ = both(file.getvalue())
+    assert torch.equal(first, at_scale)
+
+
+@pytest.mark.parametrize("decoding", ["correct", "original"])
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_a_large_jpeg_is_decoded_at_the_scale_of_its_crop(orientation, decoding, monkeypatch):
+    sizes = []
+    monkeypatch.setattr(RandomSquare, "cut", lambda self, image, box: sizes.append(image.size) or cut(self, image, box))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = photo(333, 250, exif=exif)
+    for seed in range(8):
+        first, at_scale, after = both(data, 32, seed, decoding)
+        assert (first - at_scale).abs().mean() * 127.5 < 10  # grey levels: the same crop, flip and augmentations
+        torch.manual_seed(seed)
+        keys_to_transforms(["square_transform_randaug"], 32)[0](decode_image(data, decoding))
+        assert torch.equal(torch.rand(1), after)  # no other number was drawn
+    upright = (250, 333) if orientation == 6 and decoding == "correct" else (333, 250)
+    assert set(sizes[::3]) == {upright}  # (of each seed: decoded first, at scale, first again)
+    assert set(sizes[1::3]) <= {tuple(-(-side // k) for side in upright) for k in (4, 8)}
+
+
+def test_what_crops_nothing_is_not_decoded_at_scale():
+    with pytest.raises(VLMoError, match="decode_at_scale"):
+        CropAtScale(keys_to_transforms(["square_transform"], 32)[0])

@@ -228,8 +228,8 @@ class Checkpoints(Callback):
         epoch, batches, total, validated = self.position
         set_loops(checkpoint, epoch, batches, total, is_last_batch=batches >= epoch_length, validated=validated)
 
-    def _layout(self, trainer: Trainer) -> dict[str, int | bool]:
-        return resume.layout_of(self.settings, len(trainer.datamodule.train_dataset))  # type: ignore[attr-defined]
+    def _layout(self, trainer: Trainer) -> dict[str, int | bool | str]:
+        return resume.layout_of(self.settings, trainer.datamodule.epoch_samples)  # type: ignore[attr-defined]
 
     # --- stopping ----------------------------------------------------------------------------------------------------
 

@@ -5,6 +5,7 @@ so the place is one number, which the trainer knows exactly: the batches that it
 have made ahead. The stateful loader keeps a state for each worker besides, and refuses another number of them.
 """
 
+import json
 import logging
 import random
 from collections.abc import Mapping
@@ -22,6 +23,7 @@ from vlmo.training.metrics import Ratio
 log = logging.getLogger(__name__)
 
 KEY = "vlmo_resume"  # in Lightning's checkpoints
+ORDER = ("samples", "seed", "grouped", "weights")  # of a layout, what the order of an epoch follows from
 
 
 class Position(NamedTuple):
@@ -54,13 +56,13 @@ def capture(position: Position, model: VLMo) -> RunState:
     return RunState(position, random_states(), metrics)
 
 
-def layout_of(settings: Settings, num_samples: int) -> dict[str, int | bool]:
+def layout_of(settings: Settings, num_samples: int) -> dict[str, int | bool | str]:
     """How samples are dealt out: with the same layout, a run goes on bit for bit.
 
     With `layout_invariant` it is the same whatever the number of processes: that of a single one.
     """
     invariant = settings.layout_invariant
-    return {
+    layout: dict[str, int | bool | str] = {
         "world": 1 if invariant else world_size(),
         "batch": settings.joint_batch if invariant else settings.training_batch,
         "accumulation": settings.accumulated_batches,
@@ -68,6 +70,9 @@ def layout_of(settings: Settings, num_samples: int) -> dict[str, int | bool]:
         "seed": settings.seed,
         "grouped": settings.group_by_length,
     }
+    if settings.dataset_weights:
+        layout["weights"] = json.dumps(settings.dataset_weights, sort_keys=True)
+    return layout
 
 
 def to_checkpoint(state: RunState, layout: Mapping[str, Any], step: int) -> dict[str, Any]:
@@ -89,9 +94,9 @@ def position_here(
         the position, and which samples of the epoch are done.
     """
     epoch, validated = saved["epoch"], saved["validated"]
-    if changed := [name for name in ("samples", "seed", "grouped") if layout[name] != saved[name]]:
+    if changed := [name for name in ORDER if layout.get(name) != saved.get(name)]:
         if rank() == 0:
-            what = ", ".join(f"{name} {layout[name]} for {saved[name]}" for name in changed)
+            what = ", ".join(f"{name} {layout.get(name)} for {saved.get(name)}" for name in changed)
             log.warning(f"resumed with training data in another order ({what}): epoch {epoch} starts over")
         return Position(epoch, 0, epoch * epoch_length, validated), SeenSamples(epoch, 0, 1, 1)
     number = min(saved["batches"] * saved["batch"] * saved["world"], layout["samples"])
