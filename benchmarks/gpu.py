@@ -173,7 +173,8 @@ def planner(rehearse: bool) -> Iterator[Row]:
         cost = step_cost(settings, number)
         found = memory("here", Trial(config, None), next(batches(settings)))
         planned = cost.activations + cost.gradients
-        yield {"batch": number, "planned MiB": planned / 2**20, "measured MiB": found / 2**20, "ratio": planned / found}
+        row: Row = {"batch": number, "planned MiB": planned / 2**20, "measured MiB": found / 2**20}
+        yield row | {"ratio": planned / max(found, 1)}
 
 
 MEASURED = {"steps": steps, "batch": batch, "data": data, "planner": planner}

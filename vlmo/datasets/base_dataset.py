@@ -113,6 +113,8 @@ class BaseDataset(Dataset):
         sample = self.images(location, int(image_seed))
         if isinstance(sample, Skipped):
             return sample._replace(targets=self.targets(location))
+        if "image_key" in self.wanted and "image" in self.image_columns:
+            sample["image_key"] = image_key(location.scalar("image").as_buffer())
         text = self.text(location)
         ids = self.text_ids(text)
         sample |= {"text": text, "text_ids": ids}
@@ -136,10 +138,7 @@ class BaseDataset(Dataset):
     def images(self, location: RowLocation, seed: int) -> dict[str, Any] | Skipped:
         """The row's transformed images (3, S, S) by column; `seed` determines the augmentation."""
         columns = [column for column in self.image_columns if column in self.wanted]
-        images = read_images(self.tables, location, columns, self.transform, seed, self.image_decoding)
-        if "image_key" in self.wanted and not isinstance(images, Skipped):
-            images["image_key"] = image_key(location.scalar("image").as_buffer())
-        return images
+        return read_images(self.tables, location, columns, self.transform, seed, self.image_decoding)
 
     # --- what a run asks before it begins ----------------------------------------------------------------------------
 
