@@ -37,6 +37,8 @@ PURPOSES = {
     "collectives.backward": "gradients of contrast features",
     "itc.contrast": "contrast features",
     "itc.same_images": "which images are the same",
+    "itm.prepare": "keys of the draws",
+    "whole_batch._shares": "items (CPU)",
     "metrics.compute_step": "metrics",
     "checkpoints._is_due": "is a checkpoint due",
     "checkpoints.on_train_batch_start": "shall it stop",
