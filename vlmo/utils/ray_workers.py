@@ -1,5 +1,6 @@
 """Ordered work on Ray: on the cluster that `ray start` or RAY_ADDRESS names, else in processes of this machine."""
 
+import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from importlib.util import find_spec
@@ -71,14 +72,14 @@ class RayWorkers(Workers):
         if ray.is_initialized():
             return
         try:
-            ray.init(address="auto", log_to_driver=False, logging_level="ERROR")
+            ray.init(address="auto", log_to_driver=False, logging_level=logging.ERROR)
         except ConnectionError:  # there is no cluster
             ray.init(
                 address="local",
                 num_cpus=self.number,
                 include_dashboard=False,
                 log_to_driver=False,
-                logging_level="ERROR",
+                logging_level=logging.ERROR,
             )
         self._connected = True
 
