@@ -24,6 +24,8 @@ setup(
         "mlflow": ["mlflow>=2.9"],
         "comet": ["comet_ml>=3.44"],
         "trackio": ["trackio>=0.2"],
+        "fast": ["simplejpeg>=1.7"],
+        "ray": ["ray>=2.40"],
         "sharded": ["deepspeed>=0.16", "fairscale>=0.4.13"],
     },
 )

@@ -1,11 +1,11 @@
 """Images a second and peak memory of the converters, by number of images and of workers, beside a plain converter.
 
-python -m benchmarks.convert [--images 200000] [--repeat 1] [--root FOLDER]
+python -m benchmarks.convert [--images 200000] [--repeat 1] [--root FOLDER] [--engine ray]
 
 The images are tiny generated JPEGs with five captions each, in Karpathy's layout; a quarter, half, and all of them are
 converted. The plain converter works as published ones do: it reads everything into lists, makes one table and writes
 it. Every conversion is a process of its own; memory is the largest sum over it and its workers. With --root the images
-are kept and found again.
+are kept and found again. With --engine ray, also by Ray's processes on this machine.
 """
 
 import argparse
@@ -70,21 +70,24 @@ def convert_plainly(root: Path, out: Path, annotations: str) -> None:
         writer.write_table(table)
 
 
-def commands(root: Path, out: Path, number: int) -> Iterator[tuple[str, list[str]]]:
+def commands(root: Path, out: Path, number: int, engine: str) -> Iterator[tuple[str, list[str]]]:
     """Name and command of each converter."""
     yield "plain", [sys.executable, "-m", "benchmarks.convert", "--plain", str(root), str(out), f"{number}.json"]
     words = [sys.executable, "-m", "vlmo.utils.convert", "own_karpathy", str(root), str(out)]
     for workers in (1, 2):
-        yield f"{workers} workers", [*words, "--annotations", f"{number}.json", "--num-workers", str(workers)]
+        command = [*words, "--annotations", f"{number}.json", "--num-workers", str(workers)]
+        yield f"{workers} workers", command
+        if engine == "ray":
+            yield f"ray, {workers}", [*command, "--engine", "ray"]
 
 
-def report(root: Path, images: int, repeat: int) -> None:
+def report(root: Path, images: int, repeat: int, engine: str) -> None:
     """Prints the table: medians over `repeat` rounds, in each of which everything is converted in turn."""
     found: dict[tuple[str, int], list[dict[str, float]]] = {}
     for _ in range(repeat):
         for number in sizes(images):
             with tempfile.TemporaryDirectory(dir=root) as folder:
-                for name, command in commands(root, Path(folder), number):
+                for name, command in commands(root, Path(folder), number, engine):
                     found.setdefault((name, number), []).append(watched(command))
                     shutil.rmtree(folder)
     middle = {
@@ -110,6 +113,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=200_000)
     parser.add_argument("--repeat", type=int, default=1)
     parser.add_argument("--root", type=Path, help="where the raw images are, or shall be and stay")
+    parser.add_argument("--engine", choices=("processes", "ray"), default="processes")
     parser.add_argument("--plain", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.plain:
@@ -121,7 +125,7 @@ def main() -> None:
         if not all((root / f"{number}.json").is_file() for number in sizes(options.images)):
             print(f"making {options.images:,} images in {root}", flush=True)
             write_raw(root, options.images)
-        report(root, options.images, options.repeat)
+        report(root, options.images, options.repeat, options.engine)
 
 
 if __name__ == "__main__":

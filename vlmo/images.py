@@ -5,6 +5,7 @@ import io
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 PIXEL_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")  # of a PNG; the others are about it
 
 ORIENTATION = 0x0112  # EXIF tag
+SMALLEST_SIDE = 64  # pixels, of what simplejpeg decodes
 LYING = range(5, 9)  # its values of images whose width is their height when upright
 
 ChooseScale = Callable[[tuple[int, int]], int]
@@ -78,7 +80,7 @@ def decode_image(data: Any, decoding: str = "correct", choose_scale: ChooseScale
             raise UndecodableImage(f"{type(error).__name__}: {error}") from error
 
 
-def _load(data: Any, draft: Callable[[Image.Image], None] | None) -> Image.Image:
+def _load(data: Any, draft: Callable[[Image.Image], int] | None) -> Image.Image:
     if data is None:
         raise UndecodableImage("there is no image")
     try:
@@ -91,23 +93,50 @@ def _load(data: Any, draft: Callable[[Image.Image], None] | None) -> Image.Image
         raise UndecodableImage(f"{type(error).__name__}: {text}") from error
 
 
-def _open(data: Any, draft: Callable[[Image.Image], None] | None = None) -> Image.Image:
+def _open(data: Any, draft: Callable[[Image.Image], int] | None = None) -> Image.Image:
     image = Image.open(io.BytesIO(data), formats=FORMATS)
     if draft and image.format in ("JPEG", "MPO"):
-        draft(image)
+        scale = draft(image)
+        if (decoded := _by_turbojpeg(data, image, scale)) is not None:
+            return decoded
+        if scale > 1:
+            image.draft(image.mode, (image.width // scale, image.height // scale))
     image.load()
     return image
 
 
-def _draft(decoding: str, choose_scale: ChooseScale) -> Callable[[Image.Image], None]:
-    """What tells an opened JPEG the scale to decode at."""
+def _by_turbojpeg(data: Any, opened: Image.Image, scale: int) -> Image.Image | None:
+    """The pixels that Pillow decodes, sooner, if simplejpeg is installed; None: Pillow shall decode."""
+    simplejpeg = _simplejpeg()
+    # (a side of few pixels has the same length at several of its scales)
+    if simplejpeg is None or opened.mode != "RGB" or min(opened.size) < SMALLEST_SIDE:
+        return None
+    width, height = (-(-side // scale) for side in opened.size)
+    try:
+        pixels = simplejpeg.decode_jpeg(memoryview(data), min_height=height, min_width=width)
+    except ValueError:  # damaged: Pillow judges
+        return None
+    decoded = Image.fromarray(pixels)
+    decoded.info = opened.info  # with the EXIF data
+    return decoded
 
-    def draft(image: Image.Image) -> None:
+
+@cache
+def _simplejpeg() -> Any:
+    try:
+        import simplejpeg
+    except ImportError:
+        return None
+    return simplejpeg
+
+
+def _draft(decoding: str, choose_scale: ChooseScale) -> Callable[[Image.Image], int]:
+    """What gives the scale to decode an opened JPEG at."""
+
+    def draft(image: Image.Image) -> int:
         width, height = image.size
         lying = decoding != "original" and _orientation(image) in LYING
-        scale = choose_scale((height, width) if lying else (width, height))
-        if scale > 1:
-            image.draft(image.mode, (width // scale, height // scale))
+        return choose_scale((height, width) if lying else (width, height))
 
     return draft
 

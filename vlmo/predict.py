@@ -17,15 +17,18 @@ vocab.txt. A checkpoint of a plugin's task needs --plugins MODULE, which may bri
 """
 
 import argparse
+import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cache, partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from PIL import Image
 
 from vlmo import plugins
@@ -33,6 +36,7 @@ from vlmo.errors import VLMoError, print_anything, print_error
 from vlmo.inference import AttentionMap, Predictor
 from vlmo.inference.io import Row, check_output, image_files, predict_rows, read_rows, write_jsonl, write_npz
 from vlmo.inference.uses import find_use, registered_uses
+from vlmo.utils.ray_workers import ENGINES, RayWorkers
 
 Options = argparse.Namespace
 
@@ -194,6 +198,11 @@ def _parser(commands: Mapping[str, Command]) -> argparse.ArgumentParser:
             one.add_argument(f"--{option.replace('_', '-')}", default=default, help=f"default: {default}", **kind)
         if command.apart:
             one.add_argument("--vl-branch", action="store_true", help="features of the VL-FFN branch")
+        if name == "embed":
+            one.add_argument(
+                "--engine", choices=list(ENGINES), default="processes", help="ray: --num-workers processes"
+            )
+            one.add_argument("--num-workers", type=positive_int, default=2, help="of --engine ray (2)")
         if name == "rank":
             one.add_argument("--by", choices=("text", "image"), default="text", help="what is looked for matches of")
         if name == "attention":
@@ -257,6 +266,43 @@ def _check_output(path: Path, command: str, rows: int) -> None:
         raise VLMoError(f"--output {path}: results are objects, one a line; give FILE{' or FILE'.join(endings)}")
 
 
+def _predictor(options: Options) -> Predictor:
+    return Predictor.from_pretrained(
+        options.checkpoint,
+        options.tokenizer,
+        options.answers,
+        options.device,
+        options.batch_size,
+        image_decoding=options.image_decoding,
+        **({"image_size": options.image_size} if options.image_size else {}),
+    )
+
+
+def _embed_on_ray(rows: list[Row], options: Options) -> Iterator[Row]:
+    """Yields each row with its features, or an error; batches are those of a single process, and so are the bits."""
+    workers = RayWorkers(options.num_workers)
+    threads, words = torch.get_num_threads(), json.dumps(vars(options), sort_keys=True)
+    batches = [rows[start : start + options.batch_size] for start in range(0, len(rows), options.batch_size)]
+    try:
+        yield from chain.from_iterable(workers.map(_embed_batch, ((words, threads, batch) for batch in batches)))
+    finally:
+        workers.close()
+
+
+def _embed_batch(words: str, threads: int, rows: list[Row]) -> list[Row]:
+    """In a worker: a batch's rows with their features."""
+    torch.set_num_threads(threads)  # the bits of a sum depend on how it is divided
+    options, predictor = _loaded(words)
+    return list(predict_rows(rows, partial(embed, predictor, options), options.batch_size, quiet=True))
+
+
+@cache
+def _loaded(words: str) -> tuple[Options, Predictor]:
+    options = Options(**json.loads(words))
+    plugins.load(options.plugins)
+    return options, _predictor(options)
+
+
 def run(command: Command, options: Options) -> int:
     """Works off what the command line asks for; returns the exit status: 1 if some rows could not be used.
 
@@ -269,16 +315,12 @@ def run(command: Command, options: Options) -> int:
         _check_output(Path(options.output), options.command, len(rows))
     if options.command == "attention":
         rows = [{"number": number} | row for number, row in enumerate(rows)]
-    predictor = Predictor.from_pretrained(
-        options.checkpoint,
-        options.tokenizer,
-        options.answers,
-        options.device,
-        options.batch_size,
-        image_decoding=options.image_decoding,
-        **({"image_size": options.image_size} if options.image_size else {}),
-    )
-    results: Iterable[Row] = predict_rows(rows, partial(command.predict, predictor, options), options.batch_size)
+    results: Iterable[Row]
+    if getattr(options, "engine", "processes") == "ray":
+        results = _embed_on_ray(rows, options)
+    else:
+        predict = partial(command.predict, _predictor(options), options)
+        results = predict_rows(rows, predict, options.batch_size)
     if len(rows) == 1:
         results = list(results)
         if "error" in results[0]:

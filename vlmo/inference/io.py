@@ -108,9 +108,11 @@ def read_rows(path: str, image_columns: Sequence[str]) -> list[Row]:
     return rows
 
 
-def predict_rows(rows: list[Row], predict: Callable[[list[Row]], list[Row]], batch_size: int) -> Iterator[Row]:
+def predict_rows(
+    rows: list[Row], predict: Callable[[list[Row]], list[Row]], batch_size: int, quiet: bool = False
+) -> Iterator[Row]:
     """Yields each row with its result, or with {"error": ...} if it cannot be used, under a progress bar."""
-    with tqdm(total=len(rows), disable=True if len(rows) == 1 else None, file=sys.stderr) as progress:
+    with tqdm(total=len(rows), disable=True if quiet or len(rows) == 1 else None, file=sys.stderr) as progress:
         for start in range(0, len(rows), batch_size):
             batch = rows[start : start + batch_size]
             for row, result in zip(batch, _results(batch, predict), strict=True):

@@ -75,11 +75,11 @@ class Conversion:
     cannot be written.
     """
 
-    def __init__(self, out: str, name: str, num_workers: int = 1) -> None:
-        if num_workers < 0:
+    def __init__(self, out: str, name: str, num_workers: int | Workers = 1) -> None:
+        if isinstance(num_workers, int) and num_workers < 0:
             raise VLMoError(f"num_workers={num_workers}: must be 1 (only this process) or more")
         self.out, self.name = os.path.expanduser(out), name
-        self.workers = Workers(num_workers)
+        self.workers = Workers(num_workers) if isinstance(num_workers, int) else num_workers
         self.report = Report(self.out, skipped_file=f"{name}_skipped.txt")
         self._shard_counts: dict[str, int] = {}
         self._other_files: list[str] = []
@@ -205,7 +205,7 @@ class Conversion:
     def _by_workers(
         self, tables: Mapping[str, Table], chunks: Iterable[tuple["_Chunk", list[Row]]], bar: tqdm
     ) -> Iterator[tuple["_Chunk", Iterable[pa.RecordBatch], list[Skipped]]]:
-        under_way: deque[tuple[_Chunk, str, int]] = deque()
+        under_way: deque[tuple[_Chunk, str, str, int]] = deque()
         waiting = total = 0  # bytes of rows in files, rows
 
         def calls() -> Iterator[tuple[Any, ...]]:
@@ -215,7 +215,7 @@ class Conversion:
                 with open(rows_path, "wb") as file:
                     pickle.dump(rows, file, pickle.HIGHEST_PROTOCOL)
                 size = os.path.getsize(rows_path)
-                under_way.append((chunk, path, size))
+                under_way.append((chunk, rows_path, path, size))
                 waiting, total = waiting + size, total + chunk.num_rows
                 yield rows_path, tables[chunk.key].schema, path
             bar.total = total
@@ -224,7 +224,8 @@ class Conversion:
             return waiting > AHEAD_BYTES
 
         for skipped in self.workers.map(convert_chunk, calls(), is_far_ahead):
-            chunk, path, size = under_way.popleft()
+            chunk, rows_path, path, size = under_way.popleft()
+            os.unlink(rows_path)
             waiting -= size
             with pa.memory_map(path) as file, pa.ipc.open_stream(file) as batches:
                 yield chunk, batches, skipped

@@ -31,6 +31,7 @@ from vlmo.utils import (
     write_webdataset,
     write_wikibk,
 )
+from vlmo.utils.ray_workers import ENGINES, RayWorkers
 
 SETS: dict[str, ModuleType] = {
     "coco_karpathy": write_coco_karpathy,
@@ -73,9 +74,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print_anything()
     options = vars(_parser().parse_args(arguments))
     make_arrow: Callable[..., object] = options.pop("make_arrow")
+    engine = options.pop("engine", "processes")
     # so that unfinished files are removed
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
+        if engine == "ray":
+            options["num_workers"] = RayWorkers(options["num_workers"])
         make_arrow(os.path.expanduser(options.pop("root")), options.pop("out"), **options)
     except VLMoError as error:
         return print_error(error)
@@ -123,6 +127,9 @@ def _add_option(command: argparse.ArgumentParser, name: str, default: object) ->
     if name == "num_workers":
         default = min(USUAL_WORKERS, os.cpu_count() or 1)
     kind = str if default is None else type(default)
+    if name == "num_workers":
+        text_of_engine = "what makes the processes; ray: also on other machines (DATA.md says when it is worth it)"
+        command.add_argument("--engine", choices=list(ENGINES), default="processes", help=text_of_engine)
     command.add_argument(flag, type=kind, default=default, metavar=kind.__name__.upper(), help=f"{text} ({default})")
 
 

@@ -1,6 +1,5 @@
 """Rows with images -> Arrow record batches of bounded size."""
 
-import os
 import pickle
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
@@ -71,11 +70,10 @@ def read_batches(rows: list[Row], schema: pa.Schema, skipped: list[Skipped]) -> 
 def convert_chunk(rows_path: str, schema: pa.Schema, path: str) -> list[Skipped]:
     """In a worker: the rows that lie in a file of the scratch folder -> record batches of a stream, in another one.
 
-    Through files, because a pipe is slow. Returns what was left out.
+    Through files, because a pipe is slow; can be called again with the same result. Returns what was left out.
     """
     with open(rows_path, "rb") as file:
         rows = pickle.load(file)  # written by the process that started this one, where nobody else writes
-    os.unlink(rows_path)
     skipped: list[Skipped] = []
     with pa.ipc.new_stream(path, schema) as writer:
         for batch in read_batches(rows, schema, skipped):

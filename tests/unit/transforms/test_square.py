@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
+from vlmo import images
 from vlmo.errors import VLMoError
 from vlmo.images import decode_image
 from vlmo.transforms import TRANSFORMS, keys_to_transforms
@@ -179,3 +180,22 @@ def test_a_large_jpeg_is_decoded_at_the_scale_of_its_crop(orientation, decoding,
 def test_what_crops_nothing_is_not_decoded_at_scale():
     with pytest.raises(VLMoError, match="decode_at_scale"):
         CropAtScale(keys_to_transforms(["square_transform"], 32)[0])
+
+
+@pytest.mark.skipif(images._simplejpeg() is None, reason="simplejpeg is not installed (vlmo[fast])")
+@pytest.mark.parametrize("orientation", [1, 6])
+@pytest.mark.parametrize("saved", [{}, {"quality": 60}, {"subsampling": 0}, {"progressive": True}])
+def test_pixels_are_the_same_with_and_without_simplejpeg(saved, orientation, monkeypatch):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    file = io.BytesIO()
+    noise = np.random.default_rng(0).integers(0, 256, (150, 203, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(file, "JPEG", exif=exif, **saved)
+    data = file.getvalue()
+    fast = [decode_image(data, choose_scale=lambda size, k=k: k) for k in (1, 2, 4, 8)]
+    with pytest.raises(images.UndecodableImage):
+        decode_image(data[:-200], choose_scale=lambda size: 2)
+    monkeypatch.setattr(images, "_simplejpeg", lambda: None)
+    plain = [decode_image(data, choose_scale=lambda size, k=k: k) for k in (1, 2, 4, 8)]
+    assert [image.tobytes() for image in fast] == [image.tobytes() for image in plain]
+    assert fast[0].tobytes() == decode_image(data).tobytes()
