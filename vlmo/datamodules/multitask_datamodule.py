@@ -17,7 +17,7 @@ from vlmo.batch import FIELDS, Field
 from vlmo.datamodules.collate import Collator
 from vlmo.datamodules.samplers import LengthGroupedSampler, SeenSamples, ShuffleSampler, StepSampler, eval_batches
 from vlmo.datasets.base_dataset import BaseDataset, ConcatDataset, ImageView, PairView, TextView
-from vlmo.datasets.checks import check_tables, split_files
+from vlmo.datasets.checks import check_tables, split_files, split_tables
 from vlmo.datasets.masked_images import MaskedImages, PatchMasker
 from vlmo.datasets.text import TokenMasker, load_tokenizer
 from vlmo.distributed.collectives import rank, world_size
@@ -79,7 +79,7 @@ class MTDataModule(LightningDataModule):
             needed.append(RECALL_SPLITS)
         elif stage != "fit":
             needed.append(STAGE_SPLITS[stage])
-        findings = check_tables(s.data_root, self.specs, self.splits(stage), needed, s)
+        findings = check_tables(s.data_root, self.specs, self.splits(stage), needed, s, self._without_text)
         problems = findings.problems + self._option_problems()
         if problems:
             raise VLMoError("\n".join(problems))
@@ -134,7 +134,9 @@ class MTDataModule(LightningDataModule):
             s = self.settings
             keys = s.train_transform_keys if split == "train" else s.val_transform_keys
             (transform,) = keys_to_transforms(keys, s.image_size, s.autocontrast)
-            files = {name: split_files(self.root, spec, split) for name, spec in self.specs.items()}
+            files = {
+                name: split_tables(self.root, spec, split, s, self._without_text) for name, spec in self.specs.items()
+            }
             wanted = {name for task in self.tasks for name in task.fields}
             opened: dict[str, Any]
             if self._without_text:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from vlmo.batch import Field
-from vlmo.datasets.arrow_tables import ArrowTables, RowLocation
+from vlmo.datasets.arrow_tables import RowLocation, Tables, open_tables
 from vlmo.datasets.text import TokenMasker, tokenize
 from vlmo.images import UndecodableImage, decode_image
 
@@ -29,7 +29,7 @@ class Skipped(NamedTuple):
 
 
 def read_images(
-    tables: ArrowTables,
+    tables: Tables,
     location: RowLocation,
     columns: Sequence[str],
     transform: Transform,
@@ -69,7 +69,7 @@ class BaseDataset(Dataset):
 
     def __init__(
         self,
-        paths: Sequence[str | Path],
+        paths: Sequence[str | Path] | Tables,
         tokenizer: Any,
         max_text_len: int,
         masker: TokenMasker,
@@ -79,7 +79,7 @@ class BaseDataset(Dataset):
     ):
         """
         Args:
-            paths: Arrow files, in this order.
+            paths: Arrow files, in this order; or the tables of a source.
             tokenizer: BERT's, as `load_tokenizer` makes it.
             max_text_len: tokens, [CLS] and [SEP] included; longer texts are cut.
             masker: for masked language modelling.
@@ -91,7 +91,7 @@ class BaseDataset(Dataset):
         Raises:
             VLMoError: if a file cannot be read.
         """
-        self.tables = ArrowTables(paths, self.text_column)
+        self.tables = open_tables(paths, self.text_column)
         self.tokenizer = tokenizer
         self.max_text_len = max_text_len
         self.masker = masker

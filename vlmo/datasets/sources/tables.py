@@ -1,0 +1,291 @@
+"""Sources as tables: rows with an image and a list of captions, numbered through as those of Arrow files are."""
+
+import fcntl
+import hashlib
+import logging
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import pyarrow as pa
+from tqdm import tqdm
+
+from vlmo.datasets.arrow_tables import allow_open_files
+from vlmo.datasets.base_dataset import DatasetSpec
+from vlmo.datasets.caption_dataset import CaptionDataset
+from vlmo.datasets.sources.index import Contents, map_arrays, places, read_header, write_index
+from vlmo.datasets.sources.names import parse
+from vlmo.datasets.sources.storage import SourceOptions, identities, is_remote, is_same
+from vlmo.errors import VLMoError
+
+log = logging.getLogger(__name__)
+
+
+class Reader(Protocol):
+    """One file of samples, open."""
+
+    def image(self, row: int) -> pa.Scalar:
+        """The encoded image. Raises VLMoError if the file cannot be read."""
+
+    def texts(self, row: int) -> list[str]:
+        """The captions. Raises VLMoError if the file cannot be read."""
+
+
+class Format:
+    """A kind of source, registered in `SOURCES`: which files it has, how one is indexed, and how it is read."""
+
+    endings: tuple[str, ...] = ()
+    by_window = False  # whether reading here and there in a local file costs much more than reading on
+
+    def spec(self, name: str) -> "SourceSpec":
+        """What `datasets` holds of a source."""
+        _, location, splits = parse(name)
+        return SourceSpec(CaptionDataset, retrieval=splits != ("train",), format=self, location=location, splits=splits)
+
+    def files(self, location: str, split: str, options: SourceOptions) -> list[str]:
+        """The files of a split, in order. Raises VLMoError if there is none."""
+        raise NotImplementedError
+
+    def index(self, path: str, identity: Mapping[str, Any], options: SourceOptions) -> Contents:
+        """Goes through a file. Raises VLMoError if it is damaged, or has not the columns."""
+        raise NotImplementedError
+
+    def open(
+        self, path: str, header: Mapping[str, Any], arrays: Mapping[str, np.ndarray], options: SourceOptions
+    ) -> Reader:
+        """Opens a file. Raises VLMoError if it cannot be."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class SourceSpec(DatasetSpec):
+    """A data set that is read where it lies."""
+
+    format: Format = Format()
+    location: str = ""
+    splits: tuple[str, ...] = ("train",)
+
+    def open(self, split: str, options: SourceOptions, images_alone: bool = False) -> "SourceTables":
+        """The tables of a split; files that have no index yet are indexed first.
+
+        Args:
+            images_alone: rows without captions count too.
+
+        Raises:
+            VLMoError: if there are no files, or one cannot be read.
+        """
+        files = self.format.files(self.location, split, options) if split in self.splits else []
+        return SourceTables(self.format, files, options, images_alone)
+
+
+class SourceLocation(NamedTuple):
+    """Where a sample is stored; compare `RowLocation`."""
+
+    tables: "SourceTables"
+    row: int  # in the file
+    item: int  # among the row's captions
+    table: int  # number of the file
+    image: int  # row over all files
+
+    @property
+    def path(self) -> PurePosixPath:
+        return self.tables.paths[self.table]
+
+    def scalar(self, column: str) -> pa.Scalar:
+        """The encoded image."""
+        return self.tables.reader(self.table).image(self.row)
+
+    def list_item(self, column: str) -> Any:
+        """The sample's caption; None where the row has none."""
+        texts = self.tables.reader(self.table).texts(self.row)
+        return texts[self.item] if self.item < len(texts) else None
+
+
+class SourceTables:
+    """Rows and captions of the files of a source; what `ArrowTables` are of Arrow files.
+
+    Safe to send to worker processes: they open files and map indices themselves, when first read.
+    """
+
+    def __init__(self, format: Format, files: Sequence[str], options: SourceOptions, images_alone: bool = False):
+        """
+        Args:
+            files: in this order.
+            images_alone: each image is a row, also one without captions.
+
+        Raises:
+            VLMoError: if a file cannot be read or indexed.
+        """
+        self.format, self.files, self.options = format, list(files), options
+        self.paths = [PurePosixPath(path) for path in files]
+        self.indices = open_indices(format, self.files, options)
+        self.is_remote = bool(files) and is_remote(self.files[0])
+        rows = [index.header["images" if images_alone else "rows"] for index in self.indices]
+        self._row_starts = np.concatenate([[0], np.cumsum(rows, dtype=np.int64)])
+        texts = [index.header["texts"] for index in self.indices]
+        self._text_starts = np.concatenate([[0], np.cumsum(texts, dtype=np.int64)])
+        self._readers: dict[int, Reader] = {}
+        self._arrays: dict[int, dict[str, np.ndarray]] = {}
+        self._max_open = allow_open_files(len(files))
+
+    @property
+    def num_rows(self) -> int:
+        return int(self._row_starts[-1])
+
+    @property
+    def num_texts(self) -> int:
+        return int(self._text_starts[-1])
+
+    def text(self, index: int) -> SourceLocation:
+        """Locates text number `index`. Raises IndexError outside [0, num_texts)."""
+        table, text = _find(self._text_starts, index)
+        starts = self.arrays(table).get("text_starts")
+        row = text if starts is None else int(np.searchsorted(starts, starts.dtype.type(text), side="right")) - 1
+        item = 0 if starts is None else text - int(starts[row])
+        return SourceLocation(self, row, item, table, int(self._row_starts[table]) + row)
+
+    def row(self, index: int) -> SourceLocation:
+        """Locates row number `index`, at its first text. Raises IndexError outside [0, num_rows)."""
+        table, row = _find(self._row_starts, index)
+        return SourceLocation(self, row, 0, table, index)
+
+    def arrays(self, table: int) -> dict[str, np.ndarray]:
+        """The index of a file, mapped."""
+        if table not in self._arrays:
+            if len(self._arrays) >= self._max_open:
+                del self._arrays[next(iter(self._arrays))]
+            self._arrays[table] = map_arrays(self.indices[table].path, self.indices[table].header)
+        return self._arrays[table]
+
+    def reader(self, table: int) -> Reader:
+        """A file, open."""
+        if table not in self._readers:
+            if len(self._readers) >= self._max_open:
+                del self._readers[next(iter(self._readers))]
+            header, arrays = self.indices[table].header, self.arrays(table)
+            self._readers[table] = self.format.open(self.files[table], header, arrays, self.options)
+        return self._readers[table]
+
+    def summary(self) -> list[str]:
+        """What is not as it should be in the files, one line each kind: nothing is left out silently."""
+        left_out, notes = _total(self.indices, "left_out"), _total(self.indices, "notes")
+        examples = [index.header["example"] for index in self.indices if index.header["example"]]
+        lines = []
+        if left_out:
+            count = sum(left_out.values())
+            reasons = ", ".join(f"{number:,} {reason}" for reason, number in left_out.items())
+            lines.append(
+                f"{count:,} of {count + self.rows_with_texts:,} samples are left out ({reasons}), such as {examples[0]}"
+            )
+        return lines + [f"{number:,} {note}" for note, number in notes.items()]
+
+    @property
+    def rows_with_texts(self) -> int:
+        return sum(index.header["rows"] for index in self.indices)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_readers": {}, "_arrays": {}}
+
+
+def _find(starts: np.ndarray, index: int) -> tuple[int, int]:
+    """The part that `index` falls in, and the index within it."""
+    if not 0 <= index < starts[-1]:
+        raise IndexError(f"{index} is outside the {starts[-1]} entries")
+    part = int(np.searchsorted(starts, index, side="right")) - 1
+    return part, int(index - starts[part])
+
+
+def _total(indices: Sequence["FileIndex"], name: str) -> dict[str, int]:
+    total: dict[str, int] = {}
+    for index in indices:
+        for reason, count in index.header[name].items():
+            total[reason] = total.get(reason, 0) + count
+    return total
+
+
+# --- the indices ------------------------------------------------------------------------------------------------------
+
+
+class FileIndex(NamedTuple):
+    """The index of a file: where it is, and its header."""
+
+    path: Path
+    header: dict[str, Any]
+
+
+def open_indices(format: Format, files: Sequence[str], options: SourceOptions) -> list[FileIndex]:
+    """The index of each file; those that lack one are made, by one of the processes of this machine.
+
+    Raises:
+        VLMoError: with a line for each file that cannot be indexed.
+    """
+    found = dict(zip(files, identities(files, options), strict=True))
+    if len(known := find_indices(found, options)) < len(found):
+        with _one_at_a_time(files):
+            known = find_indices(found, options)
+            missing = {path: identity for path, identity in found.items() if path not in known}
+            with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+                results = pool.map(partial(index_file, format, options), missing, missing.values())
+                show_problems(results, len(missing))
+        known = find_indices(found, options)
+    return [known[path] for path in files]
+
+
+def find_indices(files: Mapping[str, Mapping[str, Any]], options: SourceOptions) -> dict[str, FileIndex]:
+    """The indices there are of files (path -> identity), each of its file as it is now."""
+    known = {}
+    for path, identity in files.items():
+        for place in _places(path, options):
+            header = read_header(place)
+            if header and is_same(header["of"], identity):
+                known[path] = FileIndex(place, header)
+                break
+    return known
+
+
+def show_problems(results: Iterable[str], number: int) -> None:
+    """Awaits what `index_file` gives for so many files, with a bar. Raises VLMoError with the problems."""
+    bar = tqdm(results, "indexing", number, unit=" files", disable=None if number else True)
+    if problems := [problem for problem in bar if problem]:
+        raise VLMoError("\n".join(problems))
+
+
+def index_file(format: Format, options: SourceOptions, path: str, identity: Mapping[str, Any]) -> str:
+    """Makes the index of a file, unless there is one by now; returns what is wrong with it, or ""."""
+    try:
+        if not find_indices({path: identity}, options):
+            contents = format.index(path, identity, options)
+            _write_somewhere(_places(path, options), identity, contents)
+    except VLMoError as error:
+        return str(error)
+    return ""
+
+
+def _write_somewhere(chosen: Sequence[Path], identity: Mapping[str, Any], contents: Contents) -> None:
+    """Beside the file where that is allowed, else in the cache."""
+    for place in chosen:
+        try:
+            return write_index(place, identity, contents)
+        except OSError as error:
+            problem = f"{place}: cannot be written ({error.strerror}); give data_cache=FOLDER on a disk with room"
+    raise VLMoError(problem)
+
+
+def _places(path: str, options: SourceOptions) -> list[Path]:
+    return places(path, (options.image_column, options.text_column), not is_remote(path), options.cache)
+
+
+@contextmanager
+def _one_at_a_time(files: Sequence[str]) -> Iterator[None]:
+    """Lets one process of this machine and user in; the others wait, and find what it has made."""
+    name = hashlib.sha256("\n".join(files).encode()).hexdigest()[:16]
+    with Path(tempfile.gettempdir(), f"vlmo-index-{os.getuid()}-{name}.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
