@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 import torch
 from pytorch_lightning import LightningDataModule
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import BatchSampler, DataLoader, Dataset
 
 from vlmo.batch import FIELDS, Field
 from vlmo.datamodules.collate import Collator
+from vlmo.datamodules.read_ahead import AnnouncedBatches, ReadAhead
 from vlmo.datamodules.samplers import LengthGroupedSampler, SeenSamples, ShuffleSampler, StepSampler, eval_batches
+from vlmo.datamodules.windows import PIECES, WindowedOrder
 from vlmo.datasets.base_dataset import BaseDataset, ConcatDataset, ImageView, PairView, TextView
 from vlmo.datasets.checks import check_tables, split_files, split_tables
 from vlmo.datasets.masked_images import MaskedImages, PatchMasker
@@ -163,6 +165,11 @@ class MTDataModule(LightningDataModule):
     ) -> DataLoader:
         s = self.settings
         finish = [] if retrieval else [task.derive for task in self.tasks]
+        if isinstance(dataset, ConcatDataset) and dataset.reads_on:
+            if "sampler" in sampling:
+                sampling = {"batch_sampler": BatchSampler(**sampling)}
+            sampling["batch_sampler"] = AnnouncedBatches(sampling["batch_sampler"], dataset, s.shuffle_window)
+            dataset = ReadAhead(dataset)
         on_gpu = s.num_gpus != 0 and s.accelerator != "cpu" and torch.cuda.is_available()
         return DataLoader(
             dataset,
@@ -193,6 +200,18 @@ class MTDataModule(LightningDataModule):
         """All that is trained on together."""
         return ConcatDataset(list(self._open("train").values()))
 
+    @cached_property
+    def windowed_order(self) -> WindowedOrder | None:
+        """The order of training where a source that is read from one end to the other has more than a window."""
+        window = self.settings.shuffle_window
+        parts = [
+            part.tables.pieces(max(window // PIECES, 1))
+            if getattr(part.tables, "reads_on", False) and len(part) > window
+            else np.array([0, len(part)])
+            for part in self.train_dataset.datasets
+        ]
+        return WindowedOrder(parts, window) if any(len(part) > 2 for part in parts) else None
+
     def train_dataloader(self) -> DataLoader:
         """Shuffled anew each epoch (with `group_by_length`, texts of similar length together), augmented.
 
@@ -208,6 +227,7 @@ class MTDataModule(LightningDataModule):
         sampler = ShuffleSampler(*order)
         if s.group_by_length:
             sampler = LengthGroupedSampler(*order, size, dataset.text_sizes)
+        sampler.draw = self.windowed_order
         if self._seen:
             sampler.skip(*self._seen)
         if len(sampler) == 0:

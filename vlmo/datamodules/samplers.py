@@ -27,17 +27,20 @@ class EpochOrder(NamedTuple):
     state: Tensor
 
 
-def epoch_order(length: int, seed: int, epoch: int) -> EpochOrder:
+def epoch_order(
+    length: int, seed: int, epoch: int, draw: Callable[[torch.Generator], Tensor] | None = None
+) -> EpochOrder:
     """Draws the order of an epoch, which follows from these numbers alone.
 
     Args:
         length: number of samples.
         seed: of the run.
+        draw: gives all sample numbers in an order that is drawn from a generator; None: any order is equally likely.
     """
     state = np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)
     generator = torch.Generator().manual_seed(int(state[0]))
     sample_seed = int(torch.randint(2**62, (), generator=generator))
-    samples = torch.randperm(length, generator=generator, dtype=torch.int32)
+    samples = draw(generator) if draw else torch.randperm(length, generator=generator, dtype=torch.int32)
     return EpochOrder(samples, sample_seed, generator.get_state())
 
 
@@ -75,6 +78,7 @@ class ShuffleSampler(Sampler):
         """
         self.length, self.seed, self.rank, self.world = length, seed, rank, world
         self.epoch = 0
+        self.draw: Callable[[torch.Generator], Tensor] | None = None  # of the order; see `epoch_order`
         self._seen = (0, 0, world, 1)  # see `skip`
 
     def skip(self, epoch: int, seen: int, world: int, batch: int) -> None:
@@ -96,7 +100,7 @@ class ShuffleSampler(Sampler):
         return self.length // self.world
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        order = epoch_order(self.length, self.seed, self.epoch)
+        order = epoch_order(self.length, self.seed, self.epoch, self.draw)
         shares = (part[self.rank :: self.world].tolist() for part in self._remaining(order))
         # (numbers and seed are paired without a line of Python a sample)
         return chain.from_iterable(zip(share, repeat(order.sample_seed), strict=False) for share in shares)

@@ -61,6 +61,7 @@ class BaseDataset(Dataset):
 
     text_column: ClassVar[str | None] = "caption"  # None: rows without texts
     image_columns: ClassVar[tuple[str, ...]] = ("image",)
+    counts_rows: ClassVar[bool] = False  # whether its samples are the rows of its tables, not the texts
     # what a table must have, by kind (see `checks.py`), and what it must have besides for training and validation
     columns: ClassVar[dict[str, str]] = {"image": "binary", "caption": "a list of texts"}
     target_columns: ClassVar[dict[str, str]] = {}
@@ -193,6 +194,8 @@ class DatasetSpec:
 class ImageView(Dataset):
     """The images of a data set, each once, without texts: for retrieval."""
 
+    counts_rows = True
+
     def __init__(self, dataset: BaseDataset):
         self.dataset, self.tables = dataset, dataset.tables
 
@@ -206,6 +209,8 @@ class ImageView(Dataset):
 
 class TextView(Dataset):
     """The texts of a data set, with the number of the image each belongs to; no image is decoded: for retrieval."""
+
+    counts_rows = False
 
     def __init__(self, dataset: BaseDataset):
         self.dataset, self.tables = dataset, dataset.tables
@@ -242,6 +247,21 @@ class ConcatDataset(Dataset):
             return sample
         numbers = {"raw_index": index, "img_index": sample["img_index"] + int(self._image_starts[part])}
         return sample | {name: number for name, number in numbers.items() if name in sample}
+
+    @property
+    def reads_on(self) -> bool:
+        """Whether some of it should be read ahead; see `SourceTables`."""
+        return any(getattr(dataset.tables, "reads_on", False) for dataset in self.datasets)
+
+    def units(self, indices: np.ndarray) -> list[tuple[int, int, int]]:
+        """What is to be fetched for the samples number `indices`: part, file, and block or row group, each once."""
+        parts = np.searchsorted(self._starts, indices, side="right") - 1
+        return [
+            (part, *unit)
+            for part, dataset in enumerate(self.datasets)
+            if getattr(dataset.tables, "reads_on", False)
+            for unit in dataset.tables.units(indices[parts == part] - self._starts[part], dataset.counts_rows)
+        ]
 
     def text_sizes(self, indices: np.ndarray) -> np.ndarray:
         """Bytes of the texts of the samples number `indices` (N,), int64 (N,)."""

@@ -69,6 +69,8 @@ class MaskedImages(Dataset):
     which of its patches are hidden.
     """
 
+    counts_rows = True
+
     def __init__(
         self,
         paths: Sequence[str | Path] | Tables,

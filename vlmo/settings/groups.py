@@ -86,6 +86,10 @@ class DataOptions(OptionGroup):
     draw_false_text: Count = option(0, "refused above 0: no task reads false texts (ITM draws them from the batch)")
     image_only: bool = option(False, "refused: images alone are trained on by a loss that reads nothing else")
     text_only: bool = option(False, "refused: texts alone are trained on by a loss that reads nothing else")
+    shuffle_window: PositiveInt = option(
+        8192,
+        "samples that are shuffled among each other where Parquet or remote sources have more: what is read at once",
+    )
     num_workers: Count = option(8, "loader processes a device")
     prefetch_factor: PositiveInt = option(2, "batches that each of them makes ahead")
     group_by_length: bool = option(False, "True: batches of texts of similar length, so that less is padded (stage 2)")

@@ -14,7 +14,7 @@ from itertools import groupby
 
 import pyarrow.parquet as pq
 
-from vlmo.datasets.sources.columns import image_column
+from vlmo.datasets.sources.columns import image_column, text_column
 from vlmo.datasets.sources.grouping import (
     IMAGE_EXTENSIONS,
     MAX_TEXT_BYTES,
@@ -54,7 +54,8 @@ def make_arrow(
     Samples without an image or caption are left out. Raises VLMoError when there are none or a tar is damaged.
 
     Args:
-        caption_key: the entry of the .json (or the column) that has the caption; None: the .txt, else "caption".
+        caption_key: the entry of the .json (or the column) that has the caption; None: the .txt, else "caption" or
+            "text".
         val_share: every (1 / val_share)-th sample is for validation, beginning with the first.
     """
     if not 0 <= val_share < 1:
@@ -143,11 +144,13 @@ def _image_column(path: str) -> str | None:
 
 
 def _parquet_samples(path: str, caption_key: str | None) -> Iterator[Sample]:
-    image, caption = _image_column(path), caption_key or "caption"
+    image = _image_column(path)
     with pq.ParquetFile(path) as file:
         names = file.schema_arrow.names
-        if caption not in names:
-            raise VLMoError(f"{path}: has no column {caption!r} (it has {', '.join(names)}); name it with caption_key")
+        caption = text_column(file.schema_arrow, caption_key or "")
+        if caption is None:
+            what = repr(caption_key) if caption_key else "of captions"
+            raise VLMoError(f"{path}: has no column {what} (it has {', '.join(names)}); name it with caption_key")
         columns = [name for name in (image, caption, "key") if name in names]
         for batch in file.iter_batches(PARQUET_ROWS, columns=columns):
             for number, row in enumerate(batch.to_pylist()):

@@ -161,6 +161,20 @@ class Columns(Format):
         """Opens a file. Raises VLMoError if it is damaged."""
         raise NotImplementedError
 
+    def reads_on(self, files: Sequence[str]) -> bool:
+        """A row group of Parquet is read as a whole."""
+        return any(path.endswith(".parquet") for path in files)
+
+    def pieces(self, rows: int, arrays: Mapping[str, np.ndarray], size: int) -> np.ndarray:
+        """Whole chunks. (Rows without captions stand behind the others: their last piece is of many chunks.)"""
+        with_texts = len(arrays["text_starts"]) - 1 if "text_starts" in arrays else rows
+        starts = np.unique(np.searchsorted(arrays["row"][:with_texts], arrays["chunk_starts"][:-1]))
+        kept = [0]
+        for start in starts[starts < rows].tolist():
+            if start - kept[-1] >= size:
+                kept.append(start)
+        return np.array(kept[: rows and None], np.int64)
+
     def index(self, path: str, identity: Mapping[str, Any], options: SourceOptions) -> Contents:
         chunks = self.chunks(path, identity, options)
         image = image_column(chunks.schema, options.image_column)
@@ -225,6 +239,14 @@ class ColumnReader:
     def texts(self, row: int) -> list[str]:
         return _texts(self._value(self.text_column, row))[0] if self.text_column else []
 
+    def units(self, rows: np.ndarray) -> np.ndarray:
+        """The chunks."""
+        numbers = self.arrays["row"][rows].astype(np.int64)
+        return np.unique(np.searchsorted(self.arrays["chunk_starts"], numbers, side="right") - 1)
+
+    def fetch(self, unit: int) -> None:
+        self.chunk(unit)
+
     def _value(self, column: str, row: int) -> pa.Scalar:
         number, starts = int(self.arrays["row"][row]), self.arrays["chunk_starts"]
         chunk = int(np.searchsorted(starts, number, side="right")) - 1
@@ -277,7 +299,6 @@ class Parquet(Columns):
     """`parquet:/data/cc12m/*.parquet`"""
 
     endings = (".parquet",)
-    by_window = True  # a row group is read as a whole
 
     def files(self, location: str, split: str, options: SourceOptions) -> list[str]:
         return find(location, self.endings, options)

@@ -24,12 +24,13 @@ from vlmo.datasets.sources.index import Contents, map_arrays, places, read_heade
 from vlmo.datasets.sources.names import parse
 from vlmo.datasets.sources.storage import SourceOptions, identities, is_remote, is_same
 from vlmo.errors import VLMoError
+from vlmo.files import atomic_write
 
 log = logging.getLogger(__name__)
 
 
 class Reader(Protocol):
-    """One file of samples, open."""
+    """One file of samples, open. Where reading here and there is expensive, it is read by units: blocks, row groups."""
 
     def image(self, row: int) -> pa.Scalar:
         """The encoded image. Raises VLMoError if the file cannot be read."""
@@ -37,12 +38,17 @@ class Reader(Protocol):
     def texts(self, row: int) -> list[str]:
         """The captions. Raises VLMoError if the file cannot be read."""
 
+    def units(self, rows: np.ndarray) -> np.ndarray:
+        """The numbers of the units that rows lie in, each once."""
+
+    def fetch(self, unit: int) -> None:
+        """Brings a unit into the cache. Raises VLMoError if it cannot be read."""
+
 
 class Format:
     """A kind of source, registered in `SOURCES`: which files it has, how one is indexed, and how it is read."""
 
     endings: tuple[str, ...] = ()
-    by_window = False  # whether reading here and there in a local file costs much more than reading on
 
     def spec(self, name: str) -> "SourceSpec":
         """What `datasets` holds of a source."""
@@ -52,6 +58,14 @@ class Format:
     def files(self, location: str, split: str, options: SourceOptions) -> list[str]:
         """The files of a split, in order. Raises VLMoError if there is none."""
         raise NotImplementedError
+
+    def reads_on(self, files: Sequence[str]) -> bool:
+        """Whether reading here and there in files costs much more than reading on."""
+        return bool(files) and is_remote(files[0])
+
+    def pieces(self, rows: int, arrays: Mapping[str, np.ndarray], size: int) -> np.ndarray:
+        """Where to cut the first `rows` rows of a file into pieces of about `size`: the row each piece begins with."""
+        return np.arange(0, rows, size)
 
     def index(self, path: str, identity: Mapping[str, Any], options: SourceOptions) -> Contents:
         """Goes through a file. Raises VLMoError if it is damaged, or has not the columns."""
@@ -126,7 +140,7 @@ class SourceTables:
         self.format, self.files, self.options = format, list(files), options
         self.paths = [PurePosixPath(path) for path in files]
         self.indices = open_indices(format, self.files, options)
-        self.is_remote = bool(files) and is_remote(self.files[0])
+        self.images_alone, self.reads_on = images_alone, format.reads_on(self.files)
         rows = [index.header["images" if images_alone else "rows"] for index in self.indices]
         self._row_starts = np.concatenate([[0], np.cumsum(rows, dtype=np.int64)])
         texts = [index.header["texts"] for index in self.indices]
@@ -172,6 +186,35 @@ class SourceTables:
             header, arrays = self.indices[table].header, self.arrays(table)
             self._readers[table] = self.format.open(self.files[table], header, arrays, self.options)
         return self._readers[table]
+
+    def pieces(self, size: int) -> np.ndarray:
+        """Where pieces of about `size` samples begin, that are best read from one end to the other; and their end."""
+        found = []
+        for table, index in enumerate(self.indices):
+            rows = index.header["images" if self.images_alone else "rows"]
+            starts = self.format.pieces(rows, self.arrays(table), size)
+            text_starts = self.arrays(table).get("text_starts")
+            if not self.images_alone and text_starts is not None:
+                starts = text_starts[starts].astype(np.int64)
+            found.append(starts + (self._row_starts if self.images_alone else self._text_starts)[table])
+        return np.concatenate([*found, [self.num_rows if self.images_alone else self.num_texts]])
+
+    def units(self, indices: np.ndarray, are_rows: bool) -> list[tuple[int, int]]:
+        """The files, and units of them, that the texts (or rows) number `indices` lie in."""
+        starts = self._row_starts if are_rows else self._text_starts
+        tables = np.searchsorted(starts, indices, side="right") - 1
+        found = []
+        for table in np.unique(tables).tolist():
+            rows = indices[tables == table] - starts[table]
+            text_starts = None if are_rows else self.arrays(table).get("text_starts")
+            if text_starts is not None:
+                rows = np.searchsorted(text_starts, rows.astype(text_starts.dtype), side="right") - 1
+            found += [(table, unit) for unit in self.reader(table).units(rows).tolist()]
+        return found
+
+    def fetch(self, table: int, unit: int) -> None:
+        """Brings a unit of a file into the cache. Raises VLMoError if it cannot be read."""
+        self.reader(table).fetch(unit)
 
     def summary(self) -> list[str]:
         """What is not as it should be in the files, one line each kind: nothing is left out silently."""
@@ -260,12 +303,27 @@ def show_problems(results: Iterable[str], number: int) -> None:
 def index_file(format: Format, options: SourceOptions, path: str, identity: Mapping[str, Any]) -> str:
     """Makes the index of a file, unless there is one by now; returns what is wrong with it, or ""."""
     try:
-        if not find_indices({path: identity}, options):
+        if not find_indices({path: identity}, options) and not _published(path, identity, options):
             contents = format.index(path, identity, options)
             _write_somewhere(_places(path, options), identity, contents)
     except VLMoError as error:
         return str(error)
     return ""
+
+
+def _published(path: str, identity: Mapping[str, Any], options: SourceOptions) -> bool:
+    """Whether the index lies beside a remote file; it is copied into the cache."""
+    if not is_remote(path):
+        return False
+    from vlmo.datasets.sources.remote import Remote
+
+    place = _places(path, options)[0]
+    content = Remote(options).published_index(path, places(path, _columns(options), True, options.cache)[0].name)
+    if content is None:
+        return False
+    with atomic_write(place) as file:
+        file.write(content)
+    return bool(find_indices({path: identity}, options))
 
 
 def _write_somewhere(chosen: Sequence[Path], identity: Mapping[str, Any], contents: Contents) -> None:
@@ -279,7 +337,11 @@ def _write_somewhere(chosen: Sequence[Path], identity: Mapping[str, Any], conten
 
 
 def _places(path: str, options: SourceOptions) -> list[Path]:
-    return places(path, (options.image_column, options.text_column), not is_remote(path), options.cache)
+    return places(path, _columns(options), not is_remote(path), options.cache)
+
+
+def _columns(options: SourceOptions) -> tuple[str, str]:
+    return options.image_column, options.text_column
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from vlmo.datasets.sources.grouping import (
     text_file,
 )
 from vlmo.datasets.sources.index import Contents, number_texts
+from vlmo.datasets.sources.remote import BLOCK_BYTES, RemoteFile
 from vlmo.datasets.sources.storage import ReadableFile, SourceOptions, find, open_file
 from vlmo.datasets.sources.tables import Format
 from vlmo.datasets.sources.tar_members import BLOCK, TarMember, TarWalk
@@ -58,6 +59,19 @@ class TarReader:
         kind = KINDS[self.arrays["text_kind"][row]]
         content = self.file.read(*self._place("text", row)) if kind else b""
         return captions({kind: decode(content)}, self.text_column)[0]
+
+    def units(self, rows: np.ndarray) -> np.ndarray:
+        """Of a remote tar: the blocks that are fetched."""
+        places = []
+        for what in ("image", "text"):
+            start = self.arrays[f"{what}_block"][rows].astype(np.int64) * BLOCK
+            last = start + np.maximum(self.arrays[f"{what}_size"][rows].astype(np.int64), 1) - 1
+            places += [start // BLOCK_BYTES, last // BLOCK_BYTES]
+        return np.unique(np.concatenate(places))
+
+    def fetch(self, unit: int) -> None:
+        if isinstance(self.file, RemoteFile):
+            self.file.fetch(unit)
 
     def _place(self, what: str, row: int) -> tuple[int, int]:
         return int(self.arrays[f"{what}_block"][row]) * BLOCK, int(self.arrays[f"{what}_size"][row])

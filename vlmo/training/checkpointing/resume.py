@@ -54,10 +54,13 @@ def capture(position: Position, model: VLMo) -> RunState:
     return RunState(position, random_states(), metrics)
 
 
-def layout_of(settings: Settings, num_samples: int) -> dict[str, int | bool]:
+def layout_of(settings: Settings, num_samples: int, order: int | None = None) -> dict[str, int | bool]:
     """How samples are dealt out: with the same layout, a run goes on bit for bit.
 
     With `layout_invariant` it is the same whatever the number of processes: that of a single one.
+
+    Args:
+        order: tells a windowed order from others.
     """
     invariant = settings.layout_invariant
     return {
@@ -67,6 +70,7 @@ def layout_of(settings: Settings, num_samples: int) -> dict[str, int | bool]:
         "samples": num_samples,
         "seed": settings.seed,
         "grouped": settings.group_by_length,
+        **({"order": order} if order is not None else {}),
     }
 
 
@@ -89,9 +93,10 @@ def position_here(
         the position, and which samples of the epoch are done.
     """
     epoch, validated = saved["epoch"], saved["validated"]
-    if changed := [name for name in ("samples", "seed", "grouped") if layout[name] != saved[name]]:
+    names = ("samples", "seed", "grouped", "order")
+    if changed := [name for name in names if layout.get(name) != saved.get(name)]:
         if rank() == 0:
-            what = ", ".join(f"{name} {layout[name]} for {saved[name]}" for name in changed)
+            what = ", ".join(f"{name} {layout.get(name)} for {saved.get(name)}" for name in changed)
             log.warning(f"resumed with training data in another order ({what}): epoch {epoch} starts over")
         return Position(epoch, 0, epoch * epoch_length, validated), SeenSamples(epoch, 0, 1, 1)
     number = min(saved["batches"] * saved["batch"] * saved["world"], layout["samples"])

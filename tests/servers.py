@@ -1,0 +1,81 @@
+"""Loopback servers of files: HTTP with ranges, that can be slow or fail, and S3."""
+
+import re
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+
+class FileServer:
+    """Serves a folder from a thread.
+
+    Attributes:
+        url: of the folder.
+        requests: (method, path, status) of each.
+        fail_every: every so many-th request is answered with 500; 0: none.
+        delay: seconds before each answer.
+        refuse: whether to answer with 403.
+        ranges: whether it knows them.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.requests: list[tuple[str, str, int]] = []
+        self.fail_every, self.delay, self.refuse, self.ranges = 0, 0.0, False, True
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self) -> None:
+                outer.answer(self)
+
+            do_HEAD = do_GET
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
+
+    def answer(self, request: BaseHTTPRequestHandler) -> None:
+        time.sleep(self.delay)
+        path = self.folder / request.path.lstrip("/")
+        status, content, headers = 404, b"", {}
+        if self.fail_every and len(self.requests) % self.fail_every == self.fail_every - 1:
+            status = 500
+        elif self.refuse:
+            status = 403
+        elif path.is_file():
+            status, content = 200, path.read_bytes()
+            headers = {"Accept-Ranges": "bytes", "ETag": f'"{path.stat().st_mtime_ns}"'}
+            if self.ranges and (asked := re.fullmatch(r"bytes=(\d+)-(\d+)", request.headers.get("Range", ""))):
+                start, last = int(asked[1]), min(int(asked[2]), len(content) - 1)
+                headers["Content-Range"] = f"bytes {start}-{last}/{len(content)}"
+                status, content = 206, content[start : last + 1]
+        self.requests.append((request.command, request.path, status))
+        request.send_response(status)
+        for name, value in {**headers, "Content-Length": str(len(content))}.items():
+            request.send_header(name, value)
+        request.end_headers()
+        if request.command == "GET":
+            request.wfile.write(content)
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+@contextmanager
+def serving(folder: Path) -> Iterator[FileServer]:
+    server = FileServer(folder)
+    try:
+        yield server
+    finally:
+        server.close()
