@@ -16,6 +16,7 @@ class FileServer:
     Attributes:
         url: of the folder.
         requests: (method, path, status) of each.
+        fetched: (path, first byte, last byte) of each range that was sent.
         fail_every: every so many-th request is answered with 500; 0: none.
         delay: seconds before each answer.
         refuse: whether to answer with 403.
@@ -25,6 +26,7 @@ class FileServer:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.requests: list[tuple[str, str, int]] = []
+        self.fetched: list[tuple[str, int, int]] = []
         self.fail_every, self.delay, self.refuse, self.ranges = 0, 0.0, False, True
         outer = self
 
@@ -59,6 +61,7 @@ class FileServer:
                 start, last = int(asked[1]), min(int(asked[2]), len(content) - 1)
                 headers["Content-Range"] = f"bytes {start}-{last}/{len(content)}"
                 status, content = 206, content[start : last + 1]
+                self.fetched.append((request.path, start, last))
         self.requests.append((request.command, request.path, status))
         request.send_response(status)
         for name, value in {**headers, "Content-Length": str(len(content))}.items():

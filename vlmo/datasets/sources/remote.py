@@ -18,7 +18,7 @@ ATTEMPTS = 6
 FIRST_WAIT = 0.5  # seconds; doubled each time
 CONNECT_SECONDS, SILENT_SECONDS = 30, 60  # that a server may take to answer, and may say nothing
 PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "http": "aiohttp", "https": "aiohttp"}
-REFUSED = (401, 403)
+REFUSED, GONE = (401, 403), (404, 410)  # of HTTP
 NO_LOGIN = ("NoCredentialsError", "PartialCredentialsError", "TokenRetrievalError", "RefreshError")
 
 _filesystems: dict[tuple[int, str], Any] = {}  # by process: a forked one cannot use its parent's connections
@@ -159,9 +159,10 @@ def _attempt(path: str, call: Callable[[], Any]) -> Any:
             return call()
         except VLMoError:
             raise
-        except FileNotFoundError as error:
-            raise VLMoError(f"{path}: is missing on the server") from error
-        except Exception as error:  # (each service raises its own)
+        except Exception as problem:  # (each service raises its own)
+            error = _true_cause(problem)
+            if isinstance(error, FileNotFoundError) or getattr(error, "status", None) in GONE:
+                raise VLMoError(f"{path}: is missing on the server") from error
             refused = isinstance(error, PermissionError) or getattr(error, "status", None) in REFUSED
             if refused or type(error).__name__ in NO_LOGIN:
                 raise VLMoError(
@@ -170,6 +171,13 @@ def _attempt(path: str, call: Callable[[], Any]) -> Any:
                 ) from error
             last = error
     raise VLMoError(f"{path}: cannot be read after {ATTEMPTS} attempts; the last: {_line(last)}") from last
+
+
+def _true_cause(error: Exception) -> Exception:
+    """Of fsspec, which says of whatever happens behind http that the file is missing."""
+    cause = error.__cause__
+    is_hidden = isinstance(error, FileNotFoundError) and type(cause).__module__.startswith("aiohttp")
+    return cause if is_hidden and isinstance(cause, Exception) else error
 
 
 def _line(error: Exception) -> str:
