@@ -55,13 +55,18 @@ class FileServer:
         elif self.refuse:
             status = 403
         elif path.is_file():
-            status, content = 200, path.read_bytes()
+            status = 200
             headers = {"Accept-Ranges": "bytes", "ETag": f'"{path.stat().st_mtime_ns}"'}
             if self.ranges and (asked := re.fullmatch(r"bytes=(\d+)-(\d+)", request.headers.get("Range", ""))):
-                start, last = int(asked[1]), min(int(asked[2]), len(content) - 1)
-                headers["Content-Range"] = f"bytes {start}-{last}/{len(content)}"
-                status, content = 206, content[start : last + 1]
+                size = path.stat().st_size
+                start, last = int(asked[1]), min(int(asked[2]), size - 1)
+                headers["Content-Range"] = f"bytes {start}-{last}/{size}"
+                with path.open("rb") as file:
+                    file.seek(start)
+                    status, content = 206, file.read(last + 1 - start)
                 self.fetched.append((request.path, start, last))
+            else:
+                content = path.read_bytes()
         self.requests.append((request.command, request.path, status))
         request.send_response(status)
         for name, value in {**headers, "Content-Length": str(len(content))}.items():

@@ -48,7 +48,7 @@ def make_indices(
 
 
 def _report(name: str, tables: SourceTables, split: str) -> None:
-    size = sum(os.path.getsize(index.path) for index in tables.indices)
+    size = sum(os.path.getsize(path) for path in tables.indices)
     print(
         f"{name}{f' ({split})' if split else ''}: {len(tables.files)} files, {tables.num_rows:,} images with "
         f"{tables.num_texts:,} captions; index of {size / 1e6:,.1f} MB"

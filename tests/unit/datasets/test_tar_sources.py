@@ -143,7 +143,7 @@ def test_where_nothing_can_be_written_the_index_is_in_the_cache(tmp_path, read):
     path = write_tar(tmp_path / "a.tar", sample(0))
     (tmp_path / "a.tar.index").mkdir()  # (the superuser may write into any folder)
     assert read(f"tar:{path}").num_texts == 1
-    assert read(f"tar:{path}").indices[0].path.is_relative_to(tmp_path / "cache")
+    assert read(f"tar:{path}").indices[0].startswith(str(tmp_path / "cache"))
 
 
 def test_another_caption_of_the_json(tmp_path, read):

@@ -5,6 +5,7 @@ import hashlib
 import logging
 import os
 import tempfile
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -139,12 +140,14 @@ class SourceTables:
         """
         self.format, self.files, self.options = format, list(files), options
         self.paths = [PurePosixPath(path) for path in files]
-        self.indices = open_indices(format, self.files, options)
         self.images_alone, self.reads_on = images_alone, format.reads_on(self.files)
-        rows = [index.header["images" if images_alone else "rows"] for index in self.indices]
-        self._row_starts = np.concatenate([[0], np.cumsum(rows, dtype=np.int64)])
-        texts = [index.header["texts"] for index in self.indices]
-        self._text_starts = np.concatenate([[0], np.cumsum(texts, dtype=np.int64)])
+        found = open_indices(format, self.files, options)
+        # (nothing of the headers is kept: whatever is, each worker copies)
+        self.indices = [str(path) for path, _ in found]
+        headers = [header for _, header in found]
+        self._row_starts = _starts(header["images" if images_alone else "rows"] for header in headers)
+        self._text_starts = _starts(header["texts"] for header in headers)
+        self._summary = _summary(headers)
         self._readers: dict[int, Reader] = {}
         self._arrays: dict[int, dict[str, np.ndarray]] = {}
         self._max_open = allow_open_files(len(files))
@@ -175,7 +178,7 @@ class SourceTables:
         if table not in self._arrays:
             if len(self._arrays) >= self._max_open:
                 del self._arrays[next(iter(self._arrays))]
-            self._arrays[table] = map_arrays(self.indices[table].path, self.indices[table].header)
+            self._arrays[table] = map_arrays(Path(self.indices[table]), self._header(table))
         return self._arrays[table]
 
     def reader(self, table: int) -> Reader:
@@ -183,15 +186,15 @@ class SourceTables:
         if table not in self._readers:
             if len(self._readers) >= self._max_open:
                 del self._readers[next(iter(self._readers))]
-            header, arrays = self.indices[table].header, self.arrays(table)
+            header, arrays = self._header(table), self.arrays(table)
             self._readers[table] = self.format.open(self.files[table], header, arrays, self.options)
         return self._readers[table]
 
     def pieces(self, size: int) -> np.ndarray:
         """Where pieces of about `size` samples begin, that are best read from one end to the other; and their end."""
         found = []
-        for table, index in enumerate(self.indices):
-            rows = index.header["images" if self.images_alone else "rows"]
+        for table in range(len(self.files)):
+            rows = int(self._row_starts[table + 1] - self._row_starts[table])
             starts = self.format.pieces(rows, self.arrays(table), size)
             text_starts = self.arrays(table).get("text_starts")
             if not self.images_alone and text_starts is not None:
@@ -218,20 +221,13 @@ class SourceTables:
 
     def summary(self) -> list[str]:
         """What is not as it should be in the files, one line each kind: nothing is left out silently."""
-        left_out, notes = _total(self.indices, "left_out"), _total(self.indices, "notes")
-        examples = [index.header["example"] for index in self.indices if index.header["example"]]
-        lines = []
-        if left_out:
-            count = sum(left_out.values())
-            reasons = ", ".join(f"{number:,} {reason}" for reason, number in left_out.items())
-            lines.append(
-                f"{count:,} of {count + self.rows_with_texts:,} samples are left out ({reasons}), such as {examples[0]}"
-            )
-        return lines + [f"{number:,} {note}" for note, number in notes.items()]
+        return self._summary
 
-    @property
-    def rows_with_texts(self) -> int:
-        return sum(index.header["rows"] for index in self.indices)
+    def _header(self, table: int) -> dict[str, Any]:
+        header = read_header(Path(self.indices[table]))
+        if header is None:
+            raise VLMoError(f"{self.indices[table]}: the index was removed or changed during the run; start it again")
+        return header
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_readers": {}, "_arrays": {}}
@@ -245,25 +241,33 @@ def _find(starts: np.ndarray, index: int) -> tuple[int, int]:
     return part, int(index - starts[part])
 
 
-def _total(indices: Sequence["FileIndex"], name: str) -> dict[str, int]:
-    total: dict[str, int] = {}
-    for index in indices:
-        for reason, count in index.header[name].items():
-            total[reason] = total.get(reason, 0) + count
-    return total
+def _starts(counts: Iterable[int]) -> np.ndarray:
+    return np.concatenate([[0], np.cumsum(list(counts), dtype=np.int64)])
+
+
+def _summary(headers: Sequence[Mapping[str, Any]]) -> list[str]:
+    left_out: Counter[str] = Counter()
+    notes: Counter[str] = Counter()
+    for header in headers:
+        left_out.update(header["left_out"])
+        notes.update(header["notes"])
+    lines = []
+    if left_out:
+        count = left_out.total()
+        reasons = ", ".join(f"{number:,} {reason}" for reason, number in left_out.items())
+        example = next((header["example"] for header in headers if header["example"]), "")
+        total = count + sum(header["rows"] for header in headers)
+        lines.append(f"{count:,} of {total:,} samples are left out ({reasons}), such as {example}")
+    return lines + [f"{number:,} {note}" for note, number in notes.items()]
 
 
 # --- the indices ------------------------------------------------------------------------------------------------------
 
 
-class FileIndex(NamedTuple):
-    """The index of a file: where it is, and its header."""
-
-    path: Path
-    header: dict[str, Any]
+FoundIndex = tuple[Path, dict[str, Any]]  # where it is, and its header
 
 
-def open_indices(format: Format, files: Sequence[str], options: SourceOptions) -> list[FileIndex]:
+def open_indices(format: Format, files: Sequence[str], options: SourceOptions) -> list[FoundIndex]:
     """The index of each file; those that lack one are made, by one of the processes of this machine.
 
     Raises:
@@ -281,14 +285,14 @@ def open_indices(format: Format, files: Sequence[str], options: SourceOptions) -
     return [known[path] for path in files]
 
 
-def find_indices(files: Mapping[str, Mapping[str, Any]], options: SourceOptions) -> dict[str, FileIndex]:
+def find_indices(files: Mapping[str, Mapping[str, Any]], options: SourceOptions) -> dict[str, FoundIndex]:
     """The indices there are of files (path -> identity), each of its file as it is now."""
     known = {}
     for path, identity in files.items():
         for place in _places(path, options):
             header = read_header(place)
             if header and is_same(header["of"], identity):
-                known[path] = FileIndex(place, header)
+                known[path] = (place, header)
                 break
     return known
 
