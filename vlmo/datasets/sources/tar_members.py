@@ -1,6 +1,6 @@
 """Walks the headers of a tar: what lies in it, and where (POSIX ustar and pax, GNU, and the oldest form).
 
-Python's `tarfile` reads them too, at a fifth of the speed and only from a file object; what is found is the same
+Python's `tarfile` reads them too, more slowly and only from a file object; what is found is the same
 (`tests/unit/datasets/test_tar_sources.py`).
 """
 
