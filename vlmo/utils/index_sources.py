@@ -4,6 +4,7 @@ Training makes what is missing itself; this makes it beforehand, with more proce
 goes on where it was. Columns are part of an index: give image_column and text_column where training has them.
 """
 
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -53,5 +54,17 @@ def _report(name: str, tables: SourceTables, split: str) -> None:
         f"{name}{f' ({split})' if split else ''}: {len(tables.files)} files, {tables.num_rows:,} images with "
         f"{tables.num_texts:,} captions; index of {size / 1e6:,.1f} MB"
     )
-    for line in tables.summary():
+    for line in [*tables.summary(), *_downloaded(tables.files)]:
         print(f"  {line}")
+
+
+def _downloaded(files: Sequence[str]) -> list[str]:
+    """What img2dataset says beside its files of how many addresses gave an image: the others are in no file."""
+    addresses = images = 0
+    for path in files:
+        try:
+            stats = json.loads(Path(f"{os.path.splitext(path)[0]}_stats.json").read_text(encoding="utf-8"))
+            addresses, images = addresses + int(stats["count"]), images + int(stats["successes"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return []
+    return [f"img2dataset got an image from {images:,} of {addresses:,} addresses"] if addresses else []
