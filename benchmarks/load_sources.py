@@ -2,8 +2,8 @@
 
 python -m benchmarks.load_sources [--images 3000] [--seconds 15] [--repeat 3] [--samples 100000]
 
-Three tables. First the work: processor time of an image from Arrow, tars, Parquet and webdataset's own loader, a batch of
-each in turn in one process, which makes the same of an image (crop, augmentations, tokens, masks). Then the waiting:
+Three tables. First the work: processor time of an image from Arrow, tars, Parquet and webdataset's own loader, a batch
+of each in turn in one process, which makes the same of an image (crop, augmentations, tokens, masks). Then the waiting:
 images a second of one loader process from Arrow and from a loopback server that answers 20 ms late, measured after the
 first 5 seconds, in turn; the cache holds half of the data, so that every epoch is fetched anew. Last the memory of a
 process that takes 100,000 samples of small images from that server.

@@ -83,7 +83,7 @@ class ReadAhead(Dataset):
     def __init__(self, dataset: ConcatDataset) -> None:
         self.dataset = dataset
         self._pid = 0
-        self._queue: queue.SimpleQueue[tuple[int, int, int]] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[tuple[Any, int]] = queue.SimpleQueue()
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -96,16 +96,17 @@ class ReadAhead(Dataset):
         if self._pid != os.getpid():  # threads are not forked
             self._pid, self._queue = os.getpid(), queue.SimpleQueue()
             for _ in range(THREADS):
-                threading.Thread(target=self._fetch, args=(self._queue,), daemon=True).start()
-        for unit in batch.units:
-            self._queue.put(unit)
+                threading.Thread(target=_fetch, args=(self._queue,), daemon=True).start()
+        for part, table, unit in batch.units:
+            self._queue.put((self.dataset.datasets[part].tables.reader(table), unit))
         return [self.dataset[key] for key in batch.keys]
-
-    def _fetch(self, waiting: "queue.SimpleQueue[tuple[int, int, int]]") -> None:
-        while True:
-            part, table, unit = waiting.get()
-            with suppress(VLMoError):  # (whoever reads it meets the same)
-                self.dataset.datasets[part].tables.fetch(table, unit)
 
     def __getstate__(self) -> dict[str, Any]:
         return {"dataset": self.dataset, "_pid": 0, "_queue": None}
+
+
+def _fetch(waiting: "queue.SimpleQueue[tuple[Any, int]]") -> None:
+    while True:
+        reader, unit = waiting.get()
+        with suppress(VLMoError):  # (whoever reads it meets the same)
+            reader.fetch(unit)

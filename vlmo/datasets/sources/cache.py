@@ -5,7 +5,6 @@ import hashlib
 import io
 import logging
 import os
-import shutil
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -37,7 +36,6 @@ class DiskCache:
         """
         self.folder, self.limit = folder, limit
         self._unseen = limit  # bytes written since the size was last looked at: at first by others
-        self._pid = 0
 
     def open(self, key: str, make: Callable[[], bytes]) -> BinaryIO:
         """What `key` stands for, made if it is not there; to be closed by the caller, after which it may be removed."""
@@ -107,10 +105,6 @@ class DiskCache:
         finally:
             if file:
                 file.close()
-
-    def clear(self) -> None:
-        """Removes everything."""
-        shutil.rmtree(self.folder / "blocks", ignore_errors=True)
 
 
 def _open(path: Path) -> BinaryIO | None:

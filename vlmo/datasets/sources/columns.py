@@ -5,12 +5,14 @@ import json
 import mmap
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from vlmo.datasets.arrow_tables import is_list, is_text
@@ -221,16 +223,17 @@ def _there(images: pa.ChunkedArray) -> list[bool]:
     for array in images.chunks:
         if pa.types.is_struct(array.type):
             array = array.flatten()[array.type.get_field_index("bytes")]
-        there += [bool(size) for size in pa.compute.binary_length(array).to_pylist()]
+        there += [bool(size) for size in pc.binary_length(array).to_pylist()]
     return there
 
 
 class ColumnReader:
     """A file of columns with its index: for each row, its number in the file."""
 
-    def __init__(self, chunks: Chunks, header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
+    def __init__(self, chunks: Chunks | None, header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
         self.chunks, self.arrays = chunks, arrays
         self.image_column, self.text_column = header["details"]["image"], header["details"]["text"]
+        self.columns = [column for column in (self.image_column, self.text_column) if column]
 
     def image(self, row: int) -> pa.Scalar:
         value = self._value(self.image_column, row)
@@ -245,7 +248,7 @@ class ColumnReader:
         return np.unique(np.searchsorted(self.arrays["chunk_starts"], numbers, side="right") - 1)
 
     def fetch(self, unit: int) -> None:
-        self.chunk(unit)
+        """Nothing: what is mapped is there."""
 
     def _value(self, column: str, row: int) -> pa.Scalar:
         number, starts = int(self.arrays["row"][row]), self.arrays["chunk_starts"]
@@ -254,40 +257,57 @@ class ColumnReader:
 
     def chunk(self, chunk: int) -> pa.Table:
         """The images and captions of a chunk."""
-        return self.chunks.read(chunk, [column for column in (self.image_column, self.text_column) if column])
+        assert self.chunks
+        return self.chunks.read(chunk, self.columns)
 
 
 class ParquetReader(ColumnReader):
     """Row groups are unpacked once for all processes of the node, into the cache, and mapped."""
 
-    open_chunks: dict[tuple[str, int], pa.Table] = {}  # of all files of a process
+    mapped: dict[tuple[str, int], pa.Table] = {}  # of all files of a process
 
-    def __init__(self, path: str, options: SourceOptions, header: Mapping[str, Any], *others: Any) -> None:
-        super().__init__(*others)
-        self.path, self.options = path, options
-        self.key = json.dumps([path, header["of"], header["details"]])
-        self.cache = DiskCache(options.cache, options.cache_bytes)
+    def __init__(
+        self,
+        open_chunks: Callable[[], Chunks],
+        key: str,
+        cache: DiskCache,
+        header: Mapping[str, Any],
+        arrays: Mapping[str, np.ndarray],
+    ) -> None:
+        """
+        Args:
+            open_chunks: opens the file, anew for each row group, so that several threads can read.
+            key: tells the file from others in the cache.
+        """
+        super().__init__(None, header, arrays)
+        self.open_chunks, self.key, self.cache = open_chunks, key, cache
 
     def chunk(self, chunk: int) -> pa.Table:
-        known = ParquetReader.open_chunks
+        known = ParquetReader.mapped
         key = (self.key, chunk)
         table = known.pop(key, None)
         if table is None:
             if len(known) >= OPEN_CHUNKS:
                 del known[next(iter(known))]
-            table = self._unpacked(chunk)
+            table = self._map(chunk)
         known[key] = table  # (the last used is the last to go)
         return table
 
-    def _unpacked(self, chunk: int) -> pa.Table:
+    def fetch(self, unit: int) -> None:
+        self._unpack(unit).close()
+
+    def _unpack(self, chunk: int) -> BinaryIO:
         def make() -> bytes:
-            table = super(ParquetReader, self).chunk(chunk)
+            table = self.open_chunks().read(chunk, self.columns)
             sink = pa.BufferOutputStream()
             with pa.ipc.new_file(sink, table.schema) as writer:
                 writer.write_table(table)
             return sink.getvalue()
 
-        with self.cache.open(f"{self.key} {chunk}", make) as file:
+        return self.cache.open(f"{self.key} {chunk}", make)
+
+    def _map(self, chunk: int) -> pa.Table:
+        with self._unpack(chunk) as file:
             if isinstance(file, io.BytesIO):
                 content = pa.py_buffer(file.getvalue())
             else:
@@ -309,7 +329,9 @@ class Parquet(Columns):
     def open(
         self, path: str, header: Mapping[str, Any], arrays: Mapping[str, np.ndarray], options: SourceOptions
     ) -> ColumnReader:
-        return ParquetReader(path, options, header, self.chunks(path, header["of"], options), header, arrays)
+        cache = DiskCache(options.cache, options.cache_bytes)
+        key = json.dumps([path, header["of"], header["details"]])
+        return ParquetReader(partial(self.chunks, path, header["of"], options), key, cache, header, arrays)
 
 
 class HuggingFace(Columns):

@@ -30,7 +30,7 @@ class SourceOptions:
 
     image_column: str = ""
     text_column: str = ""
-    cache: Path = Path("~/.cache/vlmo")
+    cache: Path = Path("~/.cache/vlmo").expanduser()
     cache_bytes: int = 50_000_000_000
 
     @classmethod

@@ -43,7 +43,7 @@ class Reader(Protocol):
         """The numbers of the units that rows lie in, each once."""
 
     def fetch(self, unit: int) -> None:
-        """Brings a unit into the cache. Raises VLMoError if it cannot be read."""
+        """Brings a unit into the cache; any thread may ask. Raises VLMoError if it cannot be read."""
 
 
 class Format:
@@ -214,10 +214,6 @@ class SourceTables:
                 rows = np.searchsorted(text_starts, rows.astype(text_starts.dtype), side="right") - 1
             found += [(table, unit) for unit in self.reader(table).units(rows).tolist()]
         return found
-
-    def fetch(self, table: int, unit: int) -> None:
-        """Brings a unit of a file into the cache. Raises VLMoError if it cannot be read."""
-        self.reader(table).fetch(unit)
 
     def summary(self) -> list[str]:
         """What is not as it should be in the files, one line each kind: nothing is left out silently."""
