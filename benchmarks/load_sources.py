@@ -99,10 +99,14 @@ def webdataset_loader(root: Path, module: MTDataModule) -> Iterator[Any]:
 
     files = sorted(map(str, root.glob("*.tar")))
     finish = [task.derive for task in module.tasks]
-    collate = Collator(module.fields, TEXT_LEN, 1, finish, getattr(part.transform, "gives_bytes", False))
+    collator = Collator(module.fields, TEXT_LEN, 1, finish, getattr(part.transform, "gives_bytes", False))
+
+    def collate(samples: list[dict[str, Any]]) -> Any:
+        return collator([{name: each[name] for name in each if name[:2] != "__"} for each in samples])
+
     while True:
         pipeline = webdataset.WebDataset(files, shardshuffle=len(files)).shuffle(WINDOW).map(make)
-        yield from DataLoader(pipeline.batched(BATCH, collation_fn=collate, partial=False), batch_size=None)
+        yield from DataLoader(pipeline, BATCH, collate_fn=collate, drop_last=True)
 
 
 def compare_work(root: Path, rounds: int) -> None:

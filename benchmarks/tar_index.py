@@ -23,7 +23,8 @@ import numpy as np
 from benchmarks.processes import in_process, own_memory
 from tests.source_files import write_tar
 from vlmo.datasets.sources.index import Contents, write_index
-from vlmo.datasets.sources.storage import SourceOptions, identities
+from vlmo.datasets.sources.options import SourceOptions
+from vlmo.datasets.sources.storage import identities
 from vlmo.datasets.sources.tables import SourceTables, index_file
 from vlmo.registry import SOURCES
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from vlmo.datasets.arrow_tables import ArrowTables, is_list, is_text, open_table
 from vlmo.datasets.base_dataset import DatasetSpec
-from vlmo.datasets.sources.storage import SourceOptions
+from vlmo.datasets.sources.options import SourceOptions
 from vlmo.datasets.sources.tables import SourceSpec, SourceTables
 from vlmo.errors import VLMoError
 

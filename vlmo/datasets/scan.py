@@ -10,7 +10,7 @@ import numpy as np
 from vlmo.datasets.arrow_tables import ArrowTables, Tables
 from vlmo.datasets.base_dataset import DatasetSpec
 from vlmo.datasets.checks import split_files
-from vlmo.datasets.sources.storage import SourceOptions
+from vlmo.datasets.sources.options import SourceOptions
 from vlmo.datasets.sources.tables import SourceSpec
 from vlmo.images import UndecodableImage, decode_image
 

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vlmo.datasets.sources.names import parse
-from vlmo.datasets.sources.storage import SourceOptions, identities
+from vlmo.datasets.sources.options import SourceOptions
+from vlmo.datasets.sources.storage import identities
 from vlmo.datasets.sources.tables import SourceTables, find_indices, index_file, show_problems
 from vlmo.errors import VLMoError
 from vlmo.registry import DATASETS, SOURCES

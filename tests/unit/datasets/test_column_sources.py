@@ -9,7 +9,7 @@ import pytest
 
 from tests import tables
 from tests.source_files import images, save_stream, texts
-from vlmo.datasets.sources.storage import SourceOptions
+from vlmo.datasets.sources.options import SourceOptions
 from vlmo.errors import VLMoError
 from vlmo.registry import DATASETS
 

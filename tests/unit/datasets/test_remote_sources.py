@@ -12,7 +12,7 @@ from tests.servers import serving
 from tests.source_files import images, sample, texts, write_tar
 from vlmo.datasets.sources import remote
 from vlmo.datasets.sources.cache import DiskCache
-from vlmo.datasets.sources.storage import SourceOptions
+from vlmo.datasets.sources.options import SourceOptions
 from vlmo.errors import VLMoError
 from vlmo.registry import DATASETS
 

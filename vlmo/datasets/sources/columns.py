@@ -19,7 +19,8 @@ from vlmo.datasets.arrow_tables import is_list, is_text
 from vlmo.datasets.sources.cache import DiskCache
 from vlmo.datasets.sources.grouping import CAPTION_NAMES, IMAGE_EXTENSIONS, clean, decode
 from vlmo.datasets.sources.index import Contents, number_texts
-from vlmo.datasets.sources.storage import ReadableFile, SourceOptions, find, is_remote, open_file
+from vlmo.datasets.sources.options import SourceOptions
+from vlmo.datasets.sources.storage import ReadableFile, find, is_remote, open_file
 from vlmo.datasets.sources.tables import Format
 from vlmo.errors import VLMoError
 from vlmo.registry import SOURCES

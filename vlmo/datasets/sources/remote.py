@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any, BinaryIO
 
 from vlmo.datasets.sources.cache import DiskCache
-from vlmo.datasets.sources.storage import SourceOptions
+from vlmo.datasets.sources.options import SourceOptions
 from vlmo.errors import VLMoError
 
 BLOCK_BYTES = 4 << 20

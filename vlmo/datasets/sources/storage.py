@@ -5,11 +5,10 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 from vlmo.datasets.sources.names import expand_braces
+from vlmo.datasets.sources.options import SourceOptions
 from vlmo.errors import VLMoError
 
 THREADS = 16  # that ask for files at the same time
@@ -22,21 +21,6 @@ class ReadableFile(Protocol):
 
     def read(self, offset: int, size: int) -> bytes:
         """Those bytes, fewer at the end of the file. Raises VLMoError if it cannot be read."""
-
-
-@dataclass(frozen=True)
-class SourceOptions:
-    """What the options of a run say about sources."""
-
-    image_column: str = ""
-    text_column: str = ""
-    cache: Path = Path("~/.cache/vlmo").expanduser()
-    cache_bytes: int = 50_000_000_000
-
-    @classmethod
-    def from_settings(cls, settings: Any) -> "SourceOptions":
-        cache = Path(settings.data_cache or cls.cache).expanduser()
-        return cls(settings.image_column, settings.text_column, cache, int(settings.data_cache_gb * 1e9))
 
 
 def is_remote(path: str) -> bool:

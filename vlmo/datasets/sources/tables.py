@@ -23,7 +23,8 @@ from vlmo.datasets.base_dataset import DatasetSpec
 from vlmo.datasets.caption_dataset import CaptionDataset
 from vlmo.datasets.sources.index import Contents, map_arrays, places, read_header, write_index
 from vlmo.datasets.sources.names import parse
-from vlmo.datasets.sources.storage import SourceOptions, identities, is_remote, is_same
+from vlmo.datasets.sources.options import SourceOptions
+from vlmo.datasets.sources.storage import identities, is_remote, is_same
 from vlmo.errors import VLMoError
 from vlmo.files import atomic_write
 

@@ -19,8 +19,9 @@ from vlmo.datasets.sources.grouping import (
     text_file,
 )
 from vlmo.datasets.sources.index import Contents, number_texts
+from vlmo.datasets.sources.options import SourceOptions
 from vlmo.datasets.sources.remote import BLOCK_BYTES, RemoteFile
-from vlmo.datasets.sources.storage import ReadableFile, SourceOptions, find, open_file
+from vlmo.datasets.sources.storage import ReadableFile, find, open_file
 from vlmo.datasets.sources.tables import Format
 from vlmo.datasets.sources.tar_members import BLOCK, TarMember, TarWalk
 from vlmo.registry import SOURCES
