@@ -23,9 +23,10 @@ import numpy as np
 from benchmarks.processes import in_process, own_memory
 from tests.source_files import write_tar
 from vlmo.datasets.sources.index import Contents, write_index
+from vlmo.datasets.sources.indexing import index_file
 from vlmo.datasets.sources.options import SourceOptions
 from vlmo.datasets.sources.storage import identities
-from vlmo.datasets.sources.tables import SourceTables, index_file
+from vlmo.datasets.sources.tables import SourceTables
 from vlmo.registry import SOURCES
 
 OPTIONS = SourceOptions()
@@ -97,7 +98,7 @@ def make(folder: Path) -> tuple[float, float, float]:
     paths = sorted(map(str, folder.glob("*.tar")))
     start = time.process_time()
     for path, identity in zip(paths, identities(paths, OPTIONS), strict=True):
-        assert not index_file(SOURCES["tar"], OPTIONS, path, identity)
+        assert not index_file(SOURCES["tar"].index, OPTIONS, path, identity)
     middle = time.process_time()
     for path in paths:
         with tarfile.open(path) as tar:

@@ -9,10 +9,11 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from vlmo.datasets.sources.indexing import find_indices, index_file, show_problems
 from vlmo.datasets.sources.names import parse
 from vlmo.datasets.sources.options import SourceOptions
 from vlmo.datasets.sources.storage import identities
-from vlmo.datasets.sources.tables import SourceTables, find_indices, index_file, show_problems
+from vlmo.datasets.sources.tables import SourceTables
 from vlmo.errors import VLMoError
 from vlmo.registry import DATASETS, SOURCES
 from vlmo.utils.workers import Workers
@@ -42,7 +43,7 @@ def make_indices(
                 files = spec.format.files(spec.location, split, options)
                 found = dict(zip(files, identities(files, options), strict=True))
                 known = find_indices(found, options)
-                calls = [(spec.format, options, path, of) for path, of in found.items() if path not in known]
+                calls = [(spec.format.index, options, path, of) for path, of in found.items() if path not in known]
                 show_problems(workers.map(index_file, calls), len(calls))
                 _report(name, SourceTables(spec.format, files, options), split if len(spec.splits) > 1 else "")
     finally:
