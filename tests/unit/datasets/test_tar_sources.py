@@ -138,6 +138,9 @@ def test_an_index_is_made_anew_for_another_file_or_when_it_is_broken(tmp_path, r
         index.write_bytes(broken)
         assert read(f"tar:{path}").num_texts == 3
     assert index.read_bytes() == content
+    index.write_bytes(content.replace(b", 3]", b",99]"))
+    with pytest.raises(VLMoError, match="is damaged .*remove it"):
+        texts(read(f"tar:{path}"))
 
 
 def test_where_nothing_can_be_written_the_index_is_in_the_cache(tmp_path, read):

@@ -90,21 +90,14 @@ class Columns(Format):
 
     def index(self, path: str, identity: Mapping[str, Any], options: SourceOptions) -> Contents:
         chunks = self.chunks(path, identity, options)
-        image = image_column(chunks.schema, options.image_column)
-        text = text_column(chunks.schema, options.text_column)
-        has = f"it has {', '.join(f'{field.name} ({field.type})' for field in chunks.schema)}"
-        if image is None:
-            what = f"no column {options.image_column!r} of images" if options.image_column else "no column of images"
-            raise VLMoError(f"{path}: has {what} (bytes, or a struct with bytes); {has}; image_column=NAME names it")
-        if text is None and options.text_column:
-            raise VLMoError(f"{path}: has no column {options.text_column!r} of texts; {has}")
+        image, text = _columns(path, chunks.schema, options)
         columns = [image, text] if text else [image]
         rows: list[int] = []
         alone: list[int] = []
         counts: list[int] = []
         left_out: Counter[str] = Counter()
         notes: Counter[str] = Counter()
-        example = "" if text else f"{path.rpartition('/')[2]}: {has}"
+        example = "" if text else f"{path.rpartition('/')[2]}: {_has(chunks.schema)}"
         number = 0
         for chunk in range(len(chunks.rows)):
             table = chunks.read(chunk, columns)
@@ -126,6 +119,24 @@ class Columns(Format):
         contents.left_out, contents.notes = dict(+left_out), dict(+notes)
         number_texts(contents, counts)
         return contents
+
+
+def _columns(path: str, schema: pa.Schema, options: SourceOptions) -> tuple[str, str | None]:
+    """The columns of images, and of captions if there is one. Raises VLMoError if one that is named is not there."""
+    image = image_column(schema, options.image_column)
+    text = text_column(schema, options.text_column)
+    if image is None:
+        what = f"no column {options.image_column!r} of images" if options.image_column else "no column of images"
+        raise VLMoError(
+            f"{path}: has {what} (bytes, or a struct with bytes); {_has(schema)}; image_column=NAME names it"
+        )
+    if text is None and options.text_column:
+        raise VLMoError(f"{path}: has no column {options.text_column!r} of texts; {_has(schema)}")
+    return image, text
+
+
+def _has(schema: pa.Schema) -> str:
+    return f"it has {', '.join(f'{field.name} ({field.type})' for field in schema)}"
 
 
 def _there(images: pa.ChunkedArray) -> list[bool]:

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from vlmo.errors import VLMoError
 from vlmo.files import UNFINISHED
 
 MAGIC = b"VLMOIDX1"
@@ -47,6 +48,9 @@ class Contents:
     example: str = ""
     details: dict[str, Any] = field(default_factory=dict)
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
+
+
+NAMES = {"version", "of", "bytes", *Contents.__dataclass_fields__}
 
 
 def number_texts(contents: Contents, counts: list[int]) -> None:
@@ -109,18 +113,20 @@ def read_header(path: Path) -> dict[str, Any] | None:
             header = json.loads(file.read(min(length, size)))
     except (OSError, ValueError):
         return None
+    if not isinstance(header, dict) or not NAMES <= header.keys() or header["version"] != VERSION:
+        return None
     header["start"] = len(start) + length
-    complete = header.get("version") == VERSION and size == header["start"] + header["bytes"]
-    return header if complete else None
+    return header if size == header["start"] + header["bytes"] else None
 
 
 def map_arrays(path: Path, header: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The arrays of an index, mapped."""
-    if not header["bytes"]:
-        return {}
-    with path.open("rb") as file:
-        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    return {
-        name: np.frombuffer(mapped, dtype, count, header["start"] + start)
-        for name, (dtype, start, count) in header["arrays"].items()
-    }
+    """The arrays of an index, mapped. Raises VLMoError if it is damaged."""
+    try:
+        with path.open("rb") as file:
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        return {
+            name: np.frombuffer(mapped, np.dtype(dtype), count, header["start"] + start)
+            for name, (dtype, start, count) in header["arrays"].items()
+        }
+    except (OSError, ValueError, TypeError) as error:
+        raise VLMoError(f"{path}: is damaged ({error}); remove it, and it is made anew") from error
