@@ -1,13 +1,18 @@
 """Loopback servers of files: HTTP with ranges, that can be slow or fail, and S3."""
 
+import logging
 import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+
+import pytest
+
+from vlmo.datasets.sources import remote
 
 
 class FileServer:
@@ -87,3 +92,31 @@ def serving(folder: Path) -> Iterator[FileServer]:
         yield server
     finally:
         server.close()
+
+
+@contextmanager
+def s3_bucket(files: Iterable[Path]) -> Iterator[str]:
+    """A bucket with these files on a loopback S3 server, whose login is in the environment; gives its address.
+
+    Skips the test where a package is missing.
+    """
+    moto = pytest.importorskip("moto.server", reason="needs moto[server]")
+    boto3 = pytest.importorskip("boto3")
+    pytest.importorskip("s3fs")
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    service = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    service.start()
+    login = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_DEFAULT_REGION": "us-east-1"}
+    login["AWS_ENDPOINT_URL"] = f"http://127.0.0.1:{service.get_host_and_port()[1]}"
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in login.items():
+                patch.setenv(name, value)
+            patch.setattr(remote, "_filesystems", {})  # (the address is that of the first use)
+            client = boto3.client("s3")
+            client.create_bucket(Bucket="private")
+            for path in files:
+                client.upload_file(str(path), "private", f"pairs/{path.name}")
+            yield "s3://private/pairs"
+    finally:
+        service.stop()

@@ -6,7 +6,7 @@ import torch
 from tests import tiny
 from tests.integration.test_resume import Killed, content, same
 from tests.processes import run_on
-from tests.servers import serving
+from tests.servers import s3_bucket, serving
 from tests.source_files import write_forms, write_tar
 from tests.tables import png
 from vlmo.doctor import examine
@@ -139,3 +139,14 @@ def test_killed_twice(go, forms, tmp_path, form):
     assert not killed.attempt(600)
     last = max((tmp_path / "killed").glob("*/version_*/checkpoints/last.ckpt"), key=lambda path: path.stat().st_mtime)
     assert_same(content(through), torch.load(last, weights_only=True))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["tar", "parquet"])
+def test_from_a_private_bucket(train, forms, form):
+    root, found = forms
+    expected = content(train("arrow"))
+    with s3_bucket(root.glob("*-[01].*")) as bucket:
+        datasets = [name.replace(str(root), bucket) for name in found[form]]
+        for workers in (0, 2):
+            assert_same(expected, content(train(form, f"{workers}", datasets=datasets, num_workers=workers)))

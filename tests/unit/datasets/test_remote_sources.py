@@ -8,7 +8,7 @@ import pytest
 
 from tests import tables
 from tests.processes import in_processes
-from tests.servers import serving
+from tests.servers import s3_bucket, serving
 from tests.source_files import images, sample, texts, write_tar
 from vlmo.datasets.sources import remote
 from vlmo.datasets.sources.cache import DiskCache
@@ -172,26 +172,10 @@ def test_processes_and_threads_share_what_one_fetches(tmp_path, server, read):
 
 
 @pytest.mark.slow
-def test_s3(tmp_path, server, monkeypatch):
-    moto = pytest.importorskip("moto.server", reason="needs moto[server]")
-    pytest.importorskip("s3fs")
-    boto3 = pytest.importorskip("boto3")
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    service = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    service.start()
-    try:
-        login = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_DEFAULT_REGION": "us-east-1"}
-        address = f"http://127.0.0.1:{service.get_host_and_port()[1]}"
-        for name, value in {**login, "AWS_ENDPOINT_URL": address}.items():
-            monkeypatch.setenv(name, value)
-        monkeypatch.setattr(remote, "_filesystems", {})
-        client = boto3.client("s3")
-        client.create_bucket(Bucket="private")
-        for number in range(2):
-            client.upload_file(str(server.folder / f"{number}.tar"), "private", f"pairs/{number}.tar")
-        for place in ("pairs/*.tar", "pairs/{0..1}.tar", "pairs"):
-            check(DATASETS[f"tar:s3://private/{place}"].open("train", SourceOptions(cache=tmp_path / "cache")))
+def test_s3(tmp_path, server):
+    options = SourceOptions(cache=tmp_path / "cache")
+    with s3_bucket(server.folder.glob("*.tar")) as bucket:
+        for place in ("/*.tar", "/{0..1}.tar", ""):
+            check(DATASETS[f"tar:{bucket}{place}"].open("train", options))
         with pytest.raises(VLMoError, match=r"s3://private/pairs/2\.tar: is missing on the server"):
-            DATASETS["tar:s3://private/pairs/{0..2}.tar"].open("train", SourceOptions(cache=tmp_path / "cache"))
-    finally:
-        service.stop()
+            DATASETS[f"tar:{bucket}/{{0..2}}.tar"].open("train", options)

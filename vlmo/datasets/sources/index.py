@@ -113,7 +113,7 @@ def read_header(path: Path) -> dict[str, Any] | None:
             header = json.loads(file.read(min(length, size)))
     except (OSError, ValueError):
         return None
-    if not isinstance(header, dict) or not NAMES <= header.keys() or header["version"] != VERSION:
+    if not isinstance(header, dict) or not header.keys() >= NAMES or header["version"] != VERSION:
         return None
     header["start"] = len(start) + length
     return header if size == header["start"] + header["bytes"] else None
