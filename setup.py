@@ -19,13 +19,22 @@ setup(
     entry_points={"console_scripts": ["vlmo = vlmo.__main__:main"]},
     install_requires=[line for line in LINES if line],
     extras_require={
-        "test": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.6", "mypy>=1.10"],
+        "test": [
+            "pytest>=8",
+            "hypothesis>=6.100",
+            "ruff>=0.6",
+            "mypy>=1.10",
+            "aiohttp>=3.9",
+            "s3fs>=2024.6",
+            "moto[server]>=5",
+        ],
         "wandb": ["wandb>=0.16"],
         "mlflow": ["mlflow>=2.9"],
         "comet": ["comet_ml>=3.44"],
         "trackio": ["trackio>=0.2"],
         "fast": ["simplejpeg>=1.7"],
         "ray": ["ray>=2.40"],
+        "remote": ["fsspec>=2024.6", "aiohttp>=3.9", "s3fs>=2024.6", "gcsfs>=2024.6"],
         "sharded": ["deepspeed>=0.16", "fairscale>=0.4.13"],
     },
 )

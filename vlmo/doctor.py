@@ -173,12 +173,13 @@ class RunChecks:
     def tables(self) -> Iterator[str]:
         """All that the runner checks of files, tokenizer and options of the data."""
         self.datamodule.check(self.stage)
-        yield f"{', '.join(self.datamodule.specs)} in {self.datamodule.root}: columns as needed"
+        place = f" in {self.datamodule.root}" if self.settings.data_root else ""
+        yield f"{', '.join(self.datamodule.specs)}{place}: columns as needed"
 
     def split(self, name: str, split: str) -> Iterator[str]:
         from vlmo.datasets.scan import scan_dataset
 
-        found = scan_dataset(self.datamodule.root, self.datamodule.specs[name], split)
+        found = scan_dataset(self.datamodule.root, self.datamodule.specs[name], split, self.settings)
         self.texts[split] += found.texts
         if found.files:
             yield f"{name} {split}: {found}"
@@ -269,10 +270,10 @@ class RunChecks:
         yield "optimizer", self.optimizer
         yield "loggers", self.loggers
         yield "data", self.tables
-        if self.settings.data_root and self.datamodule.root.is_dir():
-            for name in self.datamodule.specs:
-                for split in self.datamodule.splits(self.stage):
-                    yield "", partial(self.split, name, split)
+        is_root = self.settings.data_root and self.datamodule.root.is_dir()
+        for name in self.datamodule.specs:
+            for split in self.datamodule.splits(self.stage) if is_root or ":" in name else ():
+                yield "", partial(self.split, name, split)
         yield "length", self.length
         yield "checkpoint", self.checkpoint
         yield "model", self.fit

@@ -81,6 +81,20 @@ class Registry(MutableMapping[str, Entry], Generic[Entry]):
         return len(self._load())
 
 
+class DatasetRegistry(Registry[Any]):
+    """Data sets by name; the name of a source, which says where its files lie, needs no entry."""
+
+    def __getitem__(self, name: str) -> Any:
+        kind, colon, _ = name.partition(":")
+        if colon and kind in SOURCES:
+            return SOURCES[kind].spec(name)
+        return super().__getitem__(name)
+
+    def near(self, name: str) -> str:
+        kinds = ", ".join(f"{kind}:..." for kind in SOURCES)
+        return f"{super().near(name)}; files are read in place by {kinds}"
+
+
 def _origin(entry: Any) -> str:
     return getattr(entry, "__module__", type(entry).__module__)
 
@@ -93,8 +107,10 @@ def _same(one: Any, other: Any) -> bool:
 
 # What `loss_names` names: subclasses of `vlmo.tasks.base.Task`.
 TASKS: Registry[Any] = Registry("task", "vlmo.tasks")
-# What `datasets` names: `vlmo.datasets.base_dataset.DatasetSpec`.
-DATASETS: Registry[Any] = Registry("data set", "vlmo.datasets")
+# What the word before the colon of a source names ("tar:/data/*.tar"): `vlmo.datasets.sources.tables.Format`.
+SOURCES: Registry[Any] = Registry("kind of source", "vlmo.datasets.sources")
+# What `datasets` names: `vlmo.datasets.base_dataset.DatasetSpec`; a name such as "tar:/data/*.tar" is a source.
+DATASETS: Registry[Any] = DatasetRegistry("data set", "vlmo.datasets")
 # What `model_arch` names: arguments of `MultiWayTransformer`.
 ARCHITECTURES: Registry[dict[str, Any]] = Registry("architecture", "vlmo.modules.transformer")
 # What `train_transform_keys` and `val_transform_keys` name: builders (size, autocontrast) -> transform.

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 from pytorch_lightning import LightningDataModule
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import BatchSampler, DataLoader, Dataset
 
 from vlmo.batch import FIELDS, Field
 from vlmo.datamodules.collate import Collator
+from vlmo.datamodules.read_ahead import AnnouncedBatches, ReadAhead
 from vlmo.datamodules.samplers import (
     LengthGroupedSampler,
     SeenSamples,
@@ -23,8 +24,9 @@ from vlmo.datamodules.samplers import (
     StepSampler,
     eval_batches,
 )
+from vlmo.datamodules.windows import PIECES, WindowedOrder
 from vlmo.datasets.base_dataset import BaseDataset, ConcatDataset, ImageView, PairView, TextView
-from vlmo.datasets.checks import check_tables, split_files
+from vlmo.datasets.checks import check_tables, split_files, split_tables
 from vlmo.datasets.masked_images import MaskedImages, PatchMasker
 from vlmo.datasets.text import TokenMasker, load_tokenizer
 from vlmo.distributed.collectives import rank, world_size
@@ -87,7 +89,7 @@ class MTDataModule(LightningDataModule):
             needed.append(RECALL_SPLITS)
         elif stage != "fit":
             needed.append(STAGE_SPLITS[stage])
-        findings = check_tables(s.data_root, self.specs, self.splits(stage), needed, s)
+        findings = check_tables(s.data_root, self.specs, self.splits(stage), needed, s, self._without_text)
         problems = findings.problems + self._option_problems()
         if problems:
             raise VLMoError("\n".join(problems))
@@ -146,7 +148,9 @@ class MTDataModule(LightningDataModule):
             (transform,) = keys_to_transforms(keys, s.image_size, s.autocontrast)
             if split == "train" and s.decode_at_scale:
                 transform = CropAtScale(transform)
-            files = {name: split_files(self.root, spec, split) for name, spec in self.specs.items()}
+            files = {
+                name: split_tables(self.root, spec, split, s, self._without_text) for name, spec in self.specs.items()
+            }
             wanted = {name for task in self.tasks for name in task.fields}
             opened: dict[str, Any]
             if self._without_text:
@@ -173,6 +177,11 @@ class MTDataModule(LightningDataModule):
     ) -> DataLoader:
         s = self.settings
         finish = [] if retrieval else [task.derive for task in self.tasks]
+        if isinstance(dataset, ConcatDataset) and dataset.reads_on:
+            if "sampler" in sampling:
+                sampling = {"batch_sampler": BatchSampler(**sampling)}
+            sampling["batch_sampler"] = AnnouncedBatches(sampling["batch_sampler"], dataset, s.shuffle_window)
+            dataset = ReadAhead(dataset)
         on_gpu = s.num_gpus != 0 and s.accelerator != "cpu" and torch.cuda.is_available()
         return DataLoader(
             dataset,
@@ -205,14 +214,35 @@ class MTDataModule(LightningDataModule):
 
     @cached_property
     def shares(self) -> list[Share]:
-        """What `dataset_weights` makes of the training sets; none: an epoch draws every sample once."""
+        """What `dataset_weights` makes of the training sets; none: an epoch draws every sample once.
+
+        Raises:
+            VLMoError: if they are read by windows, which are of every sample once.
+        """
         weights = self.settings.dataset_weights
+        if weights and self.windowed_order:
+            raise VLMoError(
+                "dataset_weights: these sources are shuffled by windows, each sample once an epoch; drop the weights, or "
+                f"shuffle all samples together with shuffle_window={max(map(len, self.train_dataset.datasets))}"
+            )
         return [Share.of(len(each), weights.get(name, 1)) for name, each in self._open("train").items() if weights]
 
     @property
     def epoch_samples(self) -> int:
         """Samples that an epoch of training draws."""
         return sum(share.number for share in self.shares) if self.shares else len(self.train_dataset)
+
+    @cached_property
+    def windowed_order(self) -> WindowedOrder | None:
+        """The order of training where a source that is read from one end to the other has more than a window."""
+        window = self.settings.shuffle_window
+        parts = [
+            part.tables.pieces(max(window // PIECES, 1))
+            if getattr(part.tables, "reads_on", False) and len(part) > window
+            else np.array([0, len(part)])
+            for part in self.train_dataset.datasets
+        ]
+        return WindowedOrder(parts, window) if any(len(part) > 2 for part in parts) else None
 
     def train_dataloader(self) -> DataLoader:
         """Shuffled anew each epoch (with `group_by_length`, texts of similar length together), augmented.
@@ -229,6 +259,7 @@ class MTDataModule(LightningDataModule):
         sampler = ShuffleSampler(*order, self.shares)
         if s.group_by_length:
             sampler = LengthGroupedSampler(*order, size, dataset.text_sizes, self.shares)
+        sampler.draw = self.windowed_order
         if self._seen:
             sampler.skip(*self._seen)
         if len(sampler) == 0:

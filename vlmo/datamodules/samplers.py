@@ -67,19 +67,27 @@ class EpochOrder(NamedTuple):
     state: Tensor
 
 
-def epoch_order(length: int, seed: int, epoch: int, shares: Sequence[Share] = ()) -> EpochOrder:
+def epoch_order(
+    length: int,
+    seed: int,
+    epoch: int,
+    shares: Sequence[Share] = (),
+    draw: Callable[[torch.Generator], Tensor] | None = None,
+) -> EpochOrder:
     """Draws the order of an epoch, which follows from these numbers alone.
 
     Args:
         length: number of samples.
         seed: of the run.
         shares: of the data sets, whose lengths add up to `length`; none: every sample once.
+        draw: without shares, gives all sample numbers in an order that is drawn from a generator; None: any order is
+            equally likely.
     """
     state = np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)
     generator = torch.Generator().manual_seed(int(state[0]))
     sample_seed = int(torch.randint(2**62, (), generator=generator))
     if not shares:
-        samples = torch.randperm(length, generator=generator, dtype=torch.int32)
+        samples = draw(generator) if draw else torch.randperm(length, generator=generator, dtype=torch.int32)
         return EpochOrder(samples, sample_seed, generator.get_state())
     drawn, first = [], 0
     for number, share in enumerate(shares):
@@ -131,6 +139,7 @@ class ShuffleSampler(Sampler):
         self.drawn = sum(share.number for share in shares) if shares else length  # an epoch
         self.length, self.seed, self.rank, self.world = length, seed, rank, world
         self.epoch = 0
+        self.draw: Callable[[torch.Generator], Tensor] | None = None  # of the order; see `epoch_order`
         self._seen = (0, 0, world, 1)  # see `skip`
 
     def skip(self, epoch: int, seen: int, world: int, batch: int) -> None:
@@ -152,7 +161,7 @@ class ShuffleSampler(Sampler):
         return self.drawn // self.world
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        order = epoch_order(self.length, self.seed, self.epoch, self.shares)
+        order = epoch_order(self.length, self.seed, self.epoch, self.shares, self.draw)
         parts = (part[self.rank :: self.world].long() for part in self._remaining(order))
         # (numbers and seeds are paired without a line of Python a sample)
         return chain.from_iterable(

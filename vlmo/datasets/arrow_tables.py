@@ -12,8 +12,8 @@ import errno
 import os
 import resource
 from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from pathlib import Path, PurePath
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -118,6 +118,30 @@ class RowLocation(NamedTuple):
             return value.as_py()
         except UnicodeDecodeError as error:
             raise VLMoError(f"{self.path}: is damaged ({column}, row {self.row}: {error}); make it again") from error
+
+
+class Tables(Protocol):
+    """What data sets are made of: rows with an image and a list of texts."""
+
+    @property
+    def paths(self) -> Sequence[PurePath]: ...
+
+    @property
+    def num_rows(self) -> int: ...
+
+    @property
+    def num_texts(self) -> int: ...
+
+    def text(self, index: int) -> Any:
+        """Locates text number `index`, as a `RowLocation` or what can be asked the same."""
+
+    def row(self, index: int) -> Any:
+        """Locates row number `index`."""
+
+
+def open_tables(data: "Sequence[str | Path] | Tables", text_column: str | None) -> Any:
+    """The tables of Arrow files; those of a source are open. Raises VLMoError if a file cannot be read."""
+    return ArrowTables(data, text_column) if isinstance(data, Sequence) else data
 
 
 class ArrowTables:

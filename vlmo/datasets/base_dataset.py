@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from vlmo.batch import Field
-from vlmo.datasets.arrow_tables import ArrowTables, RowLocation
+from vlmo.datasets.arrow_tables import RowLocation, Tables, open_tables
 from vlmo.datasets.text import TokenMasker, tokenize
 from vlmo.images import UndecodableImage, decode_image, image_key
 from vlmo.transforms.square import CropAtScale
@@ -30,7 +30,7 @@ class Skipped(NamedTuple):
 
 
 def read_images(
-    tables: ArrowTables,
+    tables: Tables,
     location: RowLocation,
     columns: Sequence[str],
     transform: Transform,
@@ -65,6 +65,7 @@ class BaseDataset(Dataset):
 
     text_column: ClassVar[str | None] = "caption"  # None: rows without texts
     image_columns: ClassVar[tuple[str, ...]] = ("image",)
+    counts_rows: ClassVar[bool] = False  # whether its samples are the rows of its tables, not the texts
     # what a table must have, by kind (see `checks.py`), and what it must have besides for training and validation
     columns: ClassVar[dict[str, str]] = {"image": "binary", "caption": "a list of texts"}
     target_columns: ClassVar[dict[str, str]] = {}
@@ -73,7 +74,7 @@ class BaseDataset(Dataset):
 
     def __init__(
         self,
-        paths: Sequence[str | Path],
+        paths: Sequence[str | Path] | Tables,
         tokenizer: Any,
         max_text_len: int,
         masker: TokenMasker,
@@ -83,7 +84,7 @@ class BaseDataset(Dataset):
     ):
         """
         Args:
-            paths: Arrow files, in this order.
+            paths: Arrow files, in this order; or the tables of a source.
             tokenizer: BERT's, as `load_tokenizer` makes it.
             max_text_len: tokens, [CLS] and [SEP] included; longer texts are cut.
             masker: for masked language modelling.
@@ -95,7 +96,7 @@ class BaseDataset(Dataset):
         Raises:
             VLMoError: if a file cannot be read.
         """
-        self.tables = ArrowTables(paths, self.text_column)
+        self.tables = open_tables(paths, self.text_column)
         self.tokenizer = tokenizer
         self.max_text_len = max_text_len
         self.masker = masker
@@ -199,6 +200,8 @@ class DatasetSpec:
 class ImageView(Dataset):
     """The images of a data set, each once, without texts: for retrieval."""
 
+    counts_rows = True
+
     def __init__(self, dataset: BaseDataset):
         self.dataset, self.tables = dataset, dataset.tables
 
@@ -212,6 +215,8 @@ class ImageView(Dataset):
 
 class TextView(Dataset):
     """The texts of a data set, with the number of the image each belongs to; no image is decoded: for retrieval."""
+
+    counts_rows = False
 
     def __init__(self, dataset: BaseDataset):
         self.dataset, self.tables = dataset, dataset.tables
@@ -248,6 +253,21 @@ class ConcatDataset(Dataset):
             return sample
         numbers = {"raw_index": index, "img_index": sample["img_index"] + int(self._image_starts[part])}
         return sample | {name: number for name, number in numbers.items() if name in sample}
+
+    @property
+    def reads_on(self) -> bool:
+        """Whether some of it should be read ahead; see `SourceTables`."""
+        return any(getattr(dataset.tables, "reads_on", False) for dataset in self.datasets)
+
+    def units(self, indices: np.ndarray) -> list[tuple[int, int, int]]:
+        """What is to be fetched for the samples number `indices`: part, file, and block or row group, each once."""
+        parts = np.searchsorted(self._starts, indices, side="right") - 1
+        return [
+            (part, *unit)
+            for part, dataset in enumerate(self.datasets)
+            if getattr(dataset.tables, "reads_on", False)
+            for unit in dataset.tables.units(indices[parts == part] - self._starts[part], dataset.counts_rows)
+        ]
 
     def text_sizes(self, indices: np.ndarray) -> np.ndarray:
         """Bytes of the texts of the samples number `indices` (N,), int64 (N,)."""

@@ -11,6 +11,8 @@ import pyarrow as pa
 
 from vlmo.datasets.arrow_tables import ArrowTables, is_list, is_text, open_table
 from vlmo.datasets.base_dataset import DatasetSpec
+from vlmo.datasets.sources.options import SourceOptions
+from vlmo.datasets.sources.tables import SourceSpec, SourceTables
 from vlmo.errors import VLMoError
 
 
@@ -40,39 +42,85 @@ def split_files(root: Path, spec: DatasetSpec, split: str) -> list[Path]:
     return [path for paths in find_files(root, spec.files(split)).values() for path in paths]
 
 
+def split_tables(
+    root: Path, spec: DatasetSpec, split: str, settings: Any, images_alone: bool
+) -> list[Path] | SourceTables:
+    """What a data set is opened with for a split: Arrow files, or the tables of a source.
+
+    Raises:
+        VLMoError: if a source cannot be read.
+    """
+    if isinstance(spec, SourceSpec):
+        return spec.open(split, SourceOptions.from_settings(settings), images_alone)
+    return split_files(root, spec, split)
+
+
 def check_tables(
     data_root: str,
     specs: Mapping[str, DatasetSpec],
     splits: Sequence[str],
     needed: Sequence[Sequence[str]],
     settings: Any,
+    images_alone: bool = False,
 ) -> Findings:
-    """Looks at every file that the splits need.
+    """Looks at every file that the splits need; sources are indexed where they are not.
 
     Args:
-        data_root: folder of the Arrow files.
+        data_root: folder of the Arrow files; sources need none.
         specs: data sets by name.
         splits: of "train", "val" and "test". A file of "train" must hold texts; one of the others may be empty.
         needed: groups of splits; the run is for nothing if all of a group are empty.
         settings: of the run, which the labels must fit.
+        images_alone: whether nobody reads texts.
     """
     findings = Findings()
-    if not data_root:
-        findings.problems.append("data_root: is empty; pass data_root=FOLDER, the folder of the .arrow files")
-        return findings
-    root = Path(data_root).expanduser()
-    if not root.is_dir():
-        findings.problems.append(f"data_root: {root} is no folder; pass the folder of the .arrow files")
-        return findings
     for name, spec in specs.items():
-        _check_dataset(root, name, spec, splits, settings, findings)
+        if isinstance(spec, SourceSpec):
+            _check_source(name, spec, splits, settings, images_alone, findings)
+    tables = {name: spec for name, spec in specs.items() if not isinstance(spec, SourceSpec)}
+    if tables:
+        _check_root(data_root, tables, splits, settings, findings)
     if not findings.problems:
+        place = f" in {data_root}" if tables else ""
         findings.problems += [
-            f"datasets={list(specs)}: none has texts for {' or '.join(group)} in {root}"
+            f"datasets={list(specs)}: none has texts for {' or '.join(group)}{place}"
             for group in needed
             if not any(findings.texts[split] for split in group)
         ]
     return findings
+
+
+def _check_source(
+    name: str, spec: SourceSpec, splits: Sequence[str], settings: Any, images_alone: bool, findings: Findings
+) -> None:
+    for split in splits:
+        if split not in spec.splits:
+            continue
+        try:
+            tables = spec.open(split, SourceOptions.from_settings(settings), images_alone)
+        except VLMoError as error:
+            findings.problems += [f"{name}: {line}" for line in str(error).splitlines()]
+            return
+        findings.texts[split] += tables.num_rows if images_alone else tables.num_texts
+        lines = tables.summary()
+        if not tables.num_rows:
+            what = "images" if images_alone else "images with captions; name the column with text_column=NAME"
+            findings.problems.append(f"{name}: has no {what}{''.join('; ' + line for line in lines)}")
+        findings.warnings += [f"{name}: {line}" for line in lines if not images_alone]
+
+
+def _check_root(
+    data_root: str, specs: Mapping[str, DatasetSpec], splits: Sequence[str], settings: Any, findings: Findings
+) -> None:
+    if not data_root:
+        findings.problems.append("data_root: is empty; pass data_root=FOLDER, the folder of the .arrow files")
+        return
+    root = Path(data_root).expanduser()
+    if not root.is_dir():
+        findings.problems.append(f"data_root: {root} is no folder; pass the folder of the .arrow files")
+        return
+    for name, spec in specs.items():
+        _check_dataset(root, name, spec, splits, settings, findings)
 
 
 def _check_dataset(

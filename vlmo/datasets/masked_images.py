@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 from torch.utils.data import Dataset
 
-from vlmo.datasets.arrow_tables import ArrowTables
+from vlmo.datasets.arrow_tables import Tables, open_tables
 from vlmo.datasets.base_dataset import BaseDataset, DatasetSpec, Skipped, Transform, read_images
 from vlmo.registry import DATASETS
 
@@ -69,9 +69,11 @@ class MaskedImages(Dataset):
     which of its patches are hidden.
     """
 
+    counts_rows = True
+
     def __init__(
         self,
-        paths: Sequence[str | Path],
+        paths: Sequence[str | Path] | Tables,
         image_columns: Sequence[str],
         masker: PatchMasker | None,
         transform: Transform,
@@ -79,7 +81,7 @@ class MaskedImages(Dataset):
     ):
         """
         Args:
-            paths: Arrow files, in this order.
+            paths: Arrow files, in this order; or the tables of a source.
             image_columns: columns with encoded images.
             masker: draws the patches to hide; None: none are.
             transform: RGB image to (3, S, S); draws from torch's global generator only.
@@ -88,7 +90,7 @@ class MaskedImages(Dataset):
         Raises:
             VLMoError: if a file cannot be read.
         """
-        self.tables = ArrowTables(paths, None)
+        self.tables = open_tables(paths, None)
         self.image_columns = image_columns
         self.masker = masker
         self.transform = transform

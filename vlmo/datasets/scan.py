@@ -3,12 +3,15 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from vlmo.datasets.arrow_tables import ArrowTables
+from vlmo.datasets.arrow_tables import ArrowTables, Tables
 from vlmo.datasets.base_dataset import DatasetSpec
 from vlmo.datasets.checks import split_files
+from vlmo.datasets.sources.options import SourceOptions
+from vlmo.datasets.sources.tables import SourceSpec
 from vlmo.images import UndecodableImage, decode_image
 
 SAMPLED_ROWS = 16  # of each file, evenly spaced
@@ -34,25 +37,31 @@ class DatasetStats:
         return text + (f"; {self.sampled} images tried" if self.sampled else "")
 
 
-def scan_dataset(root: Path, spec: DatasetSpec, split: str) -> DatasetStats:
-    """Opens each file of a split, and decodes some of its images.
+def scan_dataset(root: Path, spec: DatasetSpec, split: str, settings: Any) -> DatasetStats:
+    """Opens each file of a split, and decodes some of its images: of each Arrow file, or of all of a source.
 
     Raises:
         VLMoError: if a file cannot be read.
     """
     found = DatasetStats()
-    for path in split_files(root, spec, split):
-        tables = ArrowTables([path], spec.dataset.text_column)
-        found.files += 1
+    for tables in _tables(root, spec, split, settings):
+        found.files += len(tables.paths)
         found.rows += tables.num_rows
         found.texts += tables.num_texts
-        for problem in _decoded(tables, path, spec):
+        for problem in _decoded(tables, spec):
             found.sampled += 1
             found.undecodable += [problem] if problem else []
     return found
 
 
-def _decoded(tables: ArrowTables, path: Path, spec: DatasetSpec) -> Iterator[str]:
+def _tables(root: Path, spec: DatasetSpec, split: str, settings: Any) -> Iterator[Tables]:
+    if isinstance(spec, SourceSpec):
+        yield spec.open(split, SourceOptions.from_settings(settings))
+    for path in split_files(root, spec, split):
+        yield ArrowTables([path], spec.dataset.text_column)
+
+
+def _decoded(tables: Tables, spec: DatasetSpec) -> Iterator[str]:
     """For each image of some rows: why it cannot be decoded, or ""."""
     number = min(SAMPLED_ROWS, tables.num_rows)
     for row in np.linspace(0, tables.num_rows - 1, number, dtype=int).tolist():
@@ -62,4 +71,4 @@ def _decoded(tables: ArrowTables, path: Path, spec: DatasetSpec) -> Iterator[str
                 decode_image(location.scalar(column).as_buffer())
                 yield ""
             except UndecodableImage as error:
-                yield f"{path}: row {row} ({column}): {error}"
+                yield f"{location.path}: row {row} ({column}): {error}"

@@ -77,8 +77,19 @@ class RunOptions(OptionGroup):
 class DataOptions(OptionGroup):
     """Data"""
 
-    datasets: Annotated[Texts, NamesOf(DATASETS)] = option(("coco", "vg", "sbu", "gcc"), "trained on together")
+    datasets: Annotated[Texts, NamesOf(DATASETS)] = option(
+        ("coco", "vg", "sbu", "gcc"),
+        "trained on together; also sources: tar:FILES, parquet:FILES, hf:FOLDER (DATA.md)",
+    )
     data_root: PathText = option("", "folder of the Arrow files (DATA.md says how to make them)")
+    image_column: str = option("", 'column with the images of sources; "": the first that looks like it')
+    text_column: str = option(
+        "", 'column, or entry of the .json, with the captions of sources; "": the .txt, caption, text'
+    )
+    data_cache: PathText = option(
+        "", 'folder on a local disk, for what is fetched or unpacked of sources; "": ~/.cache/vlmo'
+    )
+    data_cache_gb: Positive = option(50, "what it holds at most, in GB; what was not used longest is removed")
     draw_false_image: Count = option(0, "refused above 0: no task reads false images (ITM draws them from the batch)")
     draw_false_text: Count = option(0, "refused above 0: no task reads false texts (ITM draws them from the batch)")
     image_only: bool = option(False, "refused: images alone are trained on by a loss that reads nothing else")
@@ -87,6 +98,10 @@ class DataOptions(OptionGroup):
         dict,
         "how often an epoch draws each sample of a data set: 2 is twice, each time augmented and masked anew, 0.5 is "
         "half of them, the others in the next epoch; {}, as published, and sets that are not named: once",
+    )
+    shuffle_window: PositiveInt = option(
+        8192,
+        "samples that are shuffled among each other where Parquet or remote sources have more: what is read at once",
     )
     num_workers: Count = option(8, "loader processes a device")
     prefetch_factor: PositiveInt = option(2, "batches that each of them makes ahead")

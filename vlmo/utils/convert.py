@@ -1,6 +1,7 @@
-"""Raw data -> Arrow files, from the command line.
+"""Raw data -> Arrow files, and indices of data that are read in place, from the command line.
 
 python -m vlmo.utils.convert coco /data/coco /data/arrow
+python -m vlmo.utils.convert index "tar:/data/cc3m/{00000..00331}.tar"
 python -m vlmo.utils.convert --help            all data sets
 python -m vlmo.utils.convert vqa --help        the options of one
 """
@@ -11,10 +12,13 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from types import ModuleType
+from typing import Any
 
 from vlmo.errors import VLMoError, print_anything, print_error
 from vlmo.utils import (
+    index_sources,
     write_coco_karpathy,
     write_conceptual_caption,
     write_easy_vqa,
@@ -55,6 +59,9 @@ HELP = {
     "annotations": "file that lists the records, relative to ROOT or to the working directory",
     "caption_key": "name of the entry or column with the caption",
     "image_key": "name of the entry or column with the image's path",
+    "data_cache": "folder for indices of remote files, and of those whose folder cannot be written to",
+    "image_column": "column with the images, as the option of training",
+    "text_column": "column, or entry of the .json, with the captions, as the option of training",
     "images": "folder of the images, relative to ROOT",
     "min_occurrences": "how often an answer must occur to become a label",
     "name": "data set that training shall read the tables as: coco, f30k, gcc, sbu or a new name",
@@ -73,14 +80,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit status: 0, or 2 after a mistake of the user."""
     print_anything()
     options = vars(_parser().parse_args(arguments))
-    make_arrow: Callable[..., object] = options.pop("make_arrow")
-    engine = options.pop("engine", "processes")
+    work: Callable[..., object] = options.pop("work")
     # so that unfinished files are removed
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
-        if engine == "ray":
-            options["num_workers"] = RayWorkers(options["num_workers"])
-        make_arrow(os.path.expanduser(options.pop("root")), options.pop("out"), **options)
+        work(**options)
     except VLMoError as error:
         return print_error(error)
     except KeyboardInterrupt:
@@ -110,8 +114,27 @@ def _parser() -> argparse.ArgumentParser:
         for parameter in inspect.signature(module.make_arrow).parameters.values():
             if parameter.kind is parameter.KEYWORD_ONLY:
                 _add_option(command, parameter.name, parameter.default)
-        command.set_defaults(make_arrow=module.make_arrow)
+            if parameter.name == "num_workers":
+                text = "what makes the processes; ray: also on other machines (DATA.md says when it is worth it)"
+                command.add_argument("--engine", choices=list(ENGINES), default="processes", help=text)
+        command.set_defaults(work=partial(_convert, module.make_arrow))
+    index = commands.add_parser(
+        "index",
+        help=(index_sources.__doc__ or "").splitlines()[0],
+        description=index_sources.__doc__,
+        formatter_class=formatter,
+    )
+    index.add_argument("sources", metavar="SOURCE", nargs="+", help='as in datasets: "tar:/data/*.tar"')
+    for parameter in list(inspect.signature(index_sources.make_indices).parameters.values())[1:]:
+        _add_option(index, parameter.name, parameter.default)
+    index.set_defaults(work=index_sources.make_indices)
     return parser
+
+
+def _convert(make_arrow: Callable[..., object], root: str, out: str, engine: str = "", **options: Any) -> None:
+    if engine == "ray":
+        options["num_workers"] = RayWorkers(options["num_workers"])
+    make_arrow(os.path.expanduser(root), out, **options)
 
 
 def _description(module: ModuleType) -> str:
@@ -127,9 +150,6 @@ def _add_option(command: argparse.ArgumentParser, name: str, default: object) ->
     if name == "num_workers":
         default = min(USUAL_WORKERS, os.cpu_count() or 1)
     kind = str if default is None else type(default)
-    if name == "num_workers":
-        text_of_engine = "what makes the processes; ray: also on other machines (DATA.md says when it is worth it)"
-        command.add_argument("--engine", choices=list(ENGINES), default="processes", help=text_of_engine)
     command.add_argument(flag, type=kind, default=default, metavar=kind.__name__.upper(), help=f"{text} ({default})")
 
 

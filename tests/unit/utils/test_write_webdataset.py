@@ -153,12 +153,12 @@ def test_why_nothing_was_converted(tmp_path):
     write_tar(tmp_path / "apart" / "a.tar", apart)
     with pytest.raises(VLMoError, match="0 of 4: 2 no caption .*2 files of a sample not side by side"):
         make_arrow(str(tmp_path / "apart"), str(tmp_path / "out"))
-    write_tar(tmp_path / "key" / "a.tar", {"0.jpg": image_bytes(), "0.json": b'{"text": "a", "url": "u"}'})
-    with pytest.raises(VLMoError, match="1 no caption .*its .json has text, url"):
+    write_tar(tmp_path / "key" / "a.tar", {"0.jpg": image_bytes(), "0.json": b'{"title": "a", "url": "u"}'})
+    with pytest.raises(VLMoError, match="1 no caption .*its .json has title, url"):
         make_arrow(str(tmp_path / "key"), str(tmp_path / "out"))
-    pq.write_table(pa.table({"jpg": [b""], "text": ["a"]}), tmp_path / "key" / "a.parquet")
+    pq.write_table(pa.table({"jpg": [b""], "title": ["a"]}), tmp_path / "key" / "a.parquet")
     (tmp_path / "key" / "a.tar").unlink()
-    with pytest.raises(VLMoError, match="no column 'caption' .it has jpg, text"):
+    with pytest.raises(VLMoError, match="no column of captions .it has jpg, title"):
         make_arrow(str(tmp_path / "key"), str(tmp_path / "out"))
 
 

@@ -229,7 +229,9 @@ class Checkpoints(Callback):
         set_loops(checkpoint, epoch, batches, total, is_last_batch=batches >= epoch_length, validated=validated)
 
     def _layout(self, trainer: Trainer) -> dict[str, int | bool | str]:
-        return resume.layout_of(self.settings, trainer.datamodule.epoch_samples)  # type: ignore[attr-defined]
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        order = data.windowed_order.fingerprint if data.windowed_order else None
+        return resume.layout_of(self.settings, data.epoch_samples, order)
 
     # --- stopping ----------------------------------------------------------------------------------------------------
 

@@ -23,7 +23,7 @@ from vlmo.training.metrics import Ratio
 log = logging.getLogger(__name__)
 
 KEY = "vlmo_resume"  # in Lightning's checkpoints
-ORDER = ("samples", "seed", "grouped", "weights")  # of a layout, what the order of an epoch follows from
+ORDER = ("samples", "seed", "grouped", "weights", "order")  # of a layout, what the order of an epoch follows from
 
 
 class Position(NamedTuple):
@@ -56,10 +56,13 @@ def capture(position: Position, model: VLMo) -> RunState:
     return RunState(position, random_states(), metrics)
 
 
-def layout_of(settings: Settings, num_samples: int) -> dict[str, int | bool | str]:
+def layout_of(settings: Settings, num_samples: int, order: int | None = None) -> dict[str, int | bool | str]:
     """How samples are dealt out: with the same layout, a run goes on bit for bit.
 
     With `layout_invariant` it is the same whatever the number of processes: that of a single one.
+
+    Args:
+        order: tells a windowed order from others.
     """
     invariant = settings.layout_invariant
     layout: dict[str, int | bool | str] = {
@@ -69,6 +72,7 @@ def layout_of(settings: Settings, num_samples: int) -> dict[str, int | bool | st
         "samples": num_samples,
         "seed": settings.seed,
         "grouped": settings.group_by_length,
+        **({"order": order} if order is not None else {}),
     }
     if settings.dataset_weights:
         layout["weights"] = json.dumps(settings.dataset_weights, sort_keys=True)

@@ -1,0 +1,122 @@
+"""Loopback servers of files: HTTP with ranges, that can be slow or fail, and S3."""
+
+import logging
+import re
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vlmo.datasets.sources import remote
+
+
+class FileServer:
+    """Serves a folder from a thread.
+
+    Attributes:
+        url: of the folder.
+        requests: (method, path, status) of each.
+        fetched: (path, first byte, last byte) of each range that was sent.
+        fail_every: every so many-th request is answered with 500; 0: none.
+        delay: seconds before each answer.
+        refuse: whether to answer with 403.
+        ranges: whether it knows them.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.requests: list[tuple[str, str, int]] = []
+        self.fetched: list[tuple[str, int, int]] = []
+        self.fail_every, self.delay, self.refuse, self.ranges = 0, 0.0, False, True
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self) -> None:
+                outer.answer(self)
+
+            do_HEAD = do_GET
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
+
+    def answer(self, request: BaseHTTPRequestHandler) -> None:
+        time.sleep(self.delay)
+        path = self.folder / request.path.lstrip("/")
+        status, content, headers = 404, b"", {}
+        if self.fail_every and len(self.requests) % self.fail_every == self.fail_every - 1:
+            status = 500
+        elif self.refuse:
+            status = 403
+        elif path.is_file():
+            status = 200
+            headers = {"Accept-Ranges": "bytes", "ETag": f'"{path.stat().st_mtime_ns}"'}
+            if self.ranges and (asked := re.fullmatch(r"bytes=(\d+)-(\d+)", request.headers.get("Range", ""))):
+                size = path.stat().st_size
+                start, last = int(asked[1]), min(int(asked[2]), size - 1)
+                headers["Content-Range"] = f"bytes {start}-{last}/{size}"
+                with path.open("rb") as file:
+                    file.seek(start)
+                    status, content = 206, file.read(last + 1 - start)
+                self.fetched.append((request.path, start, last))
+            else:
+                content = path.read_bytes()
+        self.requests.append((request.command, request.path, status))
+        request.send_response(status)
+        for name, value in {**headers, "Content-Length": str(len(content))}.items():
+            request.send_header(name, value)
+        request.end_headers()
+        if request.command == "GET":
+            request.wfile.write(content)
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+@contextmanager
+def serving(folder: Path) -> Iterator[FileServer]:
+    server = FileServer(folder)
+    try:
+        yield server
+    finally:
+        server.close()
+
+
+@contextmanager
+def s3_bucket(files: Iterable[Path]) -> Iterator[str]:
+    """A bucket with these files on a loopback S3 server, whose login is in the environment; gives its address.
+
+    Skips the test where a package is missing.
+    """
+    moto = pytest.importorskip("moto.server", reason="needs moto[server]")
+    boto3 = pytest.importorskip("boto3")
+    pytest.importorskip("s3fs")
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    service = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    service.start()
+    login = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_DEFAULT_REGION": "us-east-1"}
+    login["AWS_ENDPOINT_URL"] = f"http://127.0.0.1:{service.get_host_and_port()[1]}"
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in login.items():
+                patch.setenv(name, value)
+            patch.setattr(remote, "_filesystems", {})  # (the address is that of the first use)
+            client = boto3.client("s3")
+            client.create_bucket(Bucket="private")
+            for path in files:
+                client.upload_file(str(path), "private", f"pairs/{path.name}")
+            yield "s3://private/pairs"
+    finally:
+        service.stop()
