@@ -1,5 +1,5 @@
 """The suites, one file a family; importing this package registers them."""
 
-from vlmo.evaluation.suites import compositional, eccv, retrieval
+from vlmo.evaluation.suites import compositional, eccv, probes, retrieval, zero_shot
 
-__all__ = ["compositional", "eccv", "retrieval"]
+__all__ = ["compositional", "eccv", "probes", "retrieval", "zero_shot"]

@@ -115,7 +115,7 @@ def rows_of_captions(captions: Captions, annotations: Any, wanted: Sequence[int]
             found[each["id"]] = own.pop(0)
     if missing := len(wanted_set) - len(found):
         raise VLMoError(
-            f"{captions.path}: lacks {missing:,} of the {len(wanted_set):,} captions of COCO's test split that "
+            f"{captions.name}: lacks {missing:,} of the {len(wanted_set):,} captions of COCO's test split that "
             "eccv-caption judges by; make it from the Karpathy split (DATA.md)"
         )
     return found

@@ -25,15 +25,18 @@ class Captions(NamedTuple):
     """A split of images and their captions.
 
     Attributes:
-        owner: (T,) number of each text's image.
+        owner: (T,) number of each text's image, ascending.
         image_ids: as the table has them.
+        name: of the split.
+        files: SHA-256 of what it was read from, by path.
     """
 
     pictures: list[Picture]
     texts: list[str]
     owner: np.ndarray
     image_ids: list[str]
-    path: Path
+    name: str
+    files: dict[str, str]
 
 
 def read_captions(path: Path) -> Captions:
@@ -47,7 +50,8 @@ def read_captions(path: Path) -> Captions:
         [str(location.list_item("caption")) for location in locations],
         np.array([location.image for location in locations], np.int64),
         [row.text("image_id") for row in rows] if has_ids else [],
-        path,
+        path.stem,
+        {str(path): sha256(path)},
     )
 
 
@@ -61,16 +65,16 @@ class Split:
         scorer = context.scorer
         if not scorer.of_features:
             raise VLMoError(f"retrieval needs contrastive features, but {scorer.absent['cosine']}")
-        self.scorer, self.captions, self.digest = scorer, captions, sha256(captions.path)
+        self.scorer, self.captions = scorer, captions
         self.rerank = context.rerank if "itm" in scorer.names else 0
-        self.store = context.store(captions.path.stem, self.digest)
+        self.store = context.store(captions.name, sorted(captions.files.values()))
         self.encoded = encode_and_score(
             scorer, captions.pictures, captions.texts, np.zeros((0, 2), np.int64), self.store, self.rerank > 0
         )
 
     def result(self) -> Result:
         """Gives a result without figures."""
-        result = Result([], {str(self.captions.path): self.digest})
+        result = Result([], dict(self.captions.files))
         warn_of_unknown(result, self.encoded.known, "their texts count as not found")
         return result
 
