@@ -43,6 +43,7 @@ UPWARDS = {("vlmo.modules.model", "vlmo.checkpoints.pretrained")}
 NAMES = {"PIL": "pillow", "pkg_resources": "setuptools", "pytorch_lightning": "pytorch-lightning"}
 # What a requirement itself requires, and what is asked for only by those who use it.
 INDIRECT = {"huggingface_hub", "tokenizers", "packaging", "deepspeed", "fairscale", "easy_vqa", "trackio"}
+INDIRECT |= {"clip_benchmark", "eccv_caption"}
 
 
 def imports(path: Path) -> Iterator[tuple[str, bool]]:

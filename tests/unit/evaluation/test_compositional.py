@@ -31,7 +31,11 @@ ONE = Question((0,), (0, 1, 2), (0,), "")
 )
 def test_winoground(scores, text, image):
     """Text: s(c0,i0) > s(c1,i0) and s(c1,i1) > s(c0,i1). Image: s(c0,i0) > s(c0,i1) and s(c1,i1) > s(c1,i0)."""
-    assert judge(TWO, torch.tensor(scores), 1e-6) == {"text": text, "image": image, "group": text and image}
+    assert judge(TWO, torch.tensor(scores, dtype=torch.float64), 1e-6) == {
+        "text": text,
+        "image": image,
+        "group": text and image,
+    }
 
 
 @pytest.mark.parametrize(

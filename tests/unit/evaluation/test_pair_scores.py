@@ -103,7 +103,7 @@ def test_an_image_that_cannot_be_decoded(predictor):
 
 
 def test_scores_without_their_heads_are_left_out():
-    model = suites.model(tasks="task_finetune_irtr_coco_base")
+    model = suites.model(tasks="task_finetune_irtr_coco_base_image384")
     made = Scorer(model, suites.predictor().tokenizer)
     assert made.names == ("cosine",)
     assert set(made.absent) == {"cosine_vl", "itm", "mlm"} and "itm_score" in made.absent["itm"]

@@ -73,7 +73,8 @@ def score_matrices(questions: Sequence[Question], pairs: np.ndarray, scores: Ten
         pairs: (P, 2) of `pairs_of`. scores: (P,).
     """
     rows = {(image, text): row for row, (image, text) in enumerate(pairs.tolist())}
-    return [scores[[[rows[image, text] for text in each.captions] for image in each.images]] for each in questions]
+    numbers = ([[rows[image, text] for text in each.captions] for image in each.images] for each in questions)
+    return [scores[torch.tensor(each)] for each in numbers]
 
 
 def judge(question: Question, scores: Tensor, tie: float) -> dict[str, bool]:
