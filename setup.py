@@ -18,7 +18,8 @@ setup(
     packages=find_packages(include=["vlmo", "vlmo.*"]),
     install_requires=[line for line in LINES if line],
     extras_require={
-        "test": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.6", "mypy>=1.10"],
+        "test": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.6", "mypy>=1.10", "eccv-caption>=0.1"],
+        "evaluate": ["eccv-caption>=0.1"],
         "wandb": ["wandb>=0.16"],
         "mlflow": ["mlflow>=2.9"],
         "comet": ["comet_ml>=3.44"],

@@ -1,6 +1,8 @@
 """Tiny data of every suite in its official layout, and a checkpoint to measure, made on the spot."""
 
+import io
 import json
+import tarfile
 from pathlib import Path
 
 import torch
@@ -99,3 +101,35 @@ def write_retrieval(root: Path, rows: int = 7, texts: int = 3) -> None:
             "split": ["test"] * rows,
         }
         tables.write_table(root / f"{stem}.arrow", columns)
+
+
+def write_tar(path: Path, samples: list[dict[str, bytes]]) -> None:
+    """Files of samples by extension, in the order of CLIP_benchmark's own export."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for number, files in enumerate(samples):
+            for extension, content in files.items():
+                member = tarfile.TarInfo(f"s{number:07d}.{extension}")
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+
+
+def write_wds(root: Path, number: int = 12, classes: int = 6) -> None:
+    """A set to classify, with two splits, and one to retrieve from, in CLIP_benchmark's format."""
+    folder = root / "wds_classes"
+    for split, shift in (("train", 0), ("test", 3)):
+        samples = [{"png": tables.png(row + shift), "cls": str(row % classes).encode()} for row in range(number)]
+        for shard in range(2):
+            write_tar(folder / split / f"{shard}.tar", samples[shard::2])
+        (folder / split / "nshards.txt").write_text("2\n")
+    (folder / "classnames.txt").write_text(
+        "\n".join(["red cat", "blue dog", "table", "left", "right", "two"][:classes])
+    )
+    (folder / "zeroshot_classification_templates.txt").write_text("the {c}.\na {c} on the table\n")
+    folder = root / "wds_captions"
+    write_tar(
+        folder / "test/0.tar",
+        [{"png": tables.png(r), "txt": "\n".join(CAPTIONS[r : r + 2]).encode()} for r in range(5)],
+    )
+    (folder / "test/nshards.txt").write_text("1")
+    (folder / "dataset_type.txt").write_text("retrieval")
