@@ -13,8 +13,12 @@ What is computed is kept in FOLDER/work: the same command goes on where it was s
 """
 
 import argparse
+import hashlib
 import logging
+import multiprocessing
 import os
+import pickle
+import queue
 import socket
 import sys
 import time
@@ -130,7 +134,8 @@ def _run(options: dict[str, Any]) -> dict[str, Result]:
     for name, why in scorer.absent.items() if first else ():
         log.warning(f"score {name} is left out: {why}")
     out = Path(options["out"]) if options["out"] else None
-    work = out / "work" / next(iter(hashes.values()))[:16] if out else None
+    key = hashlib.sha256("".join(hashes.values()).encode()).hexdigest()[:16]
+    work = out / "work" / key if out else None
     context = Context(scorer, Path(options["data"]), work, options["rerank"], tuple(options["blocks"]))
     results: dict[str, Result] = {}
     for name in options["suites"]:
@@ -181,8 +186,8 @@ def _start(devices: int, options: dict[str, Any]) -> dict[str, Result]:
     """Starts the processes, waits for them, and gives the first one's results."""
     if torch.cuda.is_available() and devices > torch.cuda.device_count():
         raise VLMoError(f"--devices {devices}: this machine has {torch.cuda.device_count()} GPUs")
-    context = torch.multiprocessing.get_context("spawn")
-    answers = context.Queue()
+    context = multiprocessing.get_context("spawn")
+    answers = context.Queue()  # of bytes: tensors would be shared with a process that ends
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -193,8 +198,8 @@ def _start(devices: int, options: dict[str, Any]) -> dict[str, Result]:
     answer: Any = None
     while answer is None:
         try:
-            answer = answers.get(timeout=1)
-        except Exception:  # (queue.Empty) nothing yet
+            answer = pickle.loads(answers.get(timeout=1))
+        except queue.Empty:
             if failed := [each.exitcode for each in processes if each.exitcode]:
                 answer = VLMoError(f"a process ended with exit status {failed[0]}; its own message stands above")
     if isinstance(answer, VLMoError):
@@ -215,11 +220,11 @@ def _work(rank: int, world: int, port: int, options: dict[str, Any], answers: An
         plugins.load(options["plugins"])
         results = _run(options)
         if rank == 0:
-            answers.put(results)
+            answers.put(pickle.dumps(results))
         dist.barrier()
         dist.destroy_process_group()
     except VLMoError as error:
-        answers.put(VLMoError(str(error)))
+        answers.put(pickle.dumps(VLMoError(str(error))))
 
 
 # --- the command ------------------------------------------------------------------------------------------------------

@@ -85,7 +85,7 @@ class Split:
         """
         made: dict[str, Sides] = {}
         for name in self.scorer.of_features:
-            plain = made[name] = Sides(self.encoded.images[name][images], self.encoded.texts[name][texts])
+            plain = made[name] = Sides(_rows(self.encoded.images[name], images), _rows(self.encoded.texts[name], texts))
             if self.rerank:
                 made[f"{name}+itm"] = rerank_sides(plain, self.rerank, partial(self._match, images, texts))
         return made
@@ -96,6 +96,11 @@ class Split:
 
 
 # --- the suites -------------------------------------------------------------------------------------------------------
+
+
+def _rows(features: Tensor, numbers: np.ndarray) -> Tensor:
+    """Gives some rows; all of them without a copy."""
+    return features if len(numbers) == len(features) else features[numbers]
 
 
 class Retrieval(Suite):
