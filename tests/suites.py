@@ -127,9 +127,7 @@ def write_wds(root: Path, number: int = 12, classes: int = 6) -> None:
     )
     (folder / "zeroshot_classification_templates.txt").write_text("the {c}.\na {c} on the table\n")
     folder = root / "wds_captions"
-    write_tar(
-        folder / "test/0.tar",
-        [{"png": tables.png(r), "txt": "\n".join(CAPTIONS[r : r + 2]).encode()} for r in range(5)],
-    )
+    texts = ["\n".join(f"{CAPTIONS[row]} {letter} {'abcde'[row]}" for letter in "xy") for row in range(5)]
+    write_tar(folder / "test/0.tar", [{"png": tables.png(row), "txt": texts[row].encode()} for row in range(5)])
     (folder / "test/nshards.txt").write_text("1")
     (folder / "dataset_type.txt").write_text("retrieval")

@@ -34,7 +34,9 @@ def context(tmp_path, monkeypatch):
 def test_figures(context):
     result = EccvCaption().run(context)
     found = {(each.part, each.metric): each for each in result.measures if each.score == "cosine"}
-    assert {("ECCV image to text", "mAP@R"), ("CxC text to image", "R@5"), ("COCO 1K image to text", "R@10")} <= set(found)
+    assert {("ECCV image to text", "mAP@R"), ("CxC text to image", "R@5"), ("COCO 1K image to text", "R@10")} <= set(
+        found
+    )
     # by image, ECCV's list is that of CxC here
     assert found["ECCV image to text", "R@1"].value == found["CxC image to text", "R@1"].value
     assert found["CxC text to image", "R@1"].chance == pytest.approx(0.2)

@@ -95,12 +95,12 @@ class Split:
         return score_more_pairs(self.scorer, self.captions.pictures, self.captions.texts, numbers, "itm", self.store)
 
 
-# --- the suites -------------------------------------------------------------------------------------------------------
-
-
 def _rows(features: Tensor, numbers: np.ndarray) -> Tensor:
     """Gives some rows; all of them without a copy."""
     return features if len(numbers) == len(features) else features[numbers]
+
+
+# --- the suites -------------------------------------------------------------------------------------------------------
 
 
 class Retrieval(Suite):
