@@ -117,3 +117,5 @@ ARCHITECTURES: Registry[dict[str, Any]] = Registry("architecture", "vlmo.modules
 TRANSFORMS: Registry[Any] = Registry("transform", "vlmo.transforms")
 # What `loggers` names: builders (settings, folder) -> Lightning logger.
 LOGGERS: Registry[Any] = Registry("logger", "vlmo.training.loggers")
+# What `python -m vlmo.evaluate --suite` names: instances of `vlmo.evaluation.suites.base.Suite`.
+SUITES: Registry[Any] = Registry("suite", "vlmo.evaluation.suites")

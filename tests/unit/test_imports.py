@@ -52,6 +52,8 @@ INDIRECT = {
     "trackio",
     "ray",
     "simplejpeg",
+    "clip_benchmark",
+    "eccv_caption",
 }
 
 

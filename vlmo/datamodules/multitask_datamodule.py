@@ -222,7 +222,7 @@ class MTDataModule(LightningDataModule):
         weights = self.settings.dataset_weights
         if weights and self.windowed_order:
             raise VLMoError(
-                "dataset_weights: these sources are shuffled by windows, each sample once an epoch; drop the weights, or "
+                "dataset_weights: these sources are shuffled by windows, each sample once an epoch; drop them, or "
                 f"shuffle all samples together with shuffle_window={max(map(len, self.train_dataset.datasets))}"
             )
         return [Share.of(len(each), weights.get(name, 1)) for name, each in self._open("train").items() if weights]
