@@ -8,7 +8,7 @@ A class is the mean feature of its sentences; acc1, acc5 and mean_per_class_reca
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -176,7 +176,9 @@ class ZeroShotRetrieval(Suite):
 def read_retrieval(folder: Path) -> Captions:
     """Reads the samples of the test split: an image and a `.txt` with a caption a line."""
     paths = shards(folder / "test")
-    pictures, texts, owner = [], [], []
+    pictures: list[Any] = []
+    texts: list[str] = []
+    owner: list[int] = []
     for sample in tar_samples(paths):
         if sample.image is None:
             raise VLMoError(f"{folder}/test: {sample.key}: has no image")
