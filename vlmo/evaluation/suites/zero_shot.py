@@ -176,7 +176,9 @@ class ZeroShotRetrieval(Suite):
 def read_retrieval(folder: Path) -> Captions:
     """Reads the samples of the test split: an image and a `.txt` with a caption a line."""
     paths = shards(folder / "test")
-    pictures, texts, owner = [], [], []
+    pictures: list[Picture] = []
+    texts: list[str] = []
+    owner: list[int] = []
     for sample in tar_samples(paths):
         if sample.image is None:
             raise VLMoError(f"{folder}/test: {sample.key}: has no image")
