@@ -8,7 +8,7 @@ A class is the mean feature of its sentences; acc1, acc5 and mean_per_class_reca
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -176,7 +176,7 @@ class ZeroShotRetrieval(Suite):
 def read_retrieval(folder: Path) -> Captions:
     """Reads the samples of the test split: an image and a `.txt` with a caption a line."""
     paths = shards(folder / "test")
-    pictures: list[Any] = []
+    pictures: list[Picture] = []
     texts: list[str] = []
     owner: list[int] = []
     for sample in tar_samples(paths):
