@@ -8,10 +8,12 @@ Shapes in comments: B batch, S sequence, R query positions, D width.
 
 from collections.abc import Callable, Collection
 from functools import cache, partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from vlmo.modules.attention import Attention, Modality, rows_at
 from vlmo.modules.random import fold_in, uniform
@@ -95,9 +97,14 @@ class Block(nn.Module):
             self.gamma_2 = nn.Parameter(torch.full((dim,), layer_scale))
         self.attention_residual, self.expert_residual = attention_residual, expert_residual
 
-    def compile_residuals(self) -> None:
-        """Has what the block computes compiled when it first runs: once for all blocks, lengths and batches."""
-        self.attention_residual, self.expert_residual = _compiled(attention_residual), _compiled(expert_residual)
+    def compile_residuals(self, recompute: bool) -> None:
+        """Has what the block computes compiled when it first runs: once for all blocks, lengths and batches.
+
+        Args:
+            recompute: whether each residual stores its input alone, and is computed again in the backward pass.
+        """
+        self.attention_residual = _compiled(attention_residual, recompute)
+        self.expert_residual = _compiled(expert_residual, recompute)
 
     def forward(
         self,
@@ -196,5 +203,23 @@ def _add_scaled(x: Tensor, branch: Tensor, gamma: Tensor | float, scale: Tensor 
 
 
 @cache
-def _compiled(residual: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    return torch.compile(residual, dynamic=True)
+def _compiled(residual: Callable[..., Tensor], recompute: bool) -> Callable[..., Tensor]:
+    return torch.compile(_recomputed(residual) if recompute else residual, dynamic=True)
+
+
+def _recomputed(residual: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Gives the residual under an activation checkpoint that is part of the compiled code.
+
+    (A checkpoint around compiled code can meet another of its variants in the backward pass than in the forward pass,
+    with other intermediate results.)
+    """
+
+    def run(*arguments: Any) -> Tensor:
+        def inner(*tensors: Tensor) -> Tensor:
+            left = iter(tensors)
+            return residual(*(next(left) if isinstance(each, Tensor) else each for each in arguments))
+
+        given = [each for each in arguments if isinstance(each, Tensor)]
+        return checkpoint(inner, *given, use_reentrant=False, preserve_rng_state=False)
+
+    return run

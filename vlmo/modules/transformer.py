@@ -170,7 +170,8 @@ class MultiWayTransformer(nn.Module):
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MAX_VARIANTS)
         for module in self.modules():
             if isinstance(module, Block):
-                module.compile_residuals()
+                module.compile_residuals(self.recompute)
+        self.recompute = False  # (the blocks do)
 
     def embed_image(self, image: Tensor, patch_mask: Tensor | None = None, mask_token: Tensor | None = None) -> Tensor:
         """Embeds images: (B, 3, size, size) -> (B, I, D), [CLS] and the patches, before any block.

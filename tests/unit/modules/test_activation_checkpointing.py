@@ -14,10 +14,12 @@ NEEDS_FAIRSCALE = pytest.mark.skipif(importlib.util.find_spec("fairscale") is No
 KINDS = [True, pytest.param("offload", marks=NEEDS_FAIRSCALE)]
 
 
-def step(named, how, bf16=False):
+def step(named, how, bf16=False, compiled=False):
     """The losses and gradients of a training step with dropout and stochastic depth, and the numbers kept for it."""
     torch.manual_seed(0)
     model = VLMo(tiny.config(named, activation_checkpointing=how, drop_path_rate=0.4)).train()
+    if compiled:
+        model.transformer.compile_blocks()
     kept = {}
     with (
         torch.autograd.graph.saved_tensors_hooks(lambda t: kept.setdefault(t.data_ptr(), t.numel()) and t, lambda t: t),
@@ -41,6 +43,18 @@ def test_losses_and_gradients_are_the_same(named, how):
     assert set(other_gradients) == set(gradients)
     for name, gradient in gradients.items():
         assert (other_gradients[name] - gradient).norm() <= 1e-5 * gradient.norm() + 1e-7, name
+    assert other_kept < kept
+
+
+@pytest.mark.slow
+def test_compiled_blocks_of_many_shapes():
+    # (a variant that was compiled for one request also fits others, and must not be met in place of theirs)
+    losses, gradients, kept, _ = step("task_mlm_itm_itc_base", False, compiled=True)
+    other_losses, other_gradients, other_kept, _ = step("task_mlm_itm_itc_base", True, compiled=True)
+    for name, loss in losses.items():
+        assert other_losses[name].item() == pytest.approx(loss.item(), rel=1e-5)
+    for name, gradient in gradients.items():
+        assert (other_gradients[name] - gradient).norm() <= 1e-4 * gradient.norm() + 1e-6, name
     assert other_kept < kept
 
 
