@@ -22,12 +22,12 @@ import numpy as np
 
 from benchmarks.processes import in_process, own_memory
 from tests.source_files import write_tar
-from vlmo.datasets.sources.index import Contents, write_index
-from vlmo.datasets.sources.indexing import index_file
-from vlmo.datasets.sources.options import SourceOptions
-from vlmo.datasets.sources.storage import identities
-from vlmo.datasets.sources.tables import SourceTables
 from vlmo.registry import SOURCES
+from vlmo.sources.index import Contents, write_index
+from vlmo.sources.indexing import index_file
+from vlmo.sources.options import SourceOptions
+from vlmo.sources.storage import identities
+from vlmo.sources.tables import SourceTables
 
 OPTIONS = SourceOptions()
 SAMPLE_BLOCKS = 100  # of 512 bytes: an image of some 50 KB and its text

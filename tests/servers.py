@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from vlmo.datasets.sources import remote
+from vlmo.sources import remote
 
 
 class FileServer:

@@ -82,12 +82,19 @@ class Registry(MutableMapping[str, Entry], Generic[Entry]):
 
 
 class DatasetRegistry(Registry[Any]):
-    """Data sets by name; the name of a source, which says where its files lie, needs no entry."""
+    """Data sets by name; the name of a source, which says where its files lie, needs no entry.
+
+    Attributes:
+        of_source: gives the entry of such a name.
+    """
+
+    of_source: Callable[[str], Any]
 
     def __getitem__(self, name: str) -> Any:
         kind, colon, _ = name.partition(":")
         if colon and kind in SOURCES:
-            return SOURCES[kind].spec(name)
+            self._load()
+            return self.of_source(name)
         return super().__getitem__(name)
 
     def near(self, name: str) -> str:
@@ -107,10 +114,10 @@ def _same(one: Any, other: Any) -> bool:
 
 # What `loss_names` names: subclasses of `vlmo.tasks.base.Task`.
 TASKS: Registry[Any] = Registry("task", "vlmo.tasks")
-# What the word before the colon of a source names ("tar:/data/*.tar"): `vlmo.datasets.sources.tables.Format`.
-SOURCES: Registry[Any] = Registry("kind of source", "vlmo.datasets.sources")
+# What the word before the colon of a source names ("tar:/data/*.tar"): `vlmo.sources.tables.Format`.
+SOURCES: Registry[Any] = Registry("kind of source", "vlmo.sources")
 # What `datasets` names: `vlmo.datasets.base_dataset.DatasetSpec`; a name such as "tar:/data/*.tar" is a source.
-DATASETS: Registry[Any] = DatasetRegistry("data set", "vlmo.datasets")
+DATASETS: DatasetRegistry = DatasetRegistry("data set", "vlmo.datasets")
 # What `model_arch` names: arguments of `MultiWayTransformer`.
 ARCHITECTURES: Registry[dict[str, Any]] = Registry("architecture", "vlmo.modules.transformer")
 # What `train_transform_keys` and `val_transform_keys` name: builders (size, autocontrast) -> transform.

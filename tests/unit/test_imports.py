@@ -25,7 +25,7 @@ MODULES = [".".join(path.relative_to(REPOSITORY).with_suffix("").parts).removesu
 LEVELS = [
     ("errors", "files", "images"),
     ("batch", "registry", "plugins"),
-    ("distributed", "settings", "transforms"),
+    ("distributed", "settings", "sources", "transforms"),
     ("config", "datasets", "modules"),
     ("checkpoints", "evaluation", "utils"),
     ("tasks",),

@@ -9,13 +9,13 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from vlmo.datasets.sources.indexing import find_indices, index_file, show_problems
-from vlmo.datasets.sources.names import parse
-from vlmo.datasets.sources.options import SourceOptions
-from vlmo.datasets.sources.storage import identities
-from vlmo.datasets.sources.tables import SourceTables
 from vlmo.errors import VLMoError
 from vlmo.registry import DATASETS, SOURCES
+from vlmo.sources.indexing import find_indices, index_file, show_problems
+from vlmo.sources.names import parse
+from vlmo.sources.options import SourceOptions
+from vlmo.sources.storage import identities
+from vlmo.sources.tables import SourceTables
 from vlmo.utils.workers import Workers
 
 

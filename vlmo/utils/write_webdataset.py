@@ -14,8 +14,10 @@ from itertools import groupby
 
 import pyarrow.parquet as pq
 
-from vlmo.datasets.sources.columns import image_column, text_column
-from vlmo.datasets.sources.grouping import (
+from vlmo.errors import VLMoError
+from vlmo.files import walk
+from vlmo.sources.columns import image_column, text_column
+from vlmo.sources.grouping import (
     IMAGE_EXTENSIONS,
     MAX_TEXT_BYTES,
     TEXT_EXTENSIONS,
@@ -28,8 +30,6 @@ from vlmo.datasets.sources.grouping import (
     put_together,
     stem,
 )
-from vlmo.errors import VLMoError
-from vlmo.files import walk
 from vlmo.utils.arrow_writer import Conversion, Report
 from vlmo.utils.karpathy import caption_row
 from vlmo.utils.own_data import caption_tables

@@ -15,7 +15,7 @@ PIECES = np.array([0, 90, 200, 310, 390, 500, 610, 700, 800, 900, 1000])
 
 
 def drawn(order, seed=1, epoch=0):
-    return epoch_order(sum(int(part[-1]) for part in order.parts), seed, epoch, order).samples
+    return epoch_order(sum(int(part[-1]) for part in order.parts), seed, epoch, draw=order).samples
 
 
 def test_each_sample_once_in_an_order_that_follows_from_seed_and_epoch():

@@ -9,9 +9,9 @@ import pytest
 
 from tests import tables
 from tests.source_files import images, save_stream, texts
-from vlmo.datasets.sources.options import SourceOptions
 from vlmo.errors import VLMoError
 from vlmo.registry import DATASETS
+from vlmo.sources.options import SourceOptions
 
 PNG = [tables.png(number) for number in range(6)]
 

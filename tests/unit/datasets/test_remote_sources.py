@@ -10,11 +10,11 @@ from tests import tables
 from tests.processes import in_processes
 from tests.servers import s3_bucket, serving
 from tests.source_files import images, sample, texts, write_tar
-from vlmo.datasets.sources import remote
-from vlmo.datasets.sources.cache import DiskCache
-from vlmo.datasets.sources.options import SourceOptions
 from vlmo.errors import VLMoError
 from vlmo.registry import DATASETS
+from vlmo.sources import remote
+from vlmo.sources.cache import DiskCache
+from vlmo.sources.options import SourceOptions
 
 pytest.importorskip("aiohttp")
 ROWS = 30
@@ -24,7 +24,7 @@ ROWS = 30
 def impatient(monkeypatch):
     monkeypatch.setattr(remote, "FIRST_WAIT", 0.001)
     monkeypatch.setattr(remote, "BLOCK_BYTES", 5000)
-    monkeypatch.setattr("vlmo.datasets.sources.tar.BLOCK_BYTES", 5000)
+    monkeypatch.setattr("vlmo.sources.tar.BLOCK_BYTES", 5000)
 
 
 @pytest.fixture

@@ -11,12 +11,12 @@ import pytest
 from tests import tables
 from tests.source_files import images, sample, texts, write_tar
 from vlmo.datasets.base_dataset import Skipped, read_images
-from vlmo.datasets.sources.names import expand_braces, parse
-from vlmo.datasets.sources.options import SourceOptions
-from vlmo.datasets.sources.storage import LocalFile
-from vlmo.datasets.sources.tar_members import TarWalk
 from vlmo.errors import VLMoError
 from vlmo.registry import DATASETS
+from vlmo.sources.names import expand_braces, parse
+from vlmo.sources.options import SourceOptions
+from vlmo.sources.storage import LocalFile
+from vlmo.sources.tar_members import TarWalk
 from vlmo.utils.write_webdataset import make_arrow
 
 

@@ -14,16 +14,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from vlmo.datasets.arrow_tables import is_list, is_text
-from vlmo.datasets.sources.cache import DiskCache
-from vlmo.datasets.sources.chunks import Chunks, ParquetChunks, StreamChunks
-from vlmo.datasets.sources.grouping import CAPTION_NAMES, IMAGE_EXTENSIONS, clean, decode
-from vlmo.datasets.sources.index import Contents, number_texts
-from vlmo.datasets.sources.options import SourceOptions
-from vlmo.datasets.sources.storage import find, open_file
-from vlmo.datasets.sources.tables import Format
 from vlmo.errors import VLMoError
 from vlmo.registry import SOURCES
+from vlmo.sources.cache import DiskCache
+from vlmo.sources.chunks import Chunks, ParquetChunks, StreamChunks, is_list, is_text
+from vlmo.sources.grouping import CAPTION_NAMES, IMAGE_EXTENSIONS, clean, decode
+from vlmo.sources.index import Contents, number_texts
+from vlmo.sources.options import SourceOptions
+from vlmo.sources.storage import find, open_file
+from vlmo.sources.tables import Format
 
 OPEN_CHUNKS = 64  # that a process keeps mapped
 SPLIT_NAMES = {"train": ("train",), "val": ("validation", "val", "valid", "dev"), "test": ("test",)}

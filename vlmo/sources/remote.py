@@ -9,9 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, BinaryIO
 
-from vlmo.datasets.sources.cache import DiskCache
-from vlmo.datasets.sources.options import SourceOptions
 from vlmo.errors import VLMoError
+from vlmo.sources.cache import DiskCache
+from vlmo.sources.options import SourceOptions
 
 BLOCK_BYTES = 4 << 20
 ATTEMPTS = 6

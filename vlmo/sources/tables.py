@@ -3,22 +3,18 @@
 import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
 
-from vlmo.datasets.arrow_tables import allow_open_files
-from vlmo.datasets.base_dataset import DatasetSpec
-from vlmo.datasets.caption_dataset import CaptionDataset
-from vlmo.datasets.sources.index import Contents, map_arrays, read_header
-from vlmo.datasets.sources.indexing import open_indices
-from vlmo.datasets.sources.names import parse
-from vlmo.datasets.sources.options import SourceOptions
-from vlmo.datasets.sources.storage import is_remote
 from vlmo.errors import VLMoError
+from vlmo.files import allow_open_files
+from vlmo.sources.index import Contents, map_arrays, read_header
+from vlmo.sources.indexing import open_indices
+from vlmo.sources.options import SourceOptions
+from vlmo.sources.storage import is_remote
 
 log = logging.getLogger(__name__)
 
@@ -44,11 +40,6 @@ class Format:
 
     endings: tuple[str, ...] = ()
 
-    def spec(self, name: str) -> "SourceSpec":
-        """What `datasets` holds of a source."""
-        _, location, splits = parse(name)
-        return SourceSpec(CaptionDataset, retrieval=splits != ("train",), format=self, location=location, splits=splits)
-
     def files(self, location: str, split: str, options: SourceOptions) -> list[str]:
         """The files of a split, in order. Raises VLMoError if there is none."""
         raise NotImplementedError
@@ -70,27 +61,6 @@ class Format:
     ) -> Reader:
         """Opens a file. Raises VLMoError if it cannot be."""
         raise NotImplementedError
-
-
-@dataclass(frozen=True)
-class SourceSpec(DatasetSpec):
-    """A data set that is read where it lies."""
-
-    format: Format = Format()
-    location: str = ""
-    splits: tuple[str, ...] = ("train",)
-
-    def open(self, split: str, options: SourceOptions, images_alone: bool = False) -> "SourceTables":
-        """The tables of a split; files that have no index yet are indexed first.
-
-        Args:
-            images_alone: rows without captions count too.
-
-        Raises:
-            VLMoError: if there are no files, or one cannot be read.
-        """
-        files = self.format.files(self.location, split, options) if split in self.splits else []
-        return SourceTables(self.format, files, options, images_alone)
 
 
 class SourceLocation(NamedTuple):

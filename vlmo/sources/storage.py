@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
-from vlmo.datasets.sources.names import expand_braces
-from vlmo.datasets.sources.options import SourceOptions
 from vlmo.errors import VLMoError
+from vlmo.sources.names import expand_braces
+from vlmo.sources.options import SourceOptions
 
 THREADS = 16  # that ask for files at the same time
 
@@ -36,7 +36,7 @@ def find(location: str, endings: tuple[str, ...], options: SourceOptions) -> lis
     location = os.path.expanduser(location.removeprefix("file://"))
     patterns = expand_braces(location)
     if is_remote(location):
-        from vlmo.datasets.sources.remote import Remote
+        from vlmo.sources.remote import Remote
 
         found = Remote(options).find(patterns, endings)
     else:
@@ -63,7 +63,7 @@ def identities(files: Iterable[str], options: SourceOptions) -> list[dict[str, A
     """
     files = list(files)
     if files and is_remote(files[0]):
-        from vlmo.datasets.sources.remote import Remote
+        from vlmo.sources.remote import Remote
 
         identity = Remote(options).identity
         with ThreadPoolExecutor(THREADS) as pool:
@@ -100,7 +100,7 @@ def is_same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
 def open_file(path: str, identity: Mapping[str, Any], options: SourceOptions) -> ReadableFile:
     """Opens a file for reading by place."""
     if is_remote(path):
-        from vlmo.datasets.sources.remote import Remote
+        from vlmo.sources.remote import Remote
 
         return Remote(options).open(path, identity)
     return LocalFile(path)

@@ -13,11 +13,11 @@ from typing import Any
 
 from tqdm import tqdm
 
-from vlmo.datasets.sources.index import Contents, places, read_header, write_index
-from vlmo.datasets.sources.options import SourceOptions
-from vlmo.datasets.sources.storage import identities, is_remote, is_same
 from vlmo.errors import VLMoError
 from vlmo.files import atomic_write
+from vlmo.sources.index import Contents, places, read_header, write_index
+from vlmo.sources.options import SourceOptions
+from vlmo.sources.storage import identities, is_remote, is_same
 
 Indexer = Callable[[str, Mapping[str, Any], SourceOptions], Contents]  # `Format.index`
 FoundIndex = tuple[Path, dict[str, Any]]  # where it is, and its header
@@ -75,7 +75,7 @@ def _published(path: str, identity: Mapping[str, Any], options: SourceOptions) -
     """Whether the index lies beside a remote file; it is copied into the cache."""
     if not is_remote(path):
         return False
-    from vlmo.datasets.sources.remote import Remote
+    from vlmo.sources.remote import Remote
 
     place = _places(path, options)[0]
     content = Remote(options).published_index(path, places(path, _columns(options), True, options.cache)[0].name)

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from vlmo.datasets.sources.grouping import (
+from vlmo.registry import SOURCES
+from vlmo.sources.grouping import (
     MAX_TEXT_BYTES,
     TEXT_EXTENSIONS,
     Member,
@@ -18,13 +19,12 @@ from vlmo.datasets.sources.grouping import (
     group_side_by_side,
     text_file,
 )
-from vlmo.datasets.sources.index import Contents, number_texts
-from vlmo.datasets.sources.options import SourceOptions
-from vlmo.datasets.sources.remote import BLOCK_BYTES, RemoteFile
-from vlmo.datasets.sources.storage import ReadableFile, find, open_file
-from vlmo.datasets.sources.tables import Format
-from vlmo.datasets.sources.tar_members import BLOCK, TarMember, TarWalk
-from vlmo.registry import SOURCES
+from vlmo.sources.index import Contents, number_texts
+from vlmo.sources.options import SourceOptions
+from vlmo.sources.remote import BLOCK_BYTES, RemoteFile
+from vlmo.sources.storage import ReadableFile, find, open_file
+from vlmo.sources.tables import Format
+from vlmo.sources.tar_members import BLOCK, TarMember, TarWalk
 
 KINDS = ("", "txt", "json")  # of files with captions, by their number in an index
 LARGEST = 2**32 - 1  # bytes of an image
