@@ -27,7 +27,7 @@ import numpy as np
 import pyarrow as pa
 
 from benchmarks.processes import in_process, own_memory, resident
-from vlmo.datasets.arrow_tables import ArrowTables, open_table
+from vlmo.sources.arrow_tables import ArrowTables, open_table
 
 CAPTIONS = {"rows": 4_100_000, "texts": 10_000_000, "files": 41, "batch_rows": 512}
 LINES = {"rows": 150_000_000, "texts": 150_000_000, "files": 50, "batch_rows": 65_536}

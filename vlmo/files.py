@@ -2,7 +2,6 @@
 
 import logging
 import os
-import resource
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -73,18 +72,3 @@ def append_lines(path: Path, lines: Iterable[str]) -> None:
             listing.writelines(f"{line}\n" for line in lines)
     except OSError as error:
         log.error(f"{path} could not be written ({error.strerror or error})")
-
-
-def allow_open_files(number: int) -> int:
-    """Raises the limit of open files, of this process and those it starts, as far as it may, to what `number` tables
-    need, each of which stays open; so do those of other splits and sets.
-
-    Returns:
-        how many may be open at once.
-    """
-    needed = 4 * number + 1024
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != resource.RLIM_INFINITY and soft < needed:
-        soft = max(soft, needed if hard == resource.RLIM_INFINITY else min(needed, hard))
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    return number if soft == resource.RLIM_INFINITY or soft >= needed else max(soft // 8, 16)

@@ -22,13 +22,13 @@ from torch import Tensor, nn
 
 from vlmo.batch import FIELDS, NUMBER, VALUES, Field
 from vlmo.config import BASE, FINETUNE, losses, named
-from vlmo.datasets.arrow_tables import RowLocation
 from vlmo.datasets.base_dataset import BaseDataset, DatasetSpec
 from vlmo.files import atomic_write
 from vlmo.modules.attention import first_positions
 from vlmo.modules.heads import classifier
 from vlmo.modules.model import Encode, Hidden
 from vlmo.registry import DATASETS, TASKS
+from vlmo.sources.arrow_tables import RowLocation
 from vlmo.tasks.base import PredictionFiles, Step, Task, TaskOutput, Use, accuracy, mean, mean_cross_entropy
 
 LABELS = ["entailment", "neutral", "contradiction"]

@@ -9,11 +9,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from vlmo.datasets.arrow_tables import ArrowTables, open_table
 from vlmo.datasets.base_dataset import DatasetSpec
 from vlmo.datasets.source_spec import SourceSpec
 from vlmo.errors import VLMoError
-from vlmo.sources.chunks import is_list, is_text
+from vlmo.sources.arrow_tables import ArrowTables, is_list, is_text, open_table
 from vlmo.sources.options import SourceOptions
 from vlmo.sources.tables import SourceTables
 

@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 import numpy as np
 from torch.utils.data import Dataset
 
-from vlmo.datasets.arrow_tables import Tables, open_tables
 from vlmo.datasets.base_dataset import BaseDataset, DatasetSpec, Skipped, Transform, read_images
 from vlmo.registry import DATASETS
+from vlmo.sources.arrow_tables import Tables, open_tables
 
 SMALLEST_BLOCK = 16  # patches, of a window of 14 x 14; in proportion in a smaller one, where 16 are most of the image
 ASPECT = 0.3  # of the flattest block; the steepest has 1 / 0.3

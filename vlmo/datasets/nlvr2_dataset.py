@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from vlmo.batch import FLAG, VALUES, Field
-from vlmo.datasets.arrow_tables import RowLocation, open_table
 from vlmo.datasets.base_dataset import BaseDataset, DatasetSpec
 from vlmo.errors import VLMoError
 from vlmo.registry import DATASETS
+from vlmo.sources.arrow_tables import RowLocation, open_table
 
 # In a table's metadata: JSON, the official numbers of a pair's sentences by the pair's identifier, of the pairs for
 # which they are not 0, 1, ... in order. (The published tables have no room for them.)

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from vlmo.datasets.arrow_tables import ArrowTables, Tables
 from vlmo.datasets.base_dataset import DatasetSpec
 from vlmo.datasets.checks import split_files
 from vlmo.datasets.source_spec import SourceSpec
 from vlmo.images import UndecodableImage, decode_image
+from vlmo.sources.arrow_tables import ArrowTables, Tables
 from vlmo.sources.options import SourceOptions
 
 SAMPLED_ROWS = 16  # of each file, evenly spaced

@@ -10,11 +10,11 @@ import pyarrow.compute as pc
 import torch
 
 from vlmo.batch import FLAG, NUMBER, VALUES, Field
-from vlmo.datasets.arrow_tables import RowLocation, flat_columns
 from vlmo.datasets.base_dataset import BaseDataset, DatasetSpec
 from vlmo.datasets.label_names import read_label_names
 from vlmo.errors import VLMoError
 from vlmo.registry import DATASETS
+from vlmo.sources.arrow_tables import RowLocation, flat_columns
 
 ANSWERS_FILE = "vqav2_answers.json"  # beside the tables: list of the answers, in the order of their labels
 

@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from vlmo.datasets.arrow_tables import ArrowTables
 from vlmo.errors import VLMoError
 from vlmo.images import SUFFIXES, UndecodableImage, decode_image
+from vlmo.sources.arrow_tables import ArrowTables
 
 
 class Picture(NamedTuple):

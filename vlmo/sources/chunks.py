@@ -97,11 +97,3 @@ class _Stream(io.RawIOBase):
         content = self.file.read(self.position, left if size < 0 else min(size, left))
         self.position += len(content)
         return content
-
-
-def is_text(kind: pa.DataType) -> bool:
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
-
-
-def is_list(kind: pa.DataType) -> bool:
-    return pa.types.is_list(kind) or pa.types.is_large_list(kind)

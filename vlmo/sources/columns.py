@@ -16,8 +16,9 @@ import pyarrow.compute as pc
 
 from vlmo.errors import VLMoError
 from vlmo.registry import SOURCES
+from vlmo.sources.arrow_tables import is_list, is_text
 from vlmo.sources.cache import DiskCache
-from vlmo.sources.chunks import Chunks, ParquetChunks, StreamChunks, is_list, is_text
+from vlmo.sources.chunks import Chunks, ParquetChunks, StreamChunks
 from vlmo.sources.grouping import CAPTION_NAMES, IMAGE_EXTENSIONS, clean, decode
 from vlmo.sources.index import Contents, number_texts
 from vlmo.sources.options import SourceOptions

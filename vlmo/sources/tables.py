@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from vlmo.errors import VLMoError
-from vlmo.files import allow_open_files
+from vlmo.sources.arrow_tables import allow_open_files
 from vlmo.sources.index import Contents, map_arrays, read_header
 from vlmo.sources.indexing import open_indices
 from vlmo.sources.options import SourceOptions

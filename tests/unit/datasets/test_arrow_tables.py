@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.tables import write_table
-from vlmo.datasets.arrow_tables import ArrowTables
 from vlmo.errors import VLMoError
+from vlmo.sources.arrow_tables import ArrowTables
 
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=6) | st.sampled_from(["same", "日本語 🙂", ""])
 row = st.lists(text, max_size=3) | st.none()

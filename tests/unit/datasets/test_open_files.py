@@ -7,8 +7,8 @@ import pytest
 
 from tests.tables import write_table
 from vlmo.checkpoints import files
-from vlmo.datasets.arrow_tables import ArrowTables, open_table
 from vlmo.errors import VLMoError
+from vlmo.sources.arrow_tables import ArrowTables, open_table
 
 
 @pytest.fixture

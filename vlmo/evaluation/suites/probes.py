@@ -18,7 +18,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vlmo.datasets.arrow_tables import ArrowTables
 from vlmo.distributed.wire_format import from_bytes
 from vlmo.errors import VLMoError
 from vlmo.evaluation.chunks import Output, in_chunks
@@ -30,6 +29,7 @@ from vlmo.evaluation.suites.zero_shot import Classified, read_classified
 from vlmo.images import SUFFIXES
 from vlmo.modules.model import VLMoModel
 from vlmo.registry import SUITES
+from vlmo.sources.arrow_tables import ArrowTables
 
 NEIGHBOURS, TEMPERATURE = 20, 0.07
 WEIGHT_DECAYS = (1e-6, 1e-4, 1e-2, 1.0)

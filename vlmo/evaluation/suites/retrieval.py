@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vlmo.datasets.arrow_tables import ArrowTables
 from vlmo.errors import VLMoError
 from vlmo.evaluation.measures import Measure, macro_mean
 from vlmo.evaluation.pair_scores import encode_and_score, score_more_pairs
@@ -17,6 +16,7 @@ from vlmo.evaluation.pictures import Picture, of_table
 from vlmo.evaluation.rankings import RECALLS, Sides, both_ways, owned_by, recall_chances, rerank_sides
 from vlmo.evaluation.suites.base import Context, Need, Result, Suite, sha256, warn_of_unknown
 from vlmo.registry import SUITES
+from vlmo.sources.arrow_tables import ArrowTables
 
 FOLDS = 5  # of COCO 1K
 

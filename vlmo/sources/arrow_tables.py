@@ -19,8 +19,6 @@ import numpy as np
 import pyarrow as pa
 
 from vlmo.errors import VLMoError
-from vlmo.files import allow_open_files
-from vlmo.sources.chunks import is_list, is_text
 
 
 def open_table(path: str | Path) -> pa.RecordBatchFileReader:
@@ -63,6 +61,21 @@ def _why_unreadable(error: Exception, damage: str = "is not a complete Arrow fil
     if number:
         return f"cannot be read ({os.strerror(number)}); the file itself may be whole"
     return f"{damage} ({error}); make it again"
+
+
+def allow_open_files(number: int) -> int:
+    """Raises the limit of open files, of this process and those it starts, as far as it may, to what `number` tables
+    need, each of which stays open; so do those of other splits and sets.
+
+    Returns:
+        how many may be open at once.
+    """
+    needed = 4 * number + 1024
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        soft = max(soft, needed if hard == resource.RLIM_INFINITY else min(needed, hard))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    return number if soft == resource.RLIM_INFINITY or soft >= needed else max(soft // 8, 16)
 
 
 class RowLocation(NamedTuple):
@@ -261,6 +274,10 @@ def _groups(keys: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
     yield from zip(distinct.tolist(), np.split(order, starts[1:]), strict=False)  # (of no key numpy makes one part)
 
 
+def is_text(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+
+
 def _find(starts: np.ndarray, index: int) -> tuple[int, int]:
     """The part that `index` falls in, and the index within it."""
     if not 0 <= index < starts[-1]:
@@ -288,6 +305,10 @@ def flat_columns(path: Path, *columns: str) -> Iterator[list[pa.Array]]:
             arrays = [array.flatten() for array in arrays]
         if not any(pa.types.is_null(array.type) for array in arrays):  # (every list is empty)
             yield arrays
+
+
+def is_list(kind: pa.DataType) -> bool:
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind)
 
 
 # --- checks of offsets ------------------------------------------------------------------------------------------------
