@@ -1,5 +1,6 @@
 """Checkpoints in folders: what is in which file, and what becomes of damaged and hostile ones."""
 
+import enum
 import os
 import pickle
 import warnings
@@ -97,6 +98,33 @@ def test_code_in_the_metadata_does_not_run(folder, tmp_path):
     with pytest.raises(VLMoError, match="which is not of the format"):
         files.read(folder)
     assert not (tmp_path / "harmed").exists()
+
+
+class ByName(pickle._Pickler):
+    """Pickles enums by the names of their members, as some Pythons and packages do; or asks for something else so."""
+
+    def __init__(self, file, kind, name):
+        super().__init__(file, 2)
+        self.asked = (kind, name)
+
+    def save(self, value, save_persistent_id=True):
+        if isinstance(value, enum.Enum):
+            kind, name = self.asked[0] or type(value), self.asked[1] or value.name
+            return self.save_reduce(getattr, (kind, name), obj=value)
+        return super().save(value, save_persistent_id)
+
+
+@pytest.mark.parametrize("kind, name", [(None, ""), (dcp.metadata.Metadata, "__init__")])
+def test_enums_by_name(folder, kind, name):
+    with (folder / ".metadata").open("rb") as file:
+        metadata = pickle.load(file)
+    with (folder / ".metadata").open("wb") as file:
+        ByName(file, kind, name).dump(metadata)
+    if kind is None:
+        assert sharded.listing(folder)
+    else:
+        with pytest.raises(VLMoError, match="not of the format"):
+            sharded.listing(folder)
 
 
 def test_nothing_outside_of_the_folder_is_read(folder):
