@@ -104,7 +104,7 @@ class ByName(pickle._Pickler):
     """Pickles enums by the names of their members, as some Pythons and packages do; or asks for something else so."""
 
     def __init__(self, file, kind, name):
-        super().__init__(file, 2)
+        super().__init__(file, 4)
         self.asked = (kind, name)
 
     def save(self, value, save_persistent_id=True):
