@@ -216,7 +216,7 @@ def test_table_that_vanishes(go, own_data, monkeypatch, workers):
         opened(model)
 
     monkeypatch.setattr(VLMo, "on_train_start", vanish)
-    from vlmo.datasets import arrow_tables
+    from vlmo.sources import arrow_tables
 
     opening = arrow_tables.open_table
 
