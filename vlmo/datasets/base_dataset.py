@@ -36,8 +36,13 @@ def read_images(
     transform: Transform,
     seed: int,
     decoding: str = "correct",
+    with_key: bool = False,
 ) -> dict[str, Any] | Skipped:
-    """Decodes and transforms a row's images: (3, S, S) by column; `seed` determines the augmentation."""
+    """Decodes and transforms a row's images: (3, S, S) by column; `seed` determines the augmentation.
+
+    Args:
+        with_key: adds the `image_key` of the column "image", whose bytes are at hand here.
+    """
     images: dict[str, Any] = {}
     with torch.random.fork_rng(devices=[]):
         # the CPU's generator alone: torch.manual_seed would also reset the GPU's, and with it every dropout mask
@@ -49,6 +54,8 @@ def read_images(
                     images[column] = transform.read(data, decoding)
                 else:
                     images[column] = transform(decode_image(data, decoding))
+                if with_key and column == "image":
+                    images["image_key"] = image_key(data)
             except UndecodableImage as error:
                 name = tables.paths[location.table].stem
                 return Skipped(f"{name}: image row {location.image} of the data set ({column}): {error}", {})
@@ -111,11 +118,9 @@ class BaseDataset(Dataset):
         index, seed = key if isinstance(key, tuple) else (key, 0)
         location = self.tables.text(index)
         image_seed, masking_seed = np.random.SeedSequence([seed, index]).generate_state(2, np.uint64)
-        sample = self.images(location, int(image_seed))
+        sample = self.images(location, int(image_seed), with_key="image_key" in self.wanted)
         if isinstance(sample, Skipped):
             return sample._replace(targets=self.targets(location))
-        if "image_key" in self.wanted and "image" in self.image_columns:
-            sample["image_key"] = image_key(location.scalar("image").as_buffer())
         text = self.text(location)
         ids = self.text_ids(text)
         sample |= {"text": text, "text_ids": ids}
@@ -136,10 +141,10 @@ class BaseDataset(Dataset):
         """Token ids, [CLS] and [SEP] included, at most `max_text_len`."""
         return tokenize(self.tokenizer, text, self.max_text_len)
 
-    def images(self, location: RowLocation, seed: int) -> dict[str, Any] | Skipped:
-        """The row's transformed images (3, S, S) by column; `seed` determines the augmentation."""
+    def images(self, location: RowLocation, seed: int, with_key: bool = False) -> dict[str, Any] | Skipped:
+        """The row's transformed images (3, S, S) by column, see `read_images`."""
         columns = [column for column in self.image_columns if column in self.wanted]
-        return read_images(self.tables, location, columns, self.transform, seed, self.image_decoding)
+        return read_images(self.tables, location, columns, self.transform, seed, self.image_decoding, with_key)
 
     # --- what a run asks before it begins ----------------------------------------------------------------------------
 
