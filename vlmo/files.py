@@ -2,6 +2,7 @@
 
 import logging
 import os
+import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,17 +14,21 @@ UNFINISHED = ".part"  # suffix of a file that is being written; what a killed pr
 
 
 @contextmanager
-def atomic_write(path: Path) -> Iterator[BinaryIO]:
+def atomic_write(path: Path, by_several: bool = False) -> Iterator[BinaryIO]:
     """Opens `path` for writing; it appears, in place of an older one, when the block ends without an exception.
 
     Written beside it, synced to the disk, then renamed: a process killed at any moment leaves the older file or the
     new one. The folder is made if there is none.
 
+    Args:
+        by_several: processes may write it at the same time, each under a name of its own; the last stays.
+
     Raises:
         OSError: if it cannot be written (disk full, no permission); nothing is left of it then.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + UNFINISHED)
+    own = f".{uuid.uuid4().hex[:8]}" if by_several else ""
+    unfinished = path.with_name(f"{path.name}{own}{UNFINISHED}")
     try:
         with unfinished.open("wb") as file:
             yield file

@@ -9,7 +9,6 @@ import hashlib
 import json
 import mmap
 import os
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from vlmo.errors import VLMoError
-from vlmo.files import UNFINISHED
+from vlmo.files import atomic_write
 
 MAGIC = b"VLMOIDX1"
 VERSION = 1
@@ -85,20 +84,10 @@ def write_index(path: Path, of: Mapping[str, Any], contents: Contents) -> None:
         place += -(-array.nbytes // ALIGNMENT) * ALIGNMENT
     text = json.dumps(header | {"arrays": layout, "bytes": place}).encode()
     text += b" " * (-(len(MAGIC) + 8 + len(text)) % ALIGNMENT)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # (a name of its own: several runs may make the same index at once)
-    unfinished = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}{UNFINISHED}")
-    try:
-        with unfinished.open("wb") as file:
-            file.write(MAGIC + len(text).to_bytes(8, "little") + text)
-            for array in contents.arrays.values():
-                file.write(array.tobytes() + bytes(-array.nbytes % ALIGNMENT))
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(path)
-    except BaseException:
-        unfinished.unlink(missing_ok=True)
-        raise
+    with atomic_write(path, by_several=True) as file:
+        file.write(MAGIC + len(text).to_bytes(8, "little") + text)
+        for array in contents.arrays.values():
+            file.write(array.tobytes() + bytes(-array.nbytes % ALIGNMENT))
 
 
 def read_header(path: Path) -> dict[str, Any] | None:
