@@ -16,17 +16,6 @@ from vlmo.sources.options import SourceOptions
 PNG = [tables.png(number) for number in range(6)]
 
 
-@pytest.fixture
-def read(tmp_path):
-    """Opens a source; its cache is in a folder of its own."""
-
-    def opened(name, split="train", images_alone=False, **columns):
-        options = SourceOptions(cache=tmp_path / "cache", **columns)
-        return DATASETS[name].open(split, options, images_alone)
-
-    return opened
-
-
 def write(path, rows=2, **columns):
     pq.write_table(pa.table(columns), path, row_group_size=rows)
     return path

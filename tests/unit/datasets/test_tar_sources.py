@@ -14,21 +14,9 @@ from vlmo.datasets.base_dataset import Skipped, read_images
 from vlmo.errors import VLMoError
 from vlmo.registry import DATASETS
 from vlmo.sources.names import expand_braces, parse
-from vlmo.sources.options import SourceOptions
 from vlmo.sources.storage import LocalFile
 from vlmo.sources.tar_members import TarWalk
 from vlmo.utils.write_webdataset import make_arrow
-
-
-@pytest.fixture
-def read(tmp_path):
-    """Opens a source; its cache is in a folder of its own."""
-
-    def opened(name, split="train", images_alone=False, **columns):
-        options = SourceOptions(cache=tmp_path / "cache", **columns)
-        return DATASETS[name].open(split, options, images_alone)
-
-    return opened
 
 
 def found(path):
