@@ -201,8 +201,8 @@ ex.add_named_config("step500k", {"max_epoch": 500, "warmup_steps": 2500, "max_st
 
 
 @ex.capture
-def _open_ended(dataset_weights: dict[str, float]) -> None:
-    """Its argument is an option whose keys are the user's: sacred refuses new keys of what no function captures."""
+def _open_ended(dataset_weights: dict[str, float], beside: dict[str, list[str]]) -> None:
+    """Its arguments are options whose keys are the user's: sacred refuses new keys of what no function captures."""
 
 
 def resolve(*named_configs: str, **updates: Any) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from vlmo.errors import VLMoError
 class Collator:
     """Makes a batch of samples: the fields that they have, as `fields` declares them.
 
-    Beside them the batch has `text_masks` (1 where a text has a token), what `finish` adds, and
+    Beside them the batch has `text_masks` (1 where `text_ids` has a token), what `finish` adds, and
         images_are_bytes: True, where they are
         skipped: list with a line for each sample that is left out because its image cannot be decoded
         skipped_targets: list of their targets, each a dict of plain values
@@ -46,9 +46,10 @@ class Collator:
         kept = [sample for sample in samples if not isinstance(sample, Skipped)]
         skipped = [sample for sample in samples if isinstance(sample, Skipped)]
         batch = {name: self._collate(name, [sample[name] for sample in kept]) for name in kept[0]} if kept else {}
-        if "text_ids" in batch:
-            lengths = torch.tensor([len(sample["text_ids"]) for sample in kept])
-            batch["text_masks"] = (torch.arange(batch["text_ids"].shape[1]) < lengths[:, None]).long()
+        for name in [name for name in batch if name.endswith("text_ids")]:
+            lengths = torch.tensor([len(sample[name]) for sample in kept])
+            masks = (torch.arange(batch[name].shape[1]) < lengths[:, None]).long()
+            batch[name.removesuffix("ids") + "masks"] = masks
         if kept:
             if self.images_are_bytes:
                 batch["images_are_bytes"] = True

@@ -25,7 +25,7 @@ from vlmo.datamodules.samplers import (
     eval_batches,
 )
 from vlmo.datamodules.windows import PIECES, WindowedOrder
-from vlmo.datasets.base_dataset import BaseDataset, ConcatDataset, ImageView, PairView, TextView
+from vlmo.datasets.base_dataset import BaseDataset, Beside, ConcatDataset, ImageView, PairView, TextView
 from vlmo.datasets.checks import check_tables, split_files, split_tables
 from vlmo.datasets.masked_images import MaskedImages, PatchMasker
 from vlmo.datasets.text import TokenMasker, load_tokenizer
@@ -33,6 +33,7 @@ from vlmo.distributed.collectives import rank, world_size
 from vlmo.errors import VLMoError
 from vlmo.registry import DATASETS, TASKS
 from vlmo.settings import PATCH_SIZE, Settings
+from vlmo.tasks.base import Task
 from vlmo.transforms import keys_to_transforms
 from vlmo.transforms.square import CropAtScale
 
@@ -58,10 +59,14 @@ class MTDataModule(LightningDataModule):
         self.specs = {name: DATASETS[name] for name in self.settings.datasets}
         # (a doctor looks at the data of a run whose losses are misspelt)
         self.tasks = [TASKS[name](self.settings) for name in self.settings.active if name in TASKS]
+        together = [task for task in self.tasks if not task.prefix]  # (the others have data of their own)
+        self.wanted = {name for task in together for name in task.fields}
+        others = [task for task in self.tasks if task.prefix]
+        self.beside = {task.name: MTDataModule(_settings_beside(task, self.settings)) for task in others}
         self.root = Path(self.settings.data_root).expanduser()
         self._warned: list[str] = []
         self._opened: dict[str, dict[str, BaseDataset | MaskedImages]] = {}
-        self._without_text = bool(self.tasks) and not any("text" in task.reads for task in self.tasks)
+        self._without_text = bool(together) and not any("text" in task.reads for task in together)
         self._seen: SeenSamples | None = None
 
     @cached_property
@@ -75,7 +80,8 @@ class MTDataModule(LightningDataModule):
     def fields(self) -> dict[str, Field]:
         """All that a batch of this run can have, by name."""
         parts = [*(spec.dataset for spec in self.specs.values()), *self.tasks]
-        return FIELDS | {name: field for part in parts for name, field in part.fields.items()}
+        others = {f"{task}.{name}": field for task, data in self.beside.items() for name, field in data.fields.items()}
+        return FIELDS | {name: field for part in parts for name, field in part.fields.items()} | others
 
     def check(self, stage: str) -> None:
         """The cheap checks of everything that `stage` ("fit", "validate" or "test") reads, before a model is built.
@@ -93,6 +99,14 @@ class MTDataModule(LightningDataModule):
         problems = findings.problems + self._option_problems()
         if problems:
             raise VLMoError("\n".join(problems))
+        if stage == "fit":
+            for name, data in self.beside.items():
+                data.check(stage)
+                if data.train_dataset.reads_on:
+                    raise VLMoError(
+                        f"beside.{name}: its samples are drawn here and there, which is slow in Parquet and remote "
+                        "sources; convert them (python -m vlmo.utils.convert) or give local tars"
+                    )
         if stage == "test":
             for spec in self.specs.values():
                 findings.warnings += spec.dataset.test_warnings(split_files(self.root, spec, "test"))
@@ -151,7 +165,7 @@ class MTDataModule(LightningDataModule):
             files = {
                 name: split_tables(self.root, spec, split, s, self._without_text) for name, spec in self.specs.items()
             }
-            wanted = {name for task in self.tasks for name in task.fields}
+            wanted = self.wanted
             opened: dict[str, Any]
             if self._without_text:
                 masker = PatchMasker.from_settings(s.image_size // PATCH_SIZE, s) if "patch_mask" in wanted else None
@@ -176,7 +190,7 @@ class MTDataModule(LightningDataModule):
         self, dataset: Dataset, retrieval: bool = False, images_are_bytes: bool = False, **sampling: Any
     ) -> DataLoader:
         s = self.settings
-        finish = [] if retrieval else [task.derive for task in self.tasks]
+        finish = [] if retrieval else [task.derived for task in self.tasks]
         if isinstance(dataset, ConcatDataset) and dataset.reads_on:
             if "sampler" in sampling:
                 sampling = {"batch_sampler": BatchSampler(**sampling)}
@@ -210,7 +224,13 @@ class MTDataModule(LightningDataModule):
     @cached_property
     def train_dataset(self) -> ConcatDataset:
         """All that is trained on together."""
-        return ConcatDataset(list(self._open("train").values()))
+        return self._joined("train")
+
+    def _joined(self, split: str) -> ConcatDataset:
+        """The data sets of "train" or "val", each sample with one of those that losses have for themselves."""
+        datasets = list(self._open(split).values())
+        others = {name: data._joined(split) for name, data in self.beside.items() if data.has(split)}
+        return Beside(datasets, others) if others else ConcatDataset(datasets)
 
     @cached_property
     def shares(self) -> list[Share]:
@@ -294,12 +314,12 @@ class MTDataModule(LightningDataModule):
         return bool(self._open(split))
 
     def _split_loader(self, split: str) -> DataLoader | list[DataLoader]:
-        datasets = list(self._open(split).values())
-        if not datasets:
+        if not self._open(split):
             return []
         # (files of predictions are written as the data are in order)
         mixed = split == "val" or not any(task.writes_predictions for task in self.tasks)
-        return self._eval_loader(ConcatDataset([] if self.recall_measures_all(split) else datasets), mixed=mixed)
+        nothing = self.recall_measures_all(split)
+        return self._eval_loader(ConcatDataset([]) if nothing else self._joined(split), mixed=mixed)
 
     def recall_measures_all(self, split: str) -> bool:
         """Tells whether the features that recall needs are all that the tasks need: pairs are then not read again."""
@@ -354,6 +374,12 @@ class MTDataModule(LightningDataModule):
             if (names := kind.label_names(self.root, paths)) is not None:
                 return names
         return None
+
+
+def _settings_beside(task: Task, settings: Settings) -> Settings:
+    """The settings of a run of this loss alone on the data of its own."""
+    own = {"datasets": tuple(settings.beside[task.name]), "loss_names": {task.name: 1.0}, "beside": {}}
+    return settings.model_copy(update=own | {"dataset_weights": {}, "get_recall_metric": False})
 
 
 def _outlive_signals(worker: int) -> None:

@@ -284,6 +284,35 @@ class ConcatDataset(Dataset):
         return sizes
 
 
+class Beside(ConcatDataset):
+    """A `ConcatDataset` whose samples each come with one of every other set, for the losses with data of their own.
+
+    The fields of those have the loss's name and a dot in front. With the next sample comes the next of each, begun
+    anywhere in each epoch: so all are drawn equally often, and number and seed still determine everything.
+    """
+
+    def __init__(self, datasets: Sequence[Any], others: Mapping[str, ConcatDataset]):
+        """
+        Args:
+            others: by the loss that they are for.
+        """
+        super().__init__(datasets)
+        self.others = others
+
+    def __getitem__(self, key: Any) -> dict[str, Any] | Skipped:
+        sample = super().__getitem__(key)
+        index, *seed = key if isinstance(key, tuple) else (key,)
+        for name, dataset in self.others.items():
+            if isinstance(sample, Skipped):
+                break
+            number = (index + sum(seed)) % len(dataset)
+            other = dataset[(number, *seed) if seed else number]
+            if isinstance(other, Skipped):
+                return other
+            sample |= {f"{name}.{field}": value for field, value in other.items()}
+        return sample
+
+
 class PairView(Dataset):
     """Samples of an image and a text each; the last image is kept, for the pairs after it that have the same."""
 

@@ -127,7 +127,8 @@ class VLMoModel(nn.Module):
             activation_checkpointing=activation_checkpointing,
         )
         width, relative = self.transformer.embed_dim, self.transformer.relative_positions
-        if all(task.has_text for task in self.tasks):  # else, as in stage 1, files hold what BEiT's hold
+        # (without text, as in stage 1, files hold what BEiT's hold)
+        if not self.tasks or any(task.has_text for task in self.tasks):
             self._add_text_and_pairs(TextEmbeddings(vocab_size, width, max_text_len, not relative, drop_path_rate))
         rows = num_table_rows(self.transformer.window, max_text_len_of_initckpt)
         columns = self.transformer.depth * self.transformer.num_heads  # block by block

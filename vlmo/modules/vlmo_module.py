@@ -82,7 +82,8 @@ class VLMo(VLMoModel, pl.LightningModule):
             loaded = loaded or read(settings.load_path)
             load_weights(self, loaded, required, self.heads_to_reset(loaded, label_names))
         self.answers, self.vocabulary = label_names or self.answers, vocabulary or self.vocabulary
-        for trains in [task.trains for task in tasks if task.trains is not None]:
+        # (beside pairs, a loss of images or texts alone trains with the others what they train)
+        for trains in [task.trains for task in tasks if task.trains is not None and not task.prefix]:
             for name, parameter in self.named_parameters():
                 parameter.requires_grad_(any(part in name for part in trains))
         seed = settings.seed if settings.layout_invariant else None
@@ -94,10 +95,14 @@ class VLMo(VLMoModel, pl.LightningModule):
     def build(cls, tasks: Sequence[str], options: Mapping[str, Any]) -> "VLMo":
         """Builds the model of some options: used by `from_pretrained`."""
         weights = {name: float(name in tasks) for name in TASKS}
-        datasets = next((sorted(TASKS[name].datasets) for name in tasks if TASKS[name].datasets), None)
-        if any(not TASKS[name].has_text for name in tasks):
-            datasets = ["images"]
-        fixed: dict[str, Any] = {"loss_names": weights} | ({"datasets": datasets} if datasets else {})
+        # (settings demand data that fit, of which nothing is read here)
+        alone = {name: sorted(TASKS[name].datasets or ["images"]) for name in tasks if TASKS[name].alone}
+        named = [TASKS[name].datasets for name in tasks if TASKS[name].datasets and name not in alone]
+        fixed: dict[str, Any] = {"loss_names": weights, "beside": alone}
+        if len(alone) == len(tasks) == 1:
+            fixed |= {"beside": {}, "datasets": alone[tasks[0]]}
+        elif named:
+            fixed |= {"datasets": sorted(named[0])}
         return cls(Settings.defaults() | fixed | dict(options))
 
     # --- the step ----------------------------------------------------------------------------------------------------
@@ -147,8 +152,8 @@ class VLMo(VLMoModel, pl.LightningModule):
     def empty_batch(self) -> Batch:
         """Gives a batch without samples that every task can compute."""
         sizes = {"S": self.image_size, "P": self.transformer.window**2}
-        fields = {name: field for task in self.tasks for name, field in task.fields.items()}
-        finish = [task.derive for task in self.tasks]
+        fields = {name: field for task in self.tasks for name, field in task.own_fields.items()}
+        finish = [task.derived for task in self.tasks]
         return empty_batch(fields, sizes, self.transformer.cls_token, finish)
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:

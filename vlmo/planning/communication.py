@@ -201,14 +201,14 @@ def _reduce_bucket(state: None, bucket: dist.GradBucket) -> torch.futures.Future
 def _batch(model: VLMo, size: int) -> Batch:
     """A batch of that size with texts of the greatest length, every number of it 1."""
     sizes = {"B": size, "S": model.image_size, "P": model.transformer.window**2, "T": model.max_text_len, "K": 10}
-    fields: dict[str, Field] = {name: field for task in model.tasks for name, field in task.fields.items()}
+    fields: dict[str, Field] = {name: field for task in model.tasks for name, field in task.own_fields.items()}
     # (with `layout_invariant`, random numbers follow from those of the samples)
     batch: Any = {"images_are_bytes": True, "raw_index": torch.arange(size)}
     for name, field in fields.items():
         shape = [size, *(sizes[each] if isinstance(each, str) else each for each in field.shape)]
         batch[name] = [""] * size if field.dtype is None else torch.ones(shape, dtype=field.dtype)
     for task in model.tasks:
-        batch |= task.derive(batch)
+        batch |= task.derived(batch)
     return batch
 
 

@@ -139,18 +139,18 @@ def synthetic_batch(model: VLMo, size: int) -> dict[str, Any]:
     """Makes a batch as the loader does, with texts of the greatest length, and masked as much as `mlm_prob` says."""
     s = model.settings
     sizes = {"S": s.image_size, "P": model.transformer.window**2, "T": s.max_text_len, "K": ANSWERS}
-    fields: dict[str, Field] = {name: field for task in model.tasks for name, field in task.fields.items()}
+    fields: dict[str, Field] = {name: field for task in model.tasks for name, field in task.own_fields.items()}
     batch: Any = {"images_are_bytes": True, "raw_index": torch.arange(size)}
     for name, field in fields.items():
         shape = [size, *(sizes[each] if isinstance(each, str) else each for each in field.shape)]
         batch[name] = [""] * size if field.dtype is None else torch.ones(shape, dtype=field.dtype)
-    if "text_labels_mlm" in batch:  # of the words between [CLS] and [SEP]
+    for name in [name for name in batch if name.endswith("text_labels_mlm")]:  # of the words between [CLS] and [SEP]
         masked = max(round(s.mlm_prob * (s.max_text_len - 2)), 1)
-        batch["text_labels_mlm"][:, [0, *range(1 + masked, s.max_text_len)]] = IGNORE_INDEX
-    if "patch_mask" in batch:
-        batch["patch_mask"][:, round(s.mim_mask_ratio * sizes["P"]) :] = False
+        batch[name][:, [0, *range(1 + masked, s.max_text_len)]] = IGNORE_INDEX
+    for name in [name for name in batch if name.endswith("patch_mask")]:
+        batch[name][:, round(s.mim_mask_ratio * sizes["P"]) :] = False
     for task in model.tasks:
-        batch |= task.derive(batch)
+        batch |= task.derived(batch)
     return batch
 
 

@@ -99,6 +99,11 @@ class DataOptions(OptionGroup):
         "how often an epoch draws each sample of a data set: 2 is twice, each time augmented and masked anew, 0.5 is "
         "half of them, the others in the next epoch; {}, as published, and sets that are not named: once",
     )
+    beside: dict[str, list[str]] = option(
+        dict,
+        "losses with data of their own, by name their data sets: each sample of datasets is drawn with one of theirs, "
+        'so that a batch of pairs also has images or texts alone: {"mim": ["images"], "textmlm": ["wikibk"]}',
+    )
     shuffle_window: PositiveInt = option(
         8192,
         "samples that are shuffled among each other where Parquet or remote sources have more: what is read at once",

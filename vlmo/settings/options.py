@@ -3,7 +3,7 @@
 Rules about tasks ask the contract (`vlmo.tasks.base.Task`): roles, data, what of a run is for some tasks only.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -209,8 +209,11 @@ def _tasks(s: Options) -> Iterator[str]:
     roles: dict[str, list[str]] = {}
     for name, task in tasks.items():
         others = [other for other in tasks if other != name]
-        if task.alone and others:
-            yield f"loss_names.{name}: no other loss can be on beside it; switch off {' and '.join(others)}"
+        if task.alone and others and name not in s.beside:
+            yield (
+                f"loss_names.{name}: no other loss can be on for the same data; switch off {' and '.join(others)}, or "
+                f"give it data of its own with beside.{name}=[DATA SET]"
+            )
         if task.requires and not provides(s, task.requires):
             options = [f"loss_names.{other}=1" for other in providers(task.requires, task.stage)]
             remedy = f"set {' or '.join(options)} too" if options else "no task provides it: is a plugin missing?"
@@ -224,16 +227,38 @@ def _tasks(s: Options) -> Iterator[str]:
 
 @rule
 def _data_of_tasks(s: Options) -> Iterator[str]:
-    tasks = active_tasks(s)
+    tasks = {name: task for name, task in active_tasks(s).items() if name not in s.beside}
     alone = {name: task for name, task in tasks.items() if task.alone}  # (others are refused beside it)
-    known = [dataset for dataset in s.datasets if dataset in DATASETS]
     problems: dict[str, None] = {}  # (several tasks can lack the same)
     for name, task in (alone or tasks).items():
-        if task.datasets is None:
-            problems |= dict.fromkeys(_lacking(dataset, task.reads) for dataset in known)
-        elif not task.datasets.issuperset(known):
-            problems[f"{name} trains on {sorted(task.datasets)} only"] = None
-    yield from (f"datasets={list(s.datasets)}: {problem}" for problem in problems if problem)
+        problems |= dict.fromkeys(_unfit(name, task, s.datasets))
+    yield from (f"datasets={list(s.datasets)}: {problem}" for problem in problems)
+
+
+@rule
+def _beside(s: Options) -> Iterator[str]:
+    if s.beside and not set(s.active) - set(s.beside):
+        yield f"beside: leaves no loss for datasets={list(s.datasets)}; name the data of one loss there"
+    for name, datasets in s.beside.items():
+        yield from (f"beside.{name}: {DATASETS.near(each)}" for each in datasets if each not in DATASETS)
+        task = active_tasks(s).get(name)
+        if task is None:
+            yield f"beside.{name}: this loss is off; set loss_names.{name}=1, or drop it here"
+        elif task.requires or task.provides or task.named_classes:
+            why = "has the classes of datasets" if task.named_classes else "is about the pairs of a batch together"
+            yield f"beside.{name}: {name} {why}; drop it here"
+        elif not datasets:
+            yield f"beside.{name}: name at least one data set"
+        else:
+            yield from (f"beside.{name}={datasets}: {problem}" for problem in _unfit(name, task, datasets))
+
+
+def _unfit(name: str, task: Any, datasets: Sequence[str]) -> list[str]:
+    """Why a task cannot be trained on these data sets, each reason once; unknown ones are reported elsewhere."""
+    known = [dataset for dataset in datasets if dataset in DATASETS]
+    if task.datasets is None:
+        return list(dict.fromkeys(filter(None, (_lacking(dataset, task.reads) for dataset in known))))
+    return [] if task.datasets.issuperset(known) else [f"{name} trains on {sorted(task.datasets)} only"]
 
 
 def _lacking(dataset: str, reads: frozenset[str]) -> str:
@@ -257,7 +282,7 @@ def _refused(s: Options) -> Iterator[str]:
 
 @rule
 def _group_by_length(s: Options) -> Iterator[str]:
-    if s.group_by_length and any("image" in task.reads for task in active_tasks(s).values()):
+    if s.group_by_length and (s.beside or any("image" in task.reads for task in active_tasks(s).values())):
         yield (
             "group_by_length=True: is for texts alone; beside an image a text's padding costs little, and contrast and "
             "negatives would come from texts of one length"

@@ -12,10 +12,10 @@ In a step (`compute_tasks`), `requests` are asked of every task, all pairs are e
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, cast
 from zlib import crc32
 
 import torch
@@ -92,6 +92,10 @@ class Step:
     def keys(self) -> Tensor | None:
         """Gives (B,) int64: what random numbers follow from (`vlmo/modules/random.py`); None: the global generator."""
         return self.batch.get("random_keys")
+
+    def of(self, task: "Task") -> "Step":
+        """The step with the samples of the task, where it has data of its own."""
+        return replace(self, batch=task.samples(self.batch)) if task.prefix else self
 
     def requests(self, task: "Task") -> list[Encode]:
         """Asks a task for its requests; with keys, each gets its own."""
@@ -198,6 +202,8 @@ class Task:
             own = {name: field.get_default(call_default_factory=True) for name, field in fields.items()}
             options = SimpleNamespace(**(own | values))
         self.options = options
+        # of the names of its fields in a batch: with data of its own they are not those of the pairs
+        self.prefix = f"{self.name}." if self.name in getattr(options, "beside", ()) else ""
 
     # --- the model ---------------------------------------------------------------------------------------------------
 
@@ -210,6 +216,29 @@ class Task:
     def derive(self, batch: Batch) -> dict[str, Tensor]:
         """Fields computed of the others, on the CPU: when a batch is collated, and again of each part of one."""
         return {}
+
+    def derived(self, batch: Batch) -> dict[str, Tensor]:
+        """What it derives of its samples, by the names that the fields have in the batch."""
+        if not self.is_served(batch):
+            return {}
+        return {self.prefix + name: value for name, value in self.derive(self.samples(batch)).items()}
+
+    def samples(self, batch: Batch) -> Batch:
+        """Gives the part of a batch that is its own: all of it, or, with data of its own (`beside`), those."""
+        if not self.prefix:
+            return batch
+        mine = {name.removeprefix(self.prefix): value for name, value in batch.items() if name.startswith(self.prefix)}
+        shared = {name: batch[name] for name in ("images_are_bytes", "random_keys") if name in batch}  # type: ignore
+        return cast(Batch, mine | shared)
+
+    def is_served(self, batch: Batch) -> bool:
+        """Whether the batch has its samples: data of its own may have none for validation."""
+        return not self.prefix or any(name.startswith(self.prefix) for name in batch)
+
+    @property
+    def own_fields(self) -> dict[str, Field]:
+        """The fields that it reads, by the names that they have in a batch."""
+        return {self.prefix + name: field for name, field in self.fields.items()}
 
     def prepare(self, step: Step) -> dict[str, Tensor]:
         """Fields, one entry a sample, that need the whole batch before `contrast_cache` splits it into chunks."""
@@ -267,7 +296,7 @@ def compute_tasks(
     """
     outputs: dict[str, TaskOutput] = {}
     provided: dict[str, TaskOutput] = {}
-    heads, waiting = model.heads, list(tasks)
+    heads, waiting = model.heads, [task for task in tasks if task.is_served(batch)]
     if not sizes and any(task.spans_processes for task in tasks):
         sizes = BatchSize.of_all_processes(batch)
     while waiting:
@@ -275,11 +304,11 @@ def compute_tasks(
         ready = [task for task in waiting if task.requires not in awaited]
         ready = [task for task in ready if task.provides in awaited] or ready
         step = Step(batch, heads, model.training, provided, sizes)
-        requests = {task: step.requests(task) for task in ready}
+        requests = {task: step.of(task).requests(task) for task in ready}
         encoded = iter(model.encode([request for asked in requests.values() for request in asked]))
         for task, asked in requests.items():
             if asked:
-                outputs[task.name] = output = task.loss(step, [next(encoded) for _ in asked])
+                outputs[task.name] = output = task.loss(step.of(task), [next(encoded) for _ in asked])
                 provided |= {task.provides: output} if task.provides else {}
         waiting = [task for task in waiting if task not in ready]
     return outputs

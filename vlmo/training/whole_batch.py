@@ -149,7 +149,7 @@ class WholeBatch:
         processes, so each is multiplied by how many there are.
         """
         parts = list(self._parts(first.batch, first.sizes))
-        items = [[int(task.num_items(part)) for part in parts] for task in self.others]  # type: ignore[arg-type]
+        items = [[int(task.num_items(task.samples(part))) for part in parts] for task in self.others]  # type: ignore[arg-type]
         totals, processes = [sum(each) for each in items], 1
         if self.seed is not None:
             everywhere = gather_numbers(totals)
@@ -175,7 +175,7 @@ class WholeBatch:
     def _chunks(self, batch: Mapping[str, Any], sizes: list[BatchSize]) -> Iterator[dict[str, Any]]:
         for chunk in self._parts(batch, sizes):
             for task in self.others:  # (on the CPU, where the chunk still lies)
-                chunk |= task.derive(chunk)  # type: ignore[arg-type]
+                chunk |= task.derived(chunk)  # type: ignore[arg-type]
             yield {n: v.to(self.model.device) if isinstance(v, Tensor) else v for n, v in chunk.items()}
 
 
@@ -190,9 +190,10 @@ def chunks(batch: Mapping[str, Any], size: int, most: int = 1) -> Iterator[dict[
     number = num_samples(batch)
     for start in range(0, max(number, most), size):
         part = {n: v[start : start + size] for n, v in batch.items() if hasattr(v, "__len__") and len(v) == number}
-        for prefix in ("text_", "negative_text_"):
+        # those of the samples, of negatives ("negative_text_"), of a task's own data ("textmlm.text_")
+        for prefix in [name.removesuffix("masks") for name in part if name.endswith("text_masks")]:
             # (on a GPU, where negatives are, texts stay as long as they are: to know better one would wait for it)
-            if prefix + "masks" in part and part[prefix + "masks"].device.type == "cpu":
+            if part[prefix + "masks"].device.type == "cpu":
                 # to a multiple of 8, as the loader pads
                 longest = max([8, *(-(-length // 8) * 8 for length in part[prefix + "masks"].sum(1).tolist())])
                 names = [n for n, v in part.items() if n.startswith(prefix) and isinstance(v, Tensor)]

@@ -15,7 +15,7 @@ from PIL import Image, ImageEnhance, ImageOps
 from torch.nn import functional as F
 
 from vlmo.errors import VLMoError
-from vlmo.images import decode_image
+from vlmo.images import decode_at_scale
 from vlmo.registry import TRANSFORMS
 
 Transform = Callable[[Image.Image], torch.Tensor]
@@ -232,11 +232,10 @@ class RandomSquare:
         return left, top, left + width, top + height
 
     def __call__(self, image: Image.Image) -> Image.Image:
-        return self.cut(image, self.draw(*image.size))
+        return self.resized(np.array(image.crop(self.draw(*image.size))))
 
-    def cut(self, image: Image.Image, box: Box) -> Image.Image:
-        """Resizes what is in the box."""
-        crop = np.array(image.crop(box))
+    def resized(self, crop: np.ndarray) -> Image.Image:
+        """Resizes pixels (H, W, 3)."""
         pixels = torch.from_numpy(crop)[None].permute(0, 3, 1, 2)  # channels last: as it lies, nothing is copied
         square = F.interpolate(pixels, (self.size, self.size), mode="bicubic", antialias=True)
         return Image.fromarray(square.permute(0, 2, 3, 1)[0].numpy())
@@ -300,13 +299,12 @@ class CropAtScale(Compose):
             drawn.append((box, scale))
             return scale
 
-        image = decode_image(data, decoding, choose_scale)
-        if not drawn:
-            return self(image)
+        decoded = decode_at_scale(data, decoding, choose_scale)
+        if isinstance(decoded, Image.Image):
+            return self(decoded)
         (left, top, right, bottom), scale = drawn[0]
-        return self.after(
-            self.square.cut(image, (left // scale, top // scale, -(-right // scale), -(-bottom // scale)))
-        )
+        crop = decoded[top // scale : -(-bottom // scale), left // scale : -(-right // scale)]
+        return self.after(self.square.resized(np.ascontiguousarray(crop)))
 
 
 class Resize:

@@ -76,6 +76,8 @@ def layout_of(settings: Settings, num_samples: int, order: int | None = None) ->
     }
     if settings.dataset_weights:
         layout["weights"] = json.dumps(settings.dataset_weights, sort_keys=True)
+    if settings.beside:
+        layout["beside"] = json.dumps(settings.beside, sort_keys=True)
     return layout
 
 
