@@ -234,17 +234,8 @@ class MTDataModule(LightningDataModule):
 
     @cached_property
     def shares(self) -> list[Share]:
-        """What `dataset_weights` makes of the training sets; none: an epoch draws every sample once.
-
-        Raises:
-            VLMoError: if they are read by windows, which are of every sample once.
-        """
+        """What `dataset_weights` makes of the training sets; none: an epoch draws every sample once."""
         weights = self.settings.dataset_weights
-        if weights and self.windowed_order:
-            raise VLMoError(
-                "dataset_weights: these sources are shuffled by windows, each sample once an epoch; drop them, or "
-                f"shuffle all samples together with shuffle_window={max(map(len, self.train_dataset.datasets))}"
-            )
         return [Share.of(len(each), weights.get(name, 1)) for name, each in self._open("train").items() if weights]
 
     @property
@@ -279,7 +270,7 @@ class MTDataModule(LightningDataModule):
         sampler = ShuffleSampler(*order, self.shares)
         if s.group_by_length:
             sampler = LengthGroupedSampler(*order, size, dataset.text_sizes, self.shares)
-        sampler.draw = self.windowed_order
+        sampler.windows = self.windowed_order
         if self._seen:
             sampler.skip(*self._seen)
         if len(sampler) == 0:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
+from functools import partial
 from itertools import chain, islice
 from math import ceil
 from typing import NamedTuple
@@ -10,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Sampler
+
+from vlmo.datamodules.windows import WindowedOrder, mixed
 
 EVALUATION_ORDER = 0  # seed of the order of evaluation: not the run's, so that runs can be compared
 PART = 8192  # samples of a process that are made a Python list at a time
@@ -37,16 +40,25 @@ class Share(NamedTuple):
         """Draws each sample `weight` times an epoch, on average; the number is rounded up."""
         return cls(length, ceil(length * Fraction(str(weight))))
 
-    def draw(self, epoch: int, seed: Sequence[int]) -> list[Tensor]:
-        """The samples of an epoch, int32, round by round: those of an epoch's second round have been in it before."""
+    def draw(
+        self, epoch: int, seed: Sequence[int], order: Callable[[torch.Generator], Tensor] | None = None
+    ) -> list[Tensor]:
+        """The samples of an epoch, int32, round by round: those of an epoch's second round have been in it before.
+
+        Args:
+            order: of a round, drawn from a generator; None: any is equally likely, and a whole round is not shuffled.
+        """
         rounds, start, left = [], epoch * self.number, self.number
         while left:
             number, at = divmod(start, self.length)
             samples = torch.arange(self.length, dtype=torch.int32)
-            if at or left < self.length:
+            if order or at or left < self.length:
                 state = np.random.SeedSequence([*seed, number, PERMUTED]).generate_state(1, np.uint64)
                 generator = torch.Generator().manual_seed(int(state[0]))
-                samples = torch.randperm(self.length, generator=generator, dtype=torch.int32)[at : at + left]
+                if order:
+                    samples = order(generator)[at : at + left]
+                else:
+                    samples = torch.randperm(self.length, generator=generator, dtype=torch.int32)[at : at + left]
             rounds.append(samples)
             start, left = start + len(samples), left - len(samples)
         return rounds
@@ -72,7 +84,7 @@ def epoch_order(
     seed: int,
     epoch: int,
     shares: Sequence[Share] = (),
-    draw: Callable[[torch.Generator], Tensor] | None = None,
+    windows: WindowedOrder | None = None,
 ) -> EpochOrder:
     """Draws the order of an epoch, which follows from these numbers alone.
 
@@ -80,21 +92,23 @@ def epoch_order(
         length: number of samples.
         seed: of the run.
         shares: of the data sets, whose lengths add up to `length`; none: every sample once.
-        draw: without shares, gives all sample numbers in an order that is drawn from a generator; None: any order is
-            equally likely.
+        windows: what the order is drawn by; None: any order is equally likely.
     """
     state = np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)
     generator = torch.Generator().manual_seed(int(state[0]))
     sample_seed = int(torch.randint(2**62, (), generator=generator))
     if not shares:
-        samples = draw(generator) if draw else torch.randperm(length, generator=generator, dtype=torch.int32)
+        samples = windows(generator) if windows else torch.randperm(length, generator=generator, dtype=torch.int32)
         return EpochOrder(samples, sample_seed, generator.get_state())
     drawn, first = [], 0
     for number, share in enumerate(shares):
-        rounds = share.draw(epoch, [seed, number])
+        rounds = share.draw(epoch, [seed, number], partial(windows.of_part, number) if windows else None)
         fits = length * (len(rounds) + 1) < 2**31
-        drawn += [part.to(torch.int32 if fits else torch.int64) + (first + k * length) for k, part in enumerate(rounds)]
+        number_type = torch.int32 if fits else torch.int64
+        drawn.append(torch.cat([part.to(number_type) + (first + k * length) for k, part in enumerate(rounds)]))
         first += share.length
+    if windows:
+        return EpochOrder(mixed(drawn, generator), sample_seed, generator.get_state())
     samples = torch.cat(drawn)
     samples = samples[torch.randperm(len(samples), generator=generator, dtype=torch.int32)]
     return EpochOrder(samples, sample_seed, generator.get_state())
@@ -139,7 +153,7 @@ class ShuffleSampler(Sampler):
         self.drawn = sum(share.number for share in shares) if shares else length  # an epoch
         self.length, self.seed, self.rank, self.world = length, seed, rank, world
         self.epoch = 0
-        self.draw: Callable[[torch.Generator], Tensor] | None = None  # of the order; see `epoch_order`
+        self.windows: WindowedOrder | None = None  # see `epoch_order`
         self._seen = (0, 0, world, 1)  # see `skip`
 
     def skip(self, epoch: int, seen: int, world: int, batch: int) -> None:
@@ -161,7 +175,7 @@ class ShuffleSampler(Sampler):
         return self.drawn // self.world
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        order = epoch_order(self.length, self.seed, self.epoch, self.shares, self.draw)
+        order = epoch_order(self.length, self.seed, self.epoch, self.shares, self.windows)
         parts = (part[self.rank :: self.world].long() for part in self._remaining(order))
         # (numbers and seeds are paired without a line of Python a sample)
         return chain.from_iterable(

@@ -34,20 +34,12 @@ class WindowedOrder:
     def __call__(self, generator: Generator) -> Tensor:
         """(samples,) int32 sample numbers of an epoch."""
         firsts = np.cumsum([0] + [int(part[-1]) for part in self.parts])
-        orders = [
-            self._order(part, generator) + int(first) for part, first in zip(self.parts, firsts[:-1], strict=True)
-        ]
-        if len(orders) == 1:
-            return orders[0]
-        # which part each sample is of: equally likely in every order
-        of = torch.repeat_interleave(torch.tensor([len(order) for order in orders]))
-        of = of[torch.randperm(len(of), generator=generator)]
-        samples = torch.empty(len(of), dtype=torch.int32)
-        for number, order in enumerate(orders):
-            samples[of == number] = order
-        return samples
+        orders = [self.of_part(number, generator) + int(first) for number, first in enumerate(firsts[:-1])]
+        return orders[0] if len(orders) == 1 else mixed(orders, generator)
 
-    def _order(self, starts: np.ndarray, generator: Generator) -> Tensor:
+    def of_part(self, number: int, generator: Generator) -> Tensor:
+        """(samples of the part,) int32, numbered from 0."""
+        starts = self.parts[number]
         length = int(starts[-1])
         if len(starts) <= 2:
             return torch.randperm(length, generator=generator, dtype=torch.int32)
@@ -59,3 +51,14 @@ class WindowedOrder:
         for window in samples.split(self.window):
             window.copy_(window[torch.randperm(len(window), generator=generator)])
         return samples
+
+
+def mixed(orders: Sequence[Tensor], generator: Generator) -> Tensor:
+    """Mixes orders at random; the samples of each stay in theirs."""
+    # which order each sample is of: equally likely in every way
+    of = torch.repeat_interleave(torch.tensor([len(order) for order in orders]))
+    of = of[torch.randperm(len(of), generator=generator)]
+    samples = torch.empty(len(of), dtype=torch.int64 if any(o.dtype == torch.int64 for o in orders) else torch.int32)
+    for number, order in enumerate(orders):
+        samples[of == number] = order.to(samples.dtype)
+    return samples

@@ -8,14 +8,14 @@ from tests import tables
 from tests.source_files import write_forms
 from vlmo.config import resolve
 from vlmo.datamodules.multitask_datamodule import MTDataModule
-from vlmo.datamodules.samplers import ShuffleSampler, epoch_order
+from vlmo.datamodules.samplers import Share, ShuffleSampler, epoch_order
 from vlmo.datamodules.windows import WindowedOrder
 
 PIECES = np.array([0, 90, 200, 310, 390, 500, 610, 700, 800, 900, 1000])
 
 
 def drawn(order, seed=1, epoch=0):
-    return epoch_order(sum(int(part[-1]) for part in order.parts), seed, epoch, draw=order).samples
+    return epoch_order(sum(int(part[-1]) for part in order.parts), seed, epoch, windows=order).samples
 
 
 def test_each_sample_once_in_an_order_that_follows_from_seed_and_epoch():
@@ -45,16 +45,44 @@ def test_all_of_it_is_one_window_of_anything_in_any_order():
 def test_going_on_in_the_middle():
     order = WindowedOrder([PIECES], 200)
     whole = ShuffleSampler(1000, 1, 0, 1)
-    whole.draw = order
+    whole.windows = order
     numbers = [number for number, _ in whole]
     for world in (1, 3):
         left = []
         for rank in range(world):
             later = ShuffleSampler(1000, 1, rank, world)
-            later.draw = order
+            later.windows = order
             later.skip(0, 400, 2, 1)
             left += [number for number, _ in later]
         assert set(left) <= set(numbers[400:]) and len(set(left)) == len(left) >= 600 - world
+
+
+def test_weights_draw_by_windows_too():
+    order = WindowedOrder([PIECES, np.array([0, 300])], 200)
+    shares = [Share.of(1000, 0.5), Share.of(300, 2)]
+    epochs = [epoch_order(1300, 1, epoch, shares, order).samples.numpy() for epoch in range(4)]
+    assert not np.array_equal(epochs[0], epochs[2])
+    for first, second in (epochs[:2], epochs[2:]):
+        both = np.concatenate([first, second])
+        halves = both[both < 1000]
+        assert sorted(halves.tolist()) == list(range(1000))  # of a half each, all in two epochs
+        twice = np.unique(both[both >= 1000] % 1300, return_counts=True)[1]
+        assert twice.tolist() == [4] * 300
+        for window in np.split(first[first < 1000][:400], 2):
+            assert len(np.unique(np.searchsorted(PIECES, window, side="right"))) <= 4
+
+
+def test_a_weighted_run_goes_on_in_the_middle():
+    order, shares = WindowedOrder([PIECES, np.array([0, 300])], 200), [Share.of(1000, 0.5), Share.of(300, 2)]
+
+    def sampler():
+        made = ShuffleSampler(1300, 1, 0, 1, shares)
+        made.windows = order
+        return made
+
+    later = sampler()
+    later.skip(0, 400, 1, 1)
+    assert list(later) == list(sampler())[400:]
 
 
 @pytest.fixture
