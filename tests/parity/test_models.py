@@ -8,6 +8,8 @@ from tests.conftest import GOLDENS
 from tests.parity import models
 
 CONFIGS = sorted(path.stem for path in GOLDENS.glob("task_*.npz"))
+# of each kind one is in the default tier; .ci/run runs the others too
+LONG = {"task_finetune_vqa_base_image480", "task_mlm_itm_itc_base_plus", "task_finetune_nlvr2_base_image384"}
 FEATURES = dict(atol=2e-5, rtol=0)
 
 
@@ -65,7 +67,7 @@ def check_gradients(model, golden):
         np.testing.assert_allclose(actual[1:], expected[1:], rtol=1e-4, atol=1e-3 * norm, err_msg=name)
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in LONG else n for n in CONFIGS])
 def test_features_losses_and_gradients(name):
     golden = dict(np.load(GOLDENS / f"{name}.npz"))
     model, config = models.build(name)
