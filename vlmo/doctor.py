@@ -14,6 +14,7 @@ fits, operations, bytes and disk, and hours (docs/planning.md).
 import argparse
 import importlib.metadata
 import logging
+import os
 import shutil
 import sys
 from collections import Counter
@@ -177,12 +178,15 @@ class RunChecks:
         yield f"{', '.join(self.datamodule.specs)}{place}: columns as needed"
 
     def split(self, name: str, split: str) -> Iterator[str]:
-        from vlmo.datasets.scan import scan_dataset
+        from vlmo.datasets.scan import cluster_advice, scan_dataset
+        from vlmo.registry import DATASETS
 
-        found = scan_dataset(self.datamodule.root, self.datamodule.specs[name], split, self.settings)
-        self.texts[split] += found.texts
+        found = scan_dataset(self.datamodule.root, DATASETS[name], split, self.settings)
+        self.texts[split] += found.texts if name in self.datamodule.specs else 0
         if found.files:
             yield f"{name} {split}: {found}"
+        if advice := cluster_advice(found, os.cpu_count() or 1):
+            yield f"{name} {split}: {advice}"
         if not found.undecodable:
             return
         line = (
@@ -266,12 +270,15 @@ class RunChecks:
 
     def checks(self) -> Iterator[tuple[str, Callable[[], Iterable[str]]]]:
         """All of them, by name."""
+        from vlmo.registry import DATASETS
+
         yield "devices", self.devices
         yield "optimizer", self.optimizer
         yield "loggers", self.loggers
         yield "data", self.tables
         is_root = self.settings.data_root and self.datamodule.root.is_dir()
-        for name in self.datamodule.specs:
+        beside = [name for datasets in self.settings.beside.values() for name in datasets if name in DATASETS]
+        for name in (*self.datamodule.specs, *beside):
             for split in self.datamodule.splits(self.stage) if is_root or ":" in name else ():
                 yield "", partial(self.split, name, split)
         yield "length", self.length

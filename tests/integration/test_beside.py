@@ -9,6 +9,7 @@ import torch
 from tests import tables, tiny
 from vlmo.datamodules.multitask_datamodule import MTDataModule
 from vlmo.datasets.base_dataset import Beside
+from vlmo.doctor import examine
 from vlmo.errors import VLMoError
 from vlmo.modules import VLMo
 from vlmo.settings import Settings
@@ -70,6 +71,14 @@ def test_samples_are_those_of_the_sets_and_drawn_equally_often(three_kinds, data
     own = images[sample["mim.raw_index"], seed]
     assert torch.equal(sample["mim.image"], own["image"])
     assert (sample["mim.patch_mask"] == own["patch_mask"]).all()
+
+
+def test_the_doctor_looks_at_their_data(three_kinds, data, micro, capsys, tmp_path):
+    words = [STAGE3, *(f"{name}={value}" for name, value in (three_kinds | tiny.SMALL).items())]
+    words += [f"model_arch={micro}", f"data_root={data}", f"tokenizer={data}/vocab.txt", f"log_dir={tmp_path}"]
+    examine([*words, "image_size=64", "max_steps=2"])
+    said = capsys.readouterr().out
+    assert "images train" in said and "wikibk train" in said
 
 
 @pytest.mark.parametrize(

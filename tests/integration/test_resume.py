@@ -28,7 +28,10 @@ CLOCK = ("train/", "validate/")  # what Lightning's throughput counter logs
 
 def content(run):
     """All that training has made: weights, optimizer, schedule, random states, sums."""
-    saved = torch.load(run.last, weights_only=True)
+    return content_of(torch.load(run.last, weights_only=True))
+
+
+def content_of(saved):
     return {name: saved[name] for name in ("state_dict", "optimizer_states", "lr_schedulers", "vlmo_resume")}
 
 

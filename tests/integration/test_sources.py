@@ -1,11 +1,13 @@
 """Whole runs on the same pairs as Arrow files, tars, Parquet and saved sets, on a disk and behind servers."""
 
+import time
+
 import pytest
 import torch
 
 from tests import tiny
-from tests.integration.test_resume import Killed, content, same
-from tests.processes import run_on
+from tests.integration.test_resume import Killed, content, content_of, same
+from tests.processes import run_on, start_on
 from tests.servers import s3_bucket, serving
 from tests.source_files import write_forms, write_tar
 from tests.tables import png
@@ -150,3 +152,33 @@ def test_from_a_private_bucket(train, forms, form):
         datasets = [name.replace(str(root), bucket) for name in found[form]]
         for workers in (0, 2):
             assert_same(expected, content(train(form, f"{workers}", datasets=datasets, num_workers=workers)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["hf", "http parquet", "s3 tar"])
+def test_two_processes_killed_in_the_middle_of_an_epoch(forms, data, micro, tmp_path, form):
+    root, found = forms
+    config = {"tokenizer": str(data / "vocab.txt"), "model_arch": micro, "warmup_steps": 1, "max_epoch": 100}
+    config |= OPTIONS | {"max_steps": 12, "num_workers": 1, "per_gpu_batchsize": 2, "checkpoint_every_n_steps": 1}
+    config |= {"shuffle_window": 8, "data_cache": str(tmp_path / "cache")}
+
+    def last(name):
+        return list((tmp_path / name / "log").glob("*/version_*/checkpoints/last.ckpt"))
+
+    with s3_bucket(root.glob("*-[01].*")) as bucket:
+        places = {**found, "s3 tar": [name.replace(str(root), bucket) for name in found["tar"]]}
+        config = tiny.config(STAGE3, datasets=places[form], **config)
+        run_on(2, config | {"log_dir": str(tmp_path / "through" / "log")}, tmp_path / "through" / "1")
+        config |= {"log_dir": str(tmp_path / "killed" / "log"), "resume_during_training": True}
+        processes = start_on(2, config, tmp_path / "killed" / "1")
+        while not last("killed") and all(process.is_alive() for process in processes):
+            time.sleep(0.05)
+        time.sleep(0.5)
+        assert all(process.is_alive() for process in processes)
+        for process in processes:
+            process.kill()
+            process.join()
+        run_on(2, config, tmp_path / "killed" / "2")
+    newest = max(last("killed"), key=lambda path: path.stat().st_mtime)
+    ended = [torch.load(path, weights_only=True) for path in (*last("through"), newest)]
+    assert_same(content_of(ended[0]), content_of(ended[1]))

@@ -1,5 +1,6 @@
 """What the Arrow files of a run hold, and whether a sample of their images can be decoded: for a look beforehand."""
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,7 @@ from vlmo.sources.arrow_tables import ArrowTables, Tables
 from vlmo.sources.options import SourceOptions
 
 SAMPLED_ROWS = 16  # of each file, evenly spaced
+WORTH_A_CLUSTER = 2.0  # hours
 
 
 @dataclass
@@ -23,6 +25,7 @@ class DatasetStats:
 
     Attributes:
         sampled: images that were decoded or not.
+        seconds: that reading and decoding those took.
         undecodable: one line for each that could not.
     """
 
@@ -30,6 +33,7 @@ class DatasetStats:
     rows: int = 0
     texts: int = 0
     sampled: int = 0
+    seconds: float = 0.0
     undecodable: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
@@ -48,10 +52,23 @@ def scan_dataset(root: Path, spec: DatasetSpec, split: str, settings: Any) -> Da
         found.files += len(tables.paths)
         found.rows += tables.num_rows
         found.texts += tables.num_texts
+        start = time.perf_counter()
         for problem in _decoded(tables, spec):
             found.sampled += 1
             found.undecodable += [problem] if problem else []
+        found.seconds += time.perf_counter() - start
     return found
+
+
+def cluster_advice(found: DatasetStats, cores: int) -> str:
+    """Says so where this machine would read and decode the images of a split for hours, which a cluster shortens."""
+    hours = found.rows * found.seconds / max(found.sampled, 1) / cores / 3600
+    if hours < WORTH_A_CLUSTER:
+        return ""
+    return (
+        f"to read and decode all images once takes about {hours:,.0f} hours on {cores} cores: convert or embed them "
+        "with --engine ray on several machines (DATA.md)"
+    )
 
 
 def _tables(root: Path, spec: DatasetSpec, split: str, settings: Any) -> Iterator[Tables]:

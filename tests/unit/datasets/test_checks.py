@@ -9,6 +9,7 @@ import pytest
 
 from tests import tables
 from vlmo.datasets.checks import check_tables, find_files, split_files
+from vlmo.datasets.scan import DatasetStats, cluster_advice
 from vlmo.datasets.vqa_dataset import answers_in_tables
 from vlmo.registry import DATASETS
 
@@ -183,3 +184,9 @@ def test_what_is_no_arrow_file_is_called_what_it_is(tmp_path):
     val.write_bytes(b"PAR1....PAR1")
     stream, parquet = check(tmp_path, "coco").problems
     assert "Arrow stream" in stream and "open_stream" in stream and "Parquet" in parquet
+
+
+def test_a_cluster_is_advised_for_hours_of_images():
+    found = DatasetStats(rows=10_000_000, sampled=16, seconds=0.08)
+    assert "about 7 hours on 2 cores" in cluster_advice(found, 2)
+    assert cluster_advice(found, 8) == cluster_advice(DatasetStats(), 2) == ""
