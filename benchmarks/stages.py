@@ -3,6 +3,7 @@
 python -m benchmarks.stages [--out result/stages] [--seeds 1 2 3] [--rows none 3 1+3 ...] [--quick]
 python -m benchmarks.stages --flickr8k flickr8k_128px_trainval.zip       pairs of photos and captions
 python -m benchmarks.stages --nlvr1 nlvr1_traindev.zip                   people's statements about drawings
+python -m benchmarks.stages --emoji FOLDER                               emoji (`stages_emoji.py` says how to get them)
 
 A row is a way of pre-training; each is measured by fine-tuning from it (VQA) and by retrieval without fine-tuning.
 Rows share what they have in common: 1+2+3 starts from the stage 2 of 1+2. Runs that are done are not
@@ -51,6 +52,8 @@ PRETRAINING = {
     "3 itc": Run("stage3", options=ITC_ONLY),
     "3 shared": Run("stage3", options=SHARED),
     "3 local": Run("stage3", options=LOCAL),
+    "3 mask": Run("stage3", options={"same_image": "mask"}),
+    "3 positive": Run("stage3", options={"same_image": "positive"}),
 }
 ROWS = {
     "none": "no pre-training",
@@ -61,6 +64,8 @@ ROWS = {
     "3 itc": "stage 3, ITC only",
     "3 shared": "stage 3, shared feed-forward instead of experts",
     "3 local": "stage 3, hard negatives of 8 pairs instead of all 64",
+    "3 mask": "stage 3, other captions of an image left out (same_image=mask)",
+    "3 positive": "stage 3, other captions of an image as positives (same_image=positive)",
 }
 
 
@@ -125,9 +130,10 @@ def main() -> None:
     parser.add_argument("--report", action="store_true", help="run nothing, write the tables of what is done")
     parser.add_argument("--flickr8k", type=Path, metavar="ZIP")
     parser.add_argument("--nlvr1", type=Path, metavar="ZIP")
+    parser.add_argument("--emoji", type=Path, metavar="FOLDER")
     options = parser.parse_args()
     torch.set_num_threads(1)  # the sizes are too small for more
-    world = stages_worlds.make(options.out, options.flickr8k, options.nlvr1, options.quick)
+    world = stages_worlds.make(options.out, options.flickr8k, options.nlvr1, options.emoji, options.quick)
     rows = options.rows or [row for row in ROWS if row in world.rows]
     out = options.out / world.name
     for seed in options.seeds:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import matplotlib
+import numpy as np
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402
@@ -29,6 +30,7 @@ PANELS = (
     ("stage 3, other ways", ("3", "3 itc", "3 shared", "3 local"), "itc/train/i2t_accuracy", "accuracy in the batch"),
     ("VQA", ("none vqa", "3 vqa", "2+3 vqa", "1+3 vqa", "1+2+3 vqa"), "vqa/train/score", "score"),
 )
+RESAMPLES = 10_000
 COLORS = ("#444444", "#1f6fb4", "#e07b39", "#3a9d5d", "#8e5bb5")
 
 
@@ -67,7 +69,39 @@ def _table(world: World, titles: Mapping[str, str], values: list[tuple[str, int,
             lines.append(f"| {name} | {' | '.join(cells)} | {seeds} |")
     baselines = [f"{100 * value:.1f} ({name})" if name else "" for name, value in _in_order(world)]
     lines.append(f"| without a model | {' | '.join(baselines)} | |")
-    return "\n".join(lines) + "\n\nPer cent; mean ± standard deviation over the seeds.\n"
+    table = "\n".join(lines) + "\n\nPer cent; mean ± standard deviation over the seeds.\n"
+    return table + _differences(world, titles, values)
+
+
+def _differences(world: World, titles: Mapping[str, str], values: list[tuple[str, int, str, float]]) -> str:
+    """The table of what other ways of stage 3 change, seed by seed, with bootstrap intervals of the mean."""
+    found = {(row, seed, title): 100 * value for row, seed, title, value in values}
+    lines = []
+    for row in (row for row in titles if row.startswith("3 ")):
+        cells = []
+        for title in world.measures:
+            seeds = [seed for name, seed, measure in found if (name, measure) == (row, title)]
+            pairs = [
+                (found[row, seed, title], found["3", seed, title]) for seed in seeds if ("3", seed, title) in found
+            ]
+            cells.append(_interval([own - plain for own, plain in pairs]))
+        if any(cell != "-" for cell in cells):
+            lines.append(f"| {titles[row]} | {' | '.join(cells)} |")
+    if not lines:
+        return ""
+    head = [
+        " | ".join(["| change against plain stage 3", *world.measures]) + " |",
+        "|---" * (len(world.measures) + 1) + "|",
+    ]
+    return "\n".join(["", *head, *lines]) + "\n\nPoints, mean with its 95 % bootstrap interval over the seeds.\n"
+
+
+def _interval(differences: list[float]) -> str:
+    if len(differences) < 3:
+        return "-"
+    draws = np.random.default_rng(0).choice(differences, (RESAMPLES, len(differences))).mean(1)
+    low, high = np.percentile(draws, [2.5, 97.5])
+    return f"{statistics.mean(differences):+.1f} ({low:+.1f} to {high:+.1f})"
 
 
 def _in_order(world: World) -> list[tuple[str, float]]:

@@ -1,4 +1,4 @@
-"""The data of `stages.py` and how it is trained on: the demo's world, Flickr8k, and NLVR v1."""
+"""The data of `stages.py` and how it is trained on: the demo's world, Flickr8k, emoji, and NLVR v1."""
 
 import json
 import pickle
@@ -10,6 +10,7 @@ from typing import Any
 
 from PIL import Image
 
+from benchmarks import stages_emoji
 from vlmo.demo.prepare import Prepared, prepare, train_vocabulary
 from vlmo.demo.raw_layout import Sizes
 from vlmo.demo.run_demo import COMMON
@@ -17,7 +18,8 @@ from vlmo.utils import write_own_captions, write_own_karpathy, write_own_vqa, wr
 
 PRETRAIN_RATE = 1.5e-3
 STAGE1_RATE = 3e-3  # hidden patches are predicted from their surroundings only after a plateau, which is long at 1.5e-3
-ALL = ("none", "3", "2+3", "1+3", "1+2+3", "3 itc", "3 shared", "3 local")
+STAGES = ("none", "3", "2+3", "1+3", "1+2+3", "3 itc", "3 shared", "3 local")
+SAME_IMAGE = ("3 mask", "3 positive")
 
 
 @dataclass(frozen=True)
@@ -49,18 +51,18 @@ class World:
     measured_by: tuple[str, ...]
     measures: Mapping[str, tuple[str, str]]
     baselines: Mapping[str, tuple[str, float]]
-    rows: tuple[str, ...] = ALL
+    rows: tuple[str, ...] = (*STAGES, *SAME_IMAGE)
 
 
-def make(out: Path, flickr8k: Path | None, nlvr1: Path | None, quick: bool) -> World:
+def make(out: Path, flickr8k: Path | None, nlvr1: Path | None, emoji: Path | None, quick: bool) -> World:
     """The world asked for, its data below `out`; made once."""
     if flickr8k:
         return _flickr8k(out / "flickr8k_data", flickr8k)
-    return (
-        _nlvr1(out / "nlvr1_data", nlvr1)
-        if nlvr1
-        else _demo(out / ("demo_quick_data" if quick else "demo_data"), quick)
-    )
+    if nlvr1:
+        return _nlvr1(out / "nlvr1_data", nlvr1)
+    if emoji:
+        return _emoji(out / "emoji_data", emoji)
+    return _demo(out / ("demo_quick_data" if quick else "demo_data"), quick)
 
 
 def _options(root: Path, vocabulary: Path, words: int, **options: Any) -> dict[str, Any]:
@@ -135,7 +137,7 @@ def _flickr8k(folder: Path, archive: Path) -> World:
             "image to text R@10": ("recall", "recalls/val_tr_r10"),
         },
         {"text to image R@10": ("chance", 0.01), "image to text R@10": ("chance", 0.01)},
-        rows=tuple(row for row in ALL if row != "none"),
+        rows=tuple(row for row in (*STAGES, *SAME_IMAGE) if row != "none"),
     )
 
 
@@ -143,6 +145,36 @@ def _write_text(folder: Path, texts: list[str], arrow: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "texts.txt").write_text("".join(" ".join(text.split()) + "\n" for text in texts))
     write_wikibk.make_arrow(str(folder), str(arrow), val_share=0.02)
+
+
+# --- emoji ------------------------------------------------------------------------------------------------------------
+
+
+def _emoji(folder: Path, packages: Path) -> World:
+    arrow, vocabulary = folder / "arrow", folder / "vocab.txt"
+    if not vocabulary.exists():
+        texts = stages_emoji.make_arrow(packages, folder / "raw", arrow)
+        train_vocabulary(texts, vocabulary, size=2000)
+    words = len(vocabulary.read_text().splitlines())
+    augmented = {"train_transform_keys": ["square_transform_randaug"], "max_text_len": 24, "image_size": 64}
+    recall = {"get_recall_metric": True, "datasets": ["coco"]}
+    # of about 160 held-out concepts
+    return World(
+        "emoji",
+        _options(arrow, vocabulary, words, **augmented),
+        {
+            "stage3": Recipe("task_mlm_itm_itc_base", 300, options={"datasets": ["coco"]}),
+            # test_only measures test; validation is measured by the run that trains
+            "recall": Recipe("task_finetune_irtr_coco_base_image384", 0, options=recall),
+        },
+        ("recall",),
+        {
+            "text to image R@10, new style": ("recall", "recalls/ir_r10"),
+            "image to text R@10, new style": ("recall", "recalls/tr_r10"),
+        },
+        dict.fromkeys(("text to image R@10, new style", "image to text R@10, new style"), ("chance", 10 / 174)),
+        rows=("3", "3 shared", *SAME_IMAGE),
+    )
 
 
 # --- NLVR v1 ----------------------------------------------------------------------------------------------------------
