@@ -119,7 +119,7 @@ BAD = {
     "vqa on pairs": ({"loss_names": losses(vqa=1), "datasets": ["vqa", "coco"]}, r"trains on \['vqa'\] only"),
     "mim and itc": (
         {"loss_names": losses(mim=1, itc=1)},
-        "loss_names.mim: no other loss can be on beside it; switch off itc",
+        "loss_names.mim: no other loss can be on for the same data; switch off itc",
     ),
     "images for pairs": ({"datasets": ["coco", "images"]}, "images has no texts; it is for mim only"),
     "text for images": ({"loss_names": losses(mim=1), "datasets": ["wikibk"]}, "wikibk has no images"),
