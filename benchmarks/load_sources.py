@@ -47,6 +47,7 @@ CLOCK = time.process_time
 def write_forms(root: Path, images: int) -> None:
     """128 photos again and again, in COCO's files, tars, and Parquet."""
     write_data(root, 128, (640, 480), None)
+    (root / "samples.tar").unlink()  # (of `load_data` alone)
     table = pa.ipc.open_file(str(root / "coco_caption_karpathy_train.arrow")).read_all()
     table = pa.concat_tables([table] * -(-images // 128)).slice(0, images)
     write_files(root, table)
