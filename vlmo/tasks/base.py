@@ -228,7 +228,7 @@ class Task:
         if not self.prefix:
             return batch
         mine = {name.removeprefix(self.prefix): value for name, value in batch.items() if name.startswith(self.prefix)}
-        shared = {name: batch[name] for name in ("images_are_bytes", "random_keys") if name in batch}  # type: ignore
+        shared = {name: batch[name] for name in ("images_are_bytes", "random_keys") if name in batch}
         return cast(Batch, mine | shared)
 
     def is_served(self, batch: Batch) -> bool:
