@@ -1,9 +1,9 @@
 """Images a second and peak memory of the converters, by number of images and of workers, beside a plain converter.
 
-python -m benchmarks.convert [--images 200000] [--repeat 1] [--root FOLDER] [--engine ray]
+python -m benchmarks.convert [--images 200000] [--repeat 1] [--root FOLDER] [--engine ray] [--all-only]
 
 The images are tiny generated JPEGs with five captions each, in Karpathy's layout; a quarter, half, and all of them are
-converted. The plain converter works as published ones do: it reads everything into lists, makes one table and writes
+converted, with --all-only all of them, and not by the plain converter. The plain converter works as published ones do: it reads everything into lists, makes one table and writes
 it. Every conversion is a process of its own; memory is the largest sum over it and its workers. With --root the images
 are kept and found again. With --engine ray, also by Ray's processes on this machine.
 """
@@ -70,9 +70,10 @@ def convert_plainly(root: Path, out: Path, annotations: str) -> None:
         writer.write_table(table)
 
 
-def commands(root: Path, out: Path, number: int, engine: str) -> Iterator[tuple[str, list[str]]]:
+def commands(root: Path, out: Path, number: int, engine: str, plain: bool) -> Iterator[tuple[str, list[str]]]:
     """Name and command of each converter."""
-    yield "plain", [sys.executable, "-m", "benchmarks.convert", "--plain", str(root), str(out), f"{number}.json"]
+    if plain:
+        yield "plain", [sys.executable, "-m", "benchmarks.convert", "--plain", str(root), str(out), f"{number}.json"]
     words = [sys.executable, "-m", "vlmo.utils.convert", "own_karpathy", str(root), str(out)]
     for workers in (1, 2):
         command = [*words, "--annotations", f"{number}.json", "--num-workers", str(workers)]
@@ -81,13 +82,13 @@ def commands(root: Path, out: Path, number: int, engine: str) -> Iterator[tuple[
             yield f"ray, {workers}", [*command, "--engine", "ray"]
 
 
-def report(root: Path, images: int, repeat: int, engine: str) -> None:
+def report(root: Path, images: int, repeat: int, engine: str, all_only: bool) -> None:
     """Prints the table: medians over `repeat` rounds, in each of which everything is converted in turn."""
     found: dict[tuple[str, int], list[dict[str, float]]] = {}
     for _ in range(repeat):
-        for number in sizes(images):
+        for number in [images] if all_only else sizes(images):
             with tempfile.TemporaryDirectory(dir=root) as folder:
-                for name, command in commands(root, Path(folder), number, engine):
+                for name, command in commands(root, Path(folder), number, engine, not all_only):
                     found.setdefault((name, number), []).append(watched(command))
                     shutil.rmtree(folder)
     middle = {
@@ -98,6 +99,8 @@ def report(root: Path, images: int, repeat: int, engine: str) -> None:
     for (name, number), each in middle.items():
         print(f"{name:<12}{number:>10,}{each['seconds']:>10.1f}{number / each['seconds']:>10,.0f}", end="")
         print(f"{each['bytes'] / 1e6:>10,.0f}")
+    if all_only:
+        return
     small, _, large = sizes(images)
     for name in ("1 workers", "2 workers"):
         ratio = middle[name, large]["seconds"] / middle[name, small]["seconds"]
@@ -114,6 +117,7 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=1)
     parser.add_argument("--root", type=Path, help="where the raw images are, or shall be and stay")
     parser.add_argument("--engine", choices=("processes", "ray"), default="processes")
+    parser.add_argument("--all-only", action="store_true")
     parser.add_argument("--plain", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.plain:
@@ -125,7 +129,7 @@ def main() -> None:
         if not all((root / f"{number}.json").is_file() for number in sizes(options.images)):
             print(f"making {options.images:,} images in {root}", flush=True)
             write_raw(root, options.images)
-        report(root, options.images, options.repeat, options.engine)
+        report(root, options.images, options.repeat, options.engine, options.all_only)
 
 
 if __name__ == "__main__":
