@@ -3,9 +3,10 @@
 python -m benchmarks.convert [--images 200000] [--repeat 1] [--root FOLDER] [--engine ray] [--all-only]
 
 The images are tiny generated JPEGs with five captions each, in Karpathy's layout; a quarter, half, and all of them are
-converted, with --all-only all of them, and not by the plain converter. The plain converter works as published ones do: it reads everything into lists, makes one table and writes
-it. Every conversion is a process of its own; memory is the largest sum over it and its workers. With --root the images
-are kept and found again. With --engine ray, also by Ray's processes on this machine.
+converted; with --all-only all of them, and not by the plain converter. That one works as published ones do: it reads
+everything into lists, makes one table and writes it. Every conversion is a process of its own; memory is the largest
+sum over it and its workers. With --root the images are kept and found again. With --engine ray, also by Ray's processes
+on this machine.
 """
 
 import argparse
