@@ -45,6 +45,8 @@ NO_HEADS = {  # roots of names that every model has, or that go with a head
     "pooler",
     "logit_scale",
     "logit_vl_scale",
+    "logit_bias",
+    "logit_vl_bias",
 }
 
 

@@ -73,7 +73,7 @@ def gather_numbers(own: Sequence[int]) -> list[tuple[int, ...]]:
     if world_size() == 1:
         return [tuple(own)]
     gathered = torch.empty(world_size(), len(own), dtype=torch.int64)
-    dist.all_gather(list(gathered), torch.tensor(own), group=_cpu_group())
+    dist.all_gather(list(gathered), torch.tensor(own, dtype=torch.int64), group=_cpu_group())
     return [tuple(row) for row in gathered.tolist()]
 
 

@@ -172,6 +172,15 @@ class VLMo(VLMoModel, pl.LightningModule):
         """Of a whole batch the gradients of all chunks are exchanged together: DDP must not do it at each."""
         if self.whole_batch and isinstance(self.trainer.model, DistributedDataParallel):
             self.trainer.model.require_backward_grad_sync = False
+        self._limit_weights()
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self._limit_weights()
+
+    @torch.no_grad()
+    def _limit_weights(self) -> None:
+        for task in self.tasks:
+            task.limit_weights(self.heads)
 
     # --- logs --------------------------------------------------------------------------------------------------------
 

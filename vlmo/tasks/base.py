@@ -26,7 +26,8 @@ from vlmo.batch import IGNORE_INDEX, Batch, Field
 from vlmo.distributed.collectives import gather_numbers
 from vlmo.modules.model import Encode, Hidden, VLMoModel
 from vlmo.modules.random import fold_in
-from vlmo.settings.option import OptionGroup
+from vlmo.settings.groups import Share
+from vlmo.settings.option import OptionGroup, option
 
 Measured = tuple[Tensor, Tensor | int]  # a sum, and over how many things
 
@@ -146,6 +147,14 @@ class Use(NamedTuple):
     command: str = ""
 
 
+class LabelSmoothing(OptionGroup):
+    """Base of the options of tasks that choose among classes, or of contrasts among pairs."""
+
+    label_smoothing: Share = option(
+        0.0, "share of a training target that is spread evenly over all classes, or the pairs of a contrast; 0: none"
+    )
+
+
 class Task:
     """Base of all tasks; one instance a model, which holds options but no weights and no state of a step.
 
@@ -251,6 +260,9 @@ class Task:
     def loss(self, step: Step, encoded: Sequence[Hidden]) -> TaskOutput:
         """The loss from the hidden states of its requests."""
         raise NotImplementedError
+
+    def limit_weights(self, heads: Mapping[str, Any]) -> None:
+        """Puts weights that an update has moved beyond their limits back, without gradient."""
 
     def num_items(self, batch: Batch) -> Tensor | int:
         """How many things of the batch the loss is a mean over, up to a factor: the share of a chunk in the whole."""

@@ -110,7 +110,7 @@ class ITM(Task):
     def prepare(self, step: Step) -> dict[str, Tensor]:
         """Gives `negative_image`, `negative_text_ids`, `negative_text_masks`; nothing where a single pair is all."""
         similarities = step.provided["contrast"].outputs
-        if similarities["labels"].numel() < 2:
+        if similarities["i2t_logits"].shape[1] < 2:
             return {}
         size = len(step.batch["image"])
         rows = [similarities[f"{direction}_logits"][:size] for direction in ("t2i", "i2t")]

@@ -18,7 +18,7 @@ from vlmo.modules.attention import first_positions
 from vlmo.modules.heads import classifier
 from vlmo.modules.model import Encode, Hidden
 from vlmo.registry import TASKS
-from vlmo.tasks.base import Measured, PredictionFiles, Step, Task, TaskOutput, Use, accuracy, mean
+from vlmo.tasks.base import LabelSmoothing, Measured, PredictionFiles, Step, Task, TaskOutput, Use, accuracy, mean
 
 # accuracy on the public test set in percent (paper: table 1), by architecture, at 384 px
 PUBLISHED = {"vlmo_base_patch16": 83.3, "vlmo_base_plus_patch16": 85.1, "vlmo_large_patch16": 86.9}
@@ -82,6 +82,10 @@ def compare(predictor: Any, image_a: Any, image_b: Any, statement: Any) -> list[
     return scores.softmax(-1)[:, 1].tolist()
 
 
+class NLVR2Options(LabelSmoothing):
+    """Visual reasoning about two images"""
+
+
 @TASKS.register("nlvr2")
 class NLVR2(Task):
     """The sentence with each image (token types 1 and 2) as a pair of its own; both pooled outputs together."""
@@ -93,6 +97,7 @@ class NLVR2(Task):
     head_group = True
     writes_predictions = True
     required_heads = ("nlvr2_classifier",)
+    Options = NLVR2Options
     fields = {
         **{name: FIELDS[name] for name in ("image_0", "image_1", "text_ids", "text_masks")},
         "answers": FLAG,  # whether the sentence is true
@@ -125,7 +130,8 @@ class NLVR2(Task):
         pooled = torch.cat([step.heads["pooler"](hidden) for hidden, _ in encoded], dim=1)
         logits = step.heads["nlvr2_classifier"](pooled)
         labels = torch.as_tensor(batch["answers"], device=logits.device).long()
-        losses = F.cross_entropy(logits.float(), labels, reduction="none")
+        smoothing = self.options.label_smoothing if step.training else 0.0
+        losses = F.cross_entropy(logits.float(), labels, reduction="none", label_smoothing=smoothing)
         output = TaskOutput(losses.sum() / max(len(losses), 1), {"logits": logits, "labels": labels})
         if step.training:
             output.measured = _measure("", losses, logits, labels)

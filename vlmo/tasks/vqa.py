@@ -18,8 +18,8 @@ from vlmo.modules.heads import classifier
 from vlmo.modules.model import Encode, Hidden
 from vlmo.registry import TASKS
 from vlmo.settings.groups import PositiveInt
-from vlmo.settings.option import OptionGroup, option
-from vlmo.tasks.base import Measured, PredictionFiles, Step, Task, TaskOutput, Use, mean
+from vlmo.settings.option import option
+from vlmo.tasks.base import LabelSmoothing, Measured, PredictionFiles, Step, Task, TaskOutput, Use, mean
 
 # scores of VQA v2 test-dev in percent (paper: table 1), by architecture, at 480 px
 PUBLISHED = {"vlmo_base_patch16": 76.6, "vlmo_base_plus_patch16": 78.5, "vlmo_large_patch16": 79.9}
@@ -90,7 +90,7 @@ def answer(predictor: Any, image: Any, question: Any, top_k: int = 1) -> list[An
     return [predictor.best(row, names, top_k) for row in scores]
 
 
-class VQAOptions(OptionGroup):
+class VQAOptions(LabelSmoothing):
     """Visual question answering"""
 
     vqav2_label_size: PositiveInt = option(3129, "number of answers")
@@ -133,7 +133,11 @@ class VQA(Task):
         batch: Any = step.batch
         logits = step.heads["vqa_classifier"](step.heads["pooler"](encoded[0][0]))
         targets = dense_targets(batch["vqa_labels"], batch["vqa_scores"], logits.shape[1], logits.device)
-        output = TaskOutput(answer_loss(logits, targets), {"logits": logits, "targets": targets})
+        loss = answer_loss(logits, targets)
+        if step.training and self.options.label_smoothing:
+            share = self.options.label_smoothing
+            loss = answer_loss(logits, (1 - share) * targets + share / targets.shape[1])
+        output = TaskOutput(loss, {"logits": logits, "targets": targets})
         measured_loss = output.loss
         if "answered" in batch and not step.training and not batch["answered"].all():
             logits, targets = logits[batch["answered"]], targets[batch["answered"]]

@@ -17,6 +17,10 @@ STAGE3 = "task_mlm_itm_itc_base"
 LENGTHS = ((6, 9, 12), (12, 6, 9))  # as many masked words on both sides, so that the mean of their means is the mean
 PADDED = (16, 24)
 DRAW = itm.draw_negatives
+OTHER_LOSSES = {
+    "siglip": {"contrast_loss": "siglip", "same_image": "mask"},
+    "decoupled": {"contrast_loss": "decoupled", "label_smoothing": 0.1, "same_image": "positive"},
+}
 
 
 def hardest(logits: torch.Tensor, *_: object) -> torch.Tensor:
@@ -74,6 +78,10 @@ def work(rank: int) -> dict[str, Any]:
     itm.draw_negatives = hardest  # (this process is forked: nobody else sees it)
     found = {"exact": step(model_of(True), share(rank), True)}
     found |= {mode: step(model_of(True, same_image=mode), share(rank), True) for mode in ("mask", "positive")}
+    found |= {name: step(model_of(True, **options), share(rank), True) for name, options in OTHER_LOSSES.items()}
+    for name, sizes in (("unequal siglip", (2, 3)), ("siglip of one", (3, 0))):
+        model = model_of(False, "itm", "mlm", contrast_loss="siglip")  # (whose gradient is always exact)
+        found[name] = step(model, share(rank, sizes) if sizes[rank] else model.empty_batch(), True)
     found["unequal"] = step(model_of(True, "itm", "mlm"), share(rank, (2, 3)), True)
     found["unequal, own"] = step(model_of(False, "itm", "mlm"), share(rank, (2, 3)), True)
     # several steps of one model, as in training: all images of one process unreadable, a single pair in all, none
@@ -118,6 +126,22 @@ def test_one_image_in_two_processes(results, mode, monkeypatch):
         close(result[mode], expected)
     published = step(model_of(True), joint(), False)
     assert not torch.allclose(expected["itc_text_proj.fc.weight"], published["itc_text_proj.fc.weight"], rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", OTHER_LOSSES)
+def test_other_losses_of_the_contrast(results, name, monkeypatch):
+    monkeypatch.setattr(itm, "draw_negatives", hardest)
+    expected = step(model_of(True, **OTHER_LOSSES[name]), joint(), False)
+    for result in results:
+        close(result[name], expected)
+
+
+def test_siglip_with_shares_of_unequal_size(results):
+    model = model_of(True, "itm", "mlm", contrast_loss="siglip")
+    for name, batch in (("unequal siglip", joint((2, 3))), ("siglip of one", share(0))):
+        expected = step(model, batch, False)
+        for result in results:
+            close(result[name], expected)
 
 
 def test_shares_of_unequal_size_and_text_length(results):

@@ -81,6 +81,13 @@ def test_captions_of_one_image_in_different_chunks(mode):
     assert cached(batch, "itc", same_image=mode)[0] != cached(batch, "itc")[0]
 
 
+@pytest.mark.parametrize("loss", ["siglip", "decoupled"])
+def test_other_losses_of_the_contrast(loss):
+    batch = pairs() | {"image_key": torch.arange(PAIRS) % 51}
+    options = {"contrast_loss": loss, "same_image": "mask", "label_smoothing": 0.1 * (loss != "siglip")}
+    assert_same(cached(batch, "itm", "irtr", **options), at_once(batch, "itm", "irtr", **options))
+
+
 def test_a_batch_that_lost_unreadable_images():
     assert_same(cached(pairs(49), "mlm", "itm", "itc"), at_once(pairs(49), "mlm", "itm", "itc"))
 
@@ -161,6 +168,8 @@ def work(rank, folder):
         result["own at once"] = at_once(share(pairs(16), rank), "itc")
         some = {name: value[: (16, 0)[rank]] for name, value in pairs(16).items()}
         result |= {f"{name} of one": cached(some, name, **EXACT) for name in ("irtr", "itc")}
+        # (what it logs is of the own pairs, which the metrics bring together: here each process has its own)
+        result["siglip"] = cached(share(pairs(16), rank), "irtr", contrast_loss="siglip", layout_invariant=True)
         result["itm"] = cached(share(pairs(16), rank), "mlm", "itm", "itc")
         torch.save(result, folder / f"{rank}.pt")
         torch.distributed.destroy_process_group()
@@ -201,6 +210,12 @@ def test_two_processes_with_the_published_gradient(results):
     mean = {name: sum(part[name] for part in parts) / 2 for name in parts[0]}
     for result in results:
         assert_same(result["own"], (result["own at once"][0], mean))
+
+
+def test_two_processes_with_siglip_whatever_the_layout(results):
+    expected = at_once(pairs(16), "irtr", contrast_loss="siglip")
+    for result in results:
+        assert_same(result["siglip"], expected)
 
 
 def test_two_processes_with_all_losses_of_stage_3(results):
