@@ -37,6 +37,7 @@ setup(
         "fast": ["simplejpeg>=1.7"],
         "ray": ["ray>=2.40"],
         "remote": ["fsspec>=2024.6", "aiohttp>=3.9", "s3fs>=2024.6", "gcsfs>=2024.6"],
+        "lora": ["peft>=0.14"],
         "sharded": ["deepspeed>=0.16", "fairscale>=0.4.13"],
     },
 )

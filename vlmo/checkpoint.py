@@ -4,11 +4,12 @@ python -m vlmo.checkpoint show FILE
 python -m vlmo.checkpoint convert FILE OUT.pt        plain, under the original's names, as released files are
 python -m vlmo.checkpoint convert FILE FOLDER        model.safetensors, config.json, vocab.txt
 python -m vlmo.checkpoint convert FOLDER OUT.ckpt    of a sharded run: all of it in one file, optimizer included
+python -m vlmo.checkpoint average OUT FILE FILE ...  the mean of the weights, in a file (.pt) or folder: a model soup
 
-FILE may be Lightning's, a released one, BEiT's (show only), safetensors, a folder of that form or of a sharded run. A
-folder of safetensors can be
-given what a released file lacks, so that it needs nothing else: --answers FILE, the JSON list of answers beside the
-tables, and --tokenizer vocab.txt. --plugins MODULE loads the tasks of a plugin first.
+Adapters (LoRA) are merged wherever weights are written. FILE may be Lightning's, a released one, BEiT's (show only),
+safetensors, a folder of that form or of a sharded run. A folder of safetensors can be given what a released file lacks,
+so that it needs nothing else: --answers FILE, the JSON list of answers beside the tables, and --tokenizer vocab.txt.
+--plugins MODULE loads the tasks of a plugin first.
 """
 
 import argparse
@@ -111,29 +112,79 @@ def convert(path: str, out: str, answers: str | None = None, tokenizer: str | No
     Raises:
         VLMoError: if `path` is no VLMo checkpoint, `out` cannot be made from it, or answers or words do not fit it.
     """
-    target = Path(out).expanduser()
-    folder = next(each for each in target.absolute().parents if each.exists())
-    check_output(folder / f"{target.name}.part", "OUT")
-    if target.exists() and (target.is_file() or any(target.iterdir())):
-        raise VLMoError(f"{out}: exists; give a new name")
+    target = _new(out)
     if target.suffix in (".ckpt", ".pt", ".pth") and (answers or tokenizer):
         raise VLMoError("--answers and --tokenizer: a plain file holds weights only; convert to a folder")
     source = Path(path).expanduser()
     if target.suffix == ".ckpt" and sharded.is_sharded(source):
         _save(sharded.put_together(sharded.read_rest(source), sharded.read_whole(source)), target)
         return
-    file = read(path)
-    metadata = infer_metadata(file)
-    if file.kind == "beit":
-        raise VLMoError(f"{path}: is a BEiT file, not a VLMo model; train stage 2 from it (load_path={path})")
-    tensors, _ = vlmo_names(file)
+    if target.suffix == ".ckpt":
+        raise VLMoError(f"{out}: give FILE.pt for a plain file, or the name of a folder for safetensors")
+    tensors, metadata = _read_model(path)
     if target.suffix in (".pt", ".pth"):
         # clone: a tensor mapped from a file may be a view of all of it, which would be saved
         _save({name: tensor.clone() for name, tensor in tensors.items()}, target)
         return
-    if target.suffix in (".ckpt", ".safetensors"):
-        raise VLMoError(f"{out}: give FILE.pt for a plain file, or the name of a folder for safetensors")
     write_folder(tensors, _completed(metadata, path, answers, tokenizer), target)
+
+
+def average(out: str, paths: Sequence[str]) -> None:
+    """Writes the mean of the weights of several files (a uniform model soup, arXiv 2203.05482) as `convert` does.
+
+    Raises:
+        VLMoError: if there are fewer than two, they are of different models, or mean other answers or tokens.
+    """
+    target = _new(out)
+    if target.suffix == ".ckpt":
+        raise VLMoError(f"{out}: give FILE.pt, or the name of a folder; a mean of weights is no run to go on with")
+    if len(paths) < 2:
+        raise VLMoError("average: a mean needs two files or more")
+    models = [_read_model(path) for path in paths]
+    tensors, metadata = models[0]
+    for path, (others, other) in zip(paths[1:], models[1:], strict=True):
+        different = [name for name in tensors | others if _shape(tensors.get(name)) != _shape(others.get(name))]
+        if different:
+            raise VLMoError(
+                f"{path}: is of another model than {paths[0]}: {different[0]} is {_shape(others.get(different[0]))}, "
+                f"there {_shape(tensors.get(different[0]))}; average checkpoints of one model and task"
+            )
+        if problems := incompatibilities(metadata, other.answers, other.vocabulary, paths[0]):
+            raise VLMoError("\n".join(problems))
+    # in float64, so that the mean of equal weights are these weights
+    means = {
+        name: torch.stack([each[name].double() for each, _ in models]).mean(0).to(tensor.dtype)
+        for name, tensor in tensors.items()
+    }
+    if target.suffix in (".pt", ".pth"):
+        _save(means, target)
+    else:
+        write_folder(means, metadata, target)
+
+
+def _new(out: str) -> Path:
+    """The path of a file or folder to write. Raises VLMoError if it is there or cannot be."""
+    target = Path(out).expanduser()
+    folder = next(each for each in target.absolute().parents if each.exists())
+    check_output(folder / f"{target.name}.part", "OUT")
+    if target.exists() and (target.is_file() or any(target.iterdir())):
+        raise VLMoError(f"{out}: exists; give a new name")
+    if target.suffix == ".safetensors":
+        raise VLMoError(f"{out}: give FILE.pt for a plain file, or the name of a folder for safetensors")
+    return target
+
+
+def _read_model(path: str) -> tuple[dict[str, torch.Tensor], Metadata]:
+    """The weights of a VLMo model under its names, and what is known of them."""
+    file = read(path)
+    metadata = infer_metadata(file)
+    if file.kind == "beit":
+        raise VLMoError(f"{path}: is a BEiT file, not a VLMo model; train stage 2 from it (load_path={path})")
+    return vlmo_names(file)[0], metadata
+
+
+def _shape(tensor: torch.Tensor | None) -> str:
+    return "not there" if tensor is None else str(list(tensor.shape))
 
 
 def _save(content: dict[str, Any], target: Path) -> None:
@@ -173,6 +224,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     converter.add_argument("out", metavar="OUT", help="FILE.pt, or a folder")
     converter.add_argument("--answers", metavar="FILE", help="JSON list of the answers, to go into the folder")
     converter.add_argument("--tokenizer", metavar="NAME", help="vocab.txt, folder or hub name, to go into the folder")
+    averager = commands.add_parser("average", help="write the mean of the weights of several files")
+    averager.add_argument("out", metavar="OUT", help="FILE.pt, or a folder")
+    averager.add_argument("files", metavar="FILE", nargs="+")
     for command in commands.choices.values():
         command.add_argument(
             "--plugins", action="append", default=[], metavar="MODULE", help="can be given several times"
@@ -182,6 +236,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         plugins.load(options.plugins)
         if options.command == "convert":
             convert(options.file, options.out, options.answers, options.tokenizer)
+        elif options.command == "average":
+            average(options.out, options.files)
         print(show(options.file if options.command == "show" else options.out))
     except VLMoError as error:
         return print_error(error)

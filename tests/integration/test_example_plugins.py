@@ -1,6 +1,7 @@
 """The plugins of `examples/`, used as their readers would: copied elsewhere, named on the command line."""
 
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -105,36 +106,41 @@ def test_a_downstream_task(place, call, train):
 def test_another_contrast_in_stage_3(place, train):
     tables.write_coco(place / "data")
     options = ("datasets=['coco']", "get_recall_metric=True", "contrast_cache=True")
-    printed = train("siglip", "task_mlm_itm_siglip_base", *options)
-    for tag in ("siglip/val/i2t_accuracy", "itm/val/accuracy", "mlm/val/accuracy", "recalls/tr_r1"):
+    printed = train("hard_negatives", "task_mlm_itm_hn_nce_base", *options)
+    for tag in ("hn_nce/val/i2t_accuracy", "itm/val/accuracy", "mlm/val/accuracy", "recalls/tr_r1"):
         assert tag in printed
     state = torch.load(newest(place), weights_only=True)["state_dict"]
-    assert {"siglip_scale", "siglip_bias", "itm_score.fc.weight"} <= state.keys() and "logit_scale" not in state
+    assert {"itc_text_proj.fc.weight", "logit_scale", "itm_score.fc.weight"} <= state.keys()
 
 
-SIGLIP = """
-import torch, vlmo
+HARD_NEGATIVES = """
+import torch
 from vlmo import VLMoModel, plugins
-plugins.load(["my_plugins.siglip"])
+plugins.load(["my_plugins.hard_negatives"])
+from my_plugins.hard_negatives import hn_nce
 from vlmo.tasks.base import BatchSize, Step
-model = VLMoModel("vlmo_tiny_patch16", ["siglip"], image_size=32, vocab_size=64, max_text_len=24)
-with torch.no_grad():
-    model.siglip_scale.fill_(0.5)
-    model.siglip_bias.fill_(-0.25)
+model = VLMoModel("vlmo_tiny_patch16", ["hn_nce"], image_size=32, vocab_size=64, max_text_len=24)
 torch.manual_seed(0)
 image, text = (torch.nn.functional.normalize(torch.randn(3, 96), dim=1) for _ in range(2))
 output = model.tasks[0].compare(Step({}, model.heads, True, sizes=[BatchSize(3, 8, 0)]), {"image": image, "text": text})
-torch.save((image, text, output.loss.detach(), output.outputs["i2t_logits"].detach()), "out.pt")
+logits = output.outputs["i2t_logits"].detach()
+torch.save((logits, output.loss.detach(), hn_nce(logits, 0), hn_nce(logits[:1, :1])), "out.pt")
 """
 
 
-def test_the_sigmoid_loss_by_hand(place, call):
-    call("-c", SIGLIP)
-    image, text, loss, logits = torch.load(place / "out.pt", weights_only=True)
-    expected = torch.tensor(0.5).exp() * image @ text.T - 0.25
-    signs = torch.tensor([[1.0, -1, -1], [-1, 1, -1], [-1, -1, 1]])
-    assert torch.allclose(logits, expected)
-    assert torch.allclose(loss, -F.logsigmoid(signs * expected).sum() / 3)
+def test_hard_negatives_by_hand(place, call):
+    call("-c", HARD_NEGATIVES)
+    logits, loss, of_no_hardness, of_one_pair = torch.load(place / "out.pt", weights_only=True)
+    losses = []
+    for rows in (logits.tolist(), logits.t().tolist()):
+        for own, row in enumerate(rows):
+            others = [value for column, value in enumerate(row) if column != own]
+            total = sum(math.exp(value / 2) for value in others)
+            weighted = sum(2 * math.exp(value / 2) / total * math.exp(value) for value in others)
+            losses.append(math.log(math.exp(row[own]) + weighted) - row[own])
+    assert loss.item() == pytest.approx(sum(losses) / 6, rel=1e-5)
+    assert torch.allclose(of_no_hardness, F.cross_entropy(logits, torch.arange(3)))
+    assert of_one_pair == 0
 
 
 def test_a_data_set_of_ones_own(place, train):

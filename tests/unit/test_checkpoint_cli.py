@@ -183,3 +183,40 @@ def test_as_a_command(tmp_path, capsys, monkeypatch):
     with pytest.raises(SystemExit) as stopped:
         runpy.run_module("vlmo.checkpoint", run_name="__main__")
     assert stopped.value.code == 0 and "fine-tuned for vqa" in capsys.readouterr().out
+
+
+# --- averages ---------------------------------------------------------------------------------------------------------
+
+
+def test_average_by_hand(tmp_path, run):
+    models = [saved(VQA, tmp_path / f"{number}.ckpt", with_names=True) for number in range(3)]
+    files = [tmp_path / f"{number}.ckpt" for number in range(3)]
+    status, out, _ = run("average", tmp_path / "soup.pt", *files)
+    assert status == 0 and table(out)["stage"] == "fine-tuned for vqa"
+    soup = torch.load(tmp_path / "soup.pt", weights_only=True)
+    states = [model.state_dict() for model in models]
+    assert soup.keys() == states[0].keys()
+    for name, tensor in soup.items():
+        assert torch.allclose(tensor, sum(state[name] for state in states) / 3, atol=1e-6), name
+    assert not torch.equal(soup["vqa_classifier.3.weight"], states[0]["vqa_classifier.3.weight"])
+    assert run("average", tmp_path / "folder", *files)[0] == 0
+    whole = VLMoModel.from_pretrained(tmp_path / "folder")  # with all that it needs to be used
+    assert whole.answers == [f"answer {label}" for label in range(7)]
+    assert torch.equal(whole.vqa_classifier[3].weight, soup["vqa_classifier.3.weight"])
+    run("average", tmp_path / "same.pt", files[0], files[0], files[0])
+    same = torch.load(tmp_path / "same.pt", weights_only=True)
+    assert all(torch.equal(tensor, states[0][name]) for name, tensor in same.items())
+
+
+def test_averages_that_cannot_be(tmp_path, run):
+    saved(VQA, tmp_path / "one.pt")
+    saved("task_finetune_nlvr2_base", tmp_path / "two.pt")
+    for out, files, said in [
+        ("out.pt", ["one.pt"], "a mean needs two files"),
+        ("out.pt", ["one.pt", "two.pt"], "two.pt: is of another model than"),
+        ("out.ckpt", ["one.pt", "one.pt"], "give FILE.pt, or the name of a folder"),
+        ("one.pt", ["one.pt", "one.pt"], "exists"),
+    ]:
+        status, _, err = run("average", tmp_path / out, *(tmp_path / file for file in files))
+        assert status == 2 and said in err and err.count("\n") == 1
+    assert not (tmp_path / "out.pt").exists()

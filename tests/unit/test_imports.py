@@ -54,6 +54,7 @@ INDIRECT = {
     "simplejpeg",
     "clip_benchmark",
     "eccv_caption",
+    "peft",
 }
 
 

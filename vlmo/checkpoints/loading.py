@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from vlmo.checkpoints.files import Checkpoint, read
+from vlmo.checkpoints.lora import merge_adapters
 from vlmo.checkpoints.metadata import Metadata, first_mismatch
 from vlmo.checkpoints.resizing import TABLE, fit
 from vlmo.errors import VLMoError
@@ -211,15 +212,15 @@ def adapt(
 
 
 def vlmo_names(checkpoint: Checkpoint) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors under VLMo's names; and what no VLMo model takes, with the reason.
+    """The tensors under VLMo's names, adapters merged; and what no VLMo model takes, with the reason.
 
     Raises:
-        VLMoError: if a BEiT file's position tables cannot be put together.
+        VLMoError: if a BEiT file's position tables cannot be put together, or an adapter is damaged.
     """
     source: dict[str, Tensor] = {}
     tables: dict[str, Tensor] = {}
     dropped: dict[str, str] = {}
-    for name, tensor in checkpoint.tensors.items():
+    for name, tensor in merge_adapters(checkpoint.tensors, checkpoint.path).items():
         if name.endswith(INDEX_BUFFERS):
             dropped[name] = "index, recomputed"
         elif checkpoint.kind != "beit":

@@ -12,6 +12,7 @@ from torch import Tensor
 from vlmo import __version__
 from vlmo.checkpoints import files, loading
 from vlmo.checkpoints.files import Checkpoint
+from vlmo.checkpoints.lora import merge_adapters
 from vlmo.checkpoints.metadata import Metadata, size_options, vocabulary_hash
 from vlmo.checkpoints.resizing import BEIT_OTHER_ROWS, TABLE, VLMO_OTHER_ROWS, window_of
 from vlmo.errors import VLMoError
@@ -46,7 +47,7 @@ def load_pretrained(
 
 def save_pretrained(model: Any, folder: str | Path, max_shard_size: int | str | None = None) -> None:
     """Writes the model as a folder (see `VLMoModel.save_pretrained`)."""
-    write_folder(model.state_dict(), metadata_of(model), folder, max_shard_size or MAX_SHARD_SIZE)
+    write_folder(merge_adapters(model.state_dict()), metadata_of(model), folder, max_shard_size or MAX_SHARD_SIZE)
 
 
 def metadata_of(model: Any) -> Metadata:

@@ -78,10 +78,8 @@ def attention_weights(attention: Attention, x: Tensor, bias: Tensor | None, padd
     Args:
         x: (B, S, D). bias, padding: as `Attention.forward` takes them.
     """
-    dim = x.shape[-1]
-    q = F.linear(x, attention.qkv.weight[:dim], attention.q_bias)
-    k = F.linear(x, attention.qkv.weight[dim : 2 * dim])
-    q, k = (rearrange(part, "b s (h d) -> b h s d", h=attention.num_heads) for part in (q, k))
+    q, k, _ = attention.qkv(x).chunk(3, dim=-1)
+    q, k = (rearrange(part, "b s (h d) -> b h s d", h=attention.num_heads) for part in (q + attention.q_bias, k))
     scores = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5
     for part in (bias, padding):
         if part is not None:

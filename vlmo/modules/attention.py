@@ -44,14 +44,17 @@ class Attention(nn.Module):
             positions: (B, R) query positions, whose output alone is computed; None: all.
         """
         qkv_bias = torch.cat([self.q_bias, torch.zeros_like(self.v_bias), self.v_bias])
-        if positions is None:
+        if type(self.qkv) is not nn.Linear:  # an adapter (LoRA) has more than one weight
+            q, k, v = (self.qkv(x) + qkv_bias).chunk(3, dim=-1)
+            q = q if positions is None else rows_at(q, positions)
+        elif positions is None:
             q, k, v = F.linear(x, self.qkv.weight, qkv_bias).chunk(3, dim=-1)
         else:
             dim = x.shape[-1]
             q = F.linear(rows_at(x, positions), self.qkv.weight[:dim], self.q_bias)
             k, v = F.linear(x, self.qkv.weight[dim:], qkv_bias[dim:]).chunk(2, dim=-1)
-            if bias is not None:
-                bias = bias[0][:, positions].transpose(0, 1)  # (B, H, R, S)
+        if positions is not None and bias is not None:
+            bias = bias[0][:, positions].transpose(0, 1)  # (B, H, R, S)
         # each by itself: of the three in one array the gradients would be copied twice
         q, k, v = (rearrange(each, "b s (h d) -> b h s d", h=self.num_heads) for each in (q, k, v))
         return self.proj(rearrange(attend(q, k, v, bias, padding), "b h s d -> b s (h d)"))

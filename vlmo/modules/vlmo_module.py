@@ -27,6 +27,7 @@ from vlmo.settings import Settings
 from vlmo.tasks.base import TaskOutput, compute_tasks, num_samples
 from vlmo.training import optimizer as optim
 from vlmo.training.metrics import Metrics
+from vlmo.training.trained_parts import add_adapters, freeze
 from vlmo.training.unused_parameters import unused_parameters
 from vlmo.training.whole_batch import WholeBatch
 
@@ -86,6 +87,12 @@ class VLMo(VLMoModel, pl.LightningModule):
         for trains in [task.trains for task in tasks if task.trains is not None and not task.prefix]:
             for name, parameter in self.named_parameters():
                 parameter.requires_grad_(any(part in name for part in trains))
+        self.adapted: list[str] = []  # names of the layers with adapters
+        self.frozen: list[str] = []  # names of the parameters that `freeze` froze
+        if settings.lora_rank and not settings.test_only:
+            self.adapted = add_adapters(self, settings.lora_rank, settings.lora_alpha, settings.lora_targets)
+        if settings.freeze and not settings.test_only:
+            self.frozen = freeze(self, settings.freeze)
         seed = settings.seed if settings.layout_invariant else None
         self.whole_batch = WholeBatch(self, settings.per_gpu_batchsize, seed) if settings.loads_whole_batch else None
         self.metrics = Metrics(self.tasks)

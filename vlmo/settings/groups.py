@@ -181,6 +181,16 @@ class ModelOptions(OptionGroup):
         "whether heads of downstream tasks start new although load_path has them: True: always (as published), "
         '"auto": where they are for other classes, False: never',
     )
+    freeze: tuple[str, ...] = option(
+        (), 'parameters that are not trained, as patterns of their names: "transformer.blocks.[0-5].*", "*.mlp_imag.*"'
+    )
+    lora_rank: Count = option(
+        0, "rank of the adapters (LoRA) that are trained in place of the transformer and embeddings, beside the heads"
+    )
+    lora_alpha: Positive = option(16, "scales the adapters, by lora_alpha / lora_rank")
+    lora_targets: Texts = option(
+        ("*.attn.qkv", "*.attn.proj"), 'linear layers of the blocks with adapters, as patterns: "*.mlp_*" are experts'
+    )
     activation_checkpointing: bool | Literal["offload"] = option(
         False, 'True: blocks are computed again in the backward pass; "offload": and their inputs wait in CPU memory'
     )

@@ -3,6 +3,7 @@
 Rules about tasks ask the contract (`vlmo.tasks.base.Task`): roles, data, what of a run is for some tasks only.
 """
 
+import importlib.util
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -168,6 +169,18 @@ def _sharding(s: Options) -> Iterator[str]:
         yield f"strategy={s.strategy}: FSDP2 does what FSDP1 did; give strategy={s.strategy.replace('fsdp', 'fsdp2')}"
     if s.compile and s.strategy.startswith("deepspeed_stage_3"):
         yield f"compile=True: blocks whose weights strategy={s.strategy} shards are not compiled; drop one"
+
+
+@rule
+def _adapters(s: Options) -> Iterator[str]:
+    if not s.lora_rank or s.test_only:
+        return
+    if importlib.util.find_spec("peft") is None:
+        yield f"lora_rank={s.lora_rank}: needs a package that is not here: pip install peft"
+    if s.use_sharded_training or not s.strategy.startswith(("auto", "ddp")):
+        yield f"lora_rank={s.lora_rank}: adapters are small; with them use strategy=auto or ddp"
+    for name in (name for name, task in active_tasks(s).items() if task.trains is not None):
+        yield f"lora_rank={s.lora_rank}: is for fine-tuning, and {name} says itself what it trains; drop it"
 
 
 @rule

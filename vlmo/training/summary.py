@@ -46,6 +46,11 @@ def summary(settings: Settings, environment: Environment, model: VLMo, length: R
     lines += [f"parameters {_count(model.parameters())}"]
     if not settings.test_only:
         lines[-1] += f", of which trained {_count(parameter for _, parameter in model.trained_parameters())}"
+        if model.frozen:
+            frozen = [model.get_parameter(name) for name in model.frozen]
+            lines.append(f"  {_count(frozen):>8} in {len(frozen)} tensors are frozen by freeze={list(settings.freeze)}")
+        if model.adapted:
+            lines.append(f"  adapters of rank {settings.lora_rank} beside {len(model.adapted)} linear layers (LoRA)")
         for group in model.parameter_groups():
             if group["params"]:
                 lines.append(

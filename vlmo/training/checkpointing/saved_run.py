@@ -28,6 +28,7 @@ FREE = {name for group in (MachineOptions, ContinuingOptions, EvaluationOptions)
 FREE |= {"exp_name", "plugins", "num_workers", "prefetch_factor", "max_steps", "max_epoch", "tokenizer"}
 FREE |= {"load_path", "activation_checkpointing"}  # (what was loaded is compared by its weights)
 FREE -= {"precision"}
+TRAINED_PARTS = ("freeze", "lora_rank", "lora_alpha", "lora_targets")  # (say of which parameters that state is)
 IN_OPTIMIZER = ("learning_rate", "weight_decay", "adamw_betas", "lr_mult", "layer_decay")  # part of its saved state
 
 
@@ -113,7 +114,7 @@ class SavedRun:
         changed = self.changed(settings)
         other_groups = 1 in changed.get("layer_decay", ())  # with it, each layer has groups of its own
         kept = IN_OPTIMIZER if self.of_deepspeed else ("layer_decay",) * other_groups
-        for name in ("optim_type", *kept):
+        for name in ("optim_type", *TRAINED_PARTS, *kept):
             if name in changed:
                 now, then = changed[name]
                 raise VLMoError(

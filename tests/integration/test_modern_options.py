@@ -1,0 +1,103 @@
+"""Whole runs with the options that leave the published recipe: adapters, another contrast, clipped gradients."""
+
+import math
+
+import pytest
+import torch
+
+from tests.integration.test_fsdp2 import configured, difference, last, logged, train  # noqa: F401  (fixtures)
+from vlmo.checkpoint import main
+from vlmo.errors import VLMoError
+
+VQA, STAGE3 = "task_finetune_vqa_base_image480", "task_mlm_itm_itc_base"
+SMALL = {"batch_size": 4, "per_gpu_batchsize": 4, "image_size": 32}
+
+
+def weights(path):
+    return torch.load(path, weights_only=True)["state_dict"]
+
+
+def test_adapters_resume_exactly_and_are_evaluated_merged(go, tmp_path):
+    pytest.importorskip("peft")
+    options = SMALL | {"lora_rank": 2, "lora_targets": ["*.attn.*", "*.mlp_*"], "max_steps": 4}
+    options |= {"val_check_interval": 1, "checkpoint_every_n_steps": 1, "learning_rate": 1e-2, "drop_path_rate": 0.1}
+    through = go(VQA, log_dir=tmp_path / "through", **options)
+    half = next((through.folder / "checkpoints").glob("epoch=*-step=2.ckpt"))
+    resumed = go(VQA, log_dir=tmp_path / "resumed", resume_from=str(half), **options)
+    expected, found = weights(through.last), weights(resumed.last)
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+    assert any(tensor.any() for name, tensor in found.items() if ".lora_B." in name)
+    with pytest.raises(VLMoError, match="lora_alpha=3.*was trained with lora_alpha=16"):
+        go(VQA, log_dir=tmp_path / "other", resume_from=str(half), **options | {"lora_alpha": 3})
+
+    assert main(["convert", str(through.last), str(tmp_path / "merged.pt")]) == 0
+    assert not any("lora" in name or "base_layer" in name for name in torch.load(tmp_path / "merged.pt"))
+    for path in (through.last, tmp_path / "merged.pt"):
+        evaluated = go(VQA, log_dir=tmp_path / "evaluated", load_path=str(path), test_only=True, image_size=32)
+        assert evaluated.metrics["vqa/val/loss"] == pytest.approx(through.metrics["vqa/val/loss"], rel=1e-4)
+
+
+def test_the_norm_of_all_gradients_together_is_clipped(go, tmp_path):
+    """A first step of SGD moves the weights by rate x gradient, whose norm is what it is clipped to."""
+    options = SMALL | {"weight_decay": 0, "optim_type": "sgd", "lr_mult": 1, "learning_rate": 10.0, "warmup_steps": 0}
+    options |= {"datasets": ["coco"], "max_steps": 1}
+    start = go(STAGE3, log_dir=tmp_path / "start", **SMALL | {"datasets": ["coco"], "max_steps": 1}).last
+    moved = {}
+    for limit in (1e-3, 1e3):
+        run = go(STAGE3, log_dir=tmp_path / str(limit), load_path=str(start), gradient_clip_val=limit, **options)
+        before, after = weights(start), weights(run.last)
+        moved[limit] = math.sqrt(sum((after[name] - tensor).square().sum() for name, tensor in before.items())) / 10
+        (norm,) = run.logged("train/grad_norm").values()  # before it is clipped
+        assert 1e-3 < norm < 1e3
+    assert moved[1e-3] == pytest.approx(1e-3, rel=1e-2)
+    assert moved[1e3] == pytest.approx(norm, rel=1e-2)  # left as it is
+
+
+@pytest.mark.slow
+def test_the_scale_meets_its_limit(go, tmp_path):
+    """At a high rate the scale would leave 1 / 0.07 by far more than 2 % in every step."""
+    options = SMALL | {"datasets": ["coco"], "learning_rate": 0.1, "warmup_steps": 0, "max_steps": 6}
+    free = go(STAGE3, log_dir=tmp_path / "free", **options).logged("itc/train/logit_scale")
+    limit = min(max(free.values()), 20) / 1.02
+    run = go(STAGE3, log_dir=tmp_path / "limited", logit_scale_max=limit, **options)
+    assert max(free.values()) > limit >= max(run.logged("itc/train/logit_scale").values()) / (1 + 1e-6)
+    assert weights(run.last)["logit_scale"].exp().item() <= limit * (1 + 1e-6)
+
+
+@pytest.mark.slow
+def test_siglip_trains_evaluates_and_is_cached(go, tmp_path):
+    options = SMALL | {"datasets": ["coco"], "contrast_loss": "siglip", "same_image": "mask", "batch_size": 8}
+    plain = go(STAGE3, log_dir=tmp_path / "plain", get_recall_metric=True, contrast_cache=True, **options)
+    assert {"itc/val/loss", "itm/val/accuracy", "recalls/val_avg"} <= plain.metrics.keys()
+    evaluated = go(
+        STAGE3,
+        log_dir=tmp_path / "evaluated",
+        load_path=str(plain.last),
+        test_only=True,
+        get_recall_metric=True,
+        **options,
+    )
+    assert "recalls/tr_r1" in evaluated.metrics
+    # the features are those of any contrast
+    assert go("task_finetune_irtr_coco_base_image384", load_path=str(plain.last), image_size=32, max_steps=1).metrics
+
+
+@pytest.mark.slow
+def test_siglip_frozen_parts_and_a_limited_scale_sharded(train):  # noqa: F811
+    options = {"contrast_loss": "siglip", "freeze": ["text_embeddings.*"], "logit_scale_max": 10.02, "max_steps": 3}
+    expected, found = (train(strategy, 2, strategy, learning_rate=1e-2, **options) for strategy in ("ddp", "fsdp2"))
+    for tag in ("train/loss", "irtr/train/logit_scale"):
+        assert logged(found, tag) == pytest.approx(logged(expected, tag), rel=1e-4), tag
+    assert max(logged(found, "irtr/train/logit_scale")) <= 10.02 * (1 + 1e-6)
+
+
+@pytest.mark.slow
+def test_two_processes_train_adapters(train):  # noqa: F811
+    pytest.importorskip("peft")
+    options = {"lora_rank": 2, "batch_size": 12}
+    one, two = (train(f"on {world}", world, "auto", **options) for world in (1, 2))
+    assert logged(two) == pytest.approx(logged(one), rel=1e-4)
+    one, two = weights(last(one)), weights(last(two))
+    names = [name for name in one if ".lora_" in name]
+    assert names and difference({name: one[name] for name in names}, {name: two[name] for name in names}) < 1e-2
