@@ -216,3 +216,12 @@ def test_killed_twenty_times_while_it_writes_in_the_background(configured, tmp_p
     print(f"{strategy}: {halfway} of 20 kills left something half written")
     assert "damaged" not in caplog.text
     assert halfway >= 5
+
+
+@pytest.mark.slow
+def test_siglip_frozen_parts_and_a_limited_scale(train):
+    options = {"contrast_loss": "siglip", "freeze": ["text_embeddings.*"], "logit_scale_max": 10.02, "max_steps": 3}
+    expected, found = (train(strategy, 2, strategy, learning_rate=1e-2, **options) for strategy in ("ddp", "fsdp2"))
+    for tag in ("train/loss", "irtr/train/logit_scale"):
+        assert logged(found, tag) == pytest.approx(logged(expected, tag), rel=1e-4), tag
+    assert max(logged(found, "irtr/train/logit_scale")) <= 10.02 * (1 + 1e-6)

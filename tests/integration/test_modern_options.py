@@ -5,7 +5,6 @@ import math
 import pytest
 import torch
 
-from tests.integration.test_fsdp2 import configured, difference, last, logged, train  # noqa: F401  (fixtures)
 from vlmo.checkpoint import main
 from vlmo.errors import VLMoError
 
@@ -81,23 +80,3 @@ def test_siglip_trains_evaluates_and_is_cached(go, tmp_path):
     assert "recalls/tr_r1" in evaluated.metrics
     # the features are those of any contrast
     assert go("task_finetune_irtr_coco_base_image384", load_path=str(plain.last), image_size=32, max_steps=1).metrics
-
-
-@pytest.mark.slow
-def test_siglip_frozen_parts_and_a_limited_scale_sharded(train):  # noqa: F811
-    options = {"contrast_loss": "siglip", "freeze": ["text_embeddings.*"], "logit_scale_max": 10.02, "max_steps": 3}
-    expected, found = (train(strategy, 2, strategy, learning_rate=1e-2, **options) for strategy in ("ddp", "fsdp2"))
-    for tag in ("train/loss", "irtr/train/logit_scale"):
-        assert logged(found, tag) == pytest.approx(logged(expected, tag), rel=1e-4), tag
-    assert max(logged(found, "irtr/train/logit_scale")) <= 10.02 * (1 + 1e-6)
-
-
-@pytest.mark.slow
-def test_two_processes_train_adapters(train):  # noqa: F811
-    pytest.importorskip("peft")
-    options = {"lora_rank": 2, "batch_size": 12}
-    one, two = (train(f"on {world}", world, "auto", **options) for world in (1, 2))
-    assert logged(two) == pytest.approx(logged(one), rel=1e-4)
-    one, two = weights(last(one)), weights(last(two))
-    names = [name for name in one if ".lora_" in name]
-    assert names and difference({name: one[name] for name in names}, {name: two[name] for name in names}) < 1e-2

@@ -187,7 +187,7 @@ class ModelOptions(OptionGroup):
     lora_rank: Count = option(
         0, "rank of the adapters (LoRA) that are trained in place of the transformer and embeddings, beside the heads"
     )
-    lora_alpha: Positive = option(16, "scales the adapters, by lora_alpha / lora_rank")
+    lora_alpha: PositiveInt = option(16, "scales the adapters, by lora_alpha / lora_rank")
     lora_targets: Texts = option(
         ("*.attn.qkv", "*.attn.proj"), 'linear layers of the blocks with adapters, as patterns: "*.mlp_*" are experts'
     )

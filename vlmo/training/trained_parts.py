@@ -30,7 +30,7 @@ def freeze(model: nn.Module, patterns: Iterable[str]) -> list[str]:
     return chosen
 
 
-def add_adapters(model: Any, rank: int, alpha: float, patterns: Iterable[str]) -> list[str]:
+def add_adapters(model: Any, rank: int, alpha: int, patterns: Iterable[str]) -> list[str]:
     """Adds an adapter to linear layers of the blocks, W x + alpha / rank * B A x (LoRA, arXiv 2106.09685).
 
     The layers themselves, all else of the transformer, and the embeddings of texts are frozen; the heads are trained.

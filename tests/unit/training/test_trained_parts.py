@@ -4,8 +4,10 @@ import sys
 
 import pytest
 import torch
+from torch.nn.parallel import DistributedDataParallel
 
 from tests import tiny
+from tests.processes import in_processes
 from vlmo.checkpoint import main
 from vlmo.checkpoints.files import read
 from vlmo.checkpoints.loading import vlmo_names
@@ -14,7 +16,7 @@ from vlmo.modules import VLMo, VLMoModel
 from vlmo.settings import Settings
 from vlmo.training.environment import Environment
 from vlmo.training.summary import summary
-from vlmo.training.unused_parameters import unused_parameters
+from vlmo.training.unused_parameters import exclude_from_ddp, unused_parameters
 
 VQA, NLVR2, STAGE3 = "task_finetune_vqa_base_image480", "task_finetune_nlvr2_base", "task_mlm_itm_itc_base"
 
@@ -36,7 +38,7 @@ def test_frozen_by_name():
     assert set(model.frozen) == chosen
     in_groups = {name for group in model.parameter_groups() for name in group["names"]}
     assert in_groups == trained(model)
-    printed = summary(model.settings, Environment("cpu", 1, "auto", "32-true", None), model)
+    printed = summary(model.settings, Environment("cpu", 1, 1, "auto", "32-true", None), model)
     assert f"in {len(chosen)} tensors are frozen by freeze=" in printed
 
 
@@ -70,6 +72,43 @@ def test_evaluation_freezes_nothing(tmp_path):
     torch.save(model.state_dict(), tmp_path / "file.pt")
     evaluated = tiny.model(VQA, test_only=True, load_path=str(tmp_path / "file.pt"), freeze=["*"], lora_rank=2)
     assert evaluated.state_dict().keys() == model.state_dict().keys()
+
+
+PARTS = {"frozen": {"freeze": ["transformer.blocks.0.*", "*.attn.*"]}, "adapters": {"lora_rank": 2}}
+
+
+def gradients(model, batch, parallel=False):
+    run = model
+    if parallel:  # (which fails in its second pass if a parameter that it waits for got no gradient)
+        exclude_from_ddp(model)
+        run = DistributedDataParallel(model)
+    for _ in range(2):
+        model.zero_grad()
+        run(batch)["vqa"].loss.backward()
+    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+def made(part):
+    torch.manual_seed(0)
+    return tiny.model(VQA, **PARTS[part]).train()
+
+
+def test_two_processes_as_one(tmp_path):
+    pytest.importorskip("peft")
+    batch = tiny.batch((6, 9, 12, 7))
+
+    def work(rank):
+        half = {name: value[2 * rank : 2 * rank + 2] for name, value in batch.items()}
+        return {part: gradients(made(part), half, True) for part in PARTS}
+
+    found = in_processes(work, tmp_path)
+    for part in PARTS:
+        model = made(part)
+        expected = gradients(model, batch)
+        for result in found:
+            assert result[part].keys() == expected.keys() == trained(model)
+            for name, gradient in expected.items():
+                assert (result[part][name] - gradient).norm() <= 1e-4 * gradient.norm() + 1e-9, name
 
 
 # --- adapters ---------------------------------------------------------------------------------------------------------
