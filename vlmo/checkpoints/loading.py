@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from vlmo.checkpoints.files import Checkpoint, read
-from vlmo.checkpoints.lora import merge_adapters
+from vlmo.checkpoints.lora import SCALE, merge_adapters
 from vlmo.checkpoints.metadata import Metadata, first_mismatch
 from vlmo.checkpoints.resizing import TABLE, fit
 from vlmo.errors import VLMoError
@@ -220,7 +220,10 @@ def vlmo_names(checkpoint: Checkpoint) -> tuple[dict[str, Tensor], dict[str, str
     source: dict[str, Tensor] = {}
     tables: dict[str, Tensor] = {}
     dropped: dict[str, str] = {}
-    for name, tensor in merge_adapters(checkpoint.tensors, checkpoint.path).items():
+    tensors = checkpoint.tensors
+    if SCALE in tensors:
+        tensors = merge_adapters(tensors, checkpoint.path)
+    for name, tensor in tensors.items():
         if name.endswith(INDEX_BUFFERS):
             dropped[name] = "index, recomputed"
         elif checkpoint.kind != "beit":
