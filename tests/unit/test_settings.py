@@ -130,6 +130,8 @@ BAD = {
     "clips to nothing": ({"gradient_clip_val": 0}, "gradient_clip_val=0: "),
     "cache without contrast": ({"contrast_cache": True, "loss_names": losses(mlm=1)}, "needs loss_names.irtr or itc"),
     "cache of shards": ({"contrast_cache": True, "use_sharded_training": True}, "use strategy=auto or fsdp2"),
+    "smoothed sigmoid": ({"contrast_loss": "siglip", "label_smoothing": 0.1}, "label_smoothing: contrast_loss=siglip"),
+    "limited shards": ({"logit_scale_max": 100, "use_sharded_training": True}, "logit_scale_max: DeepSpeed keeps"),
     "the former sharding": ({"strategy": "fsdp"}, "strategy=fsdp: FSDP2 does what FSDP1 did; give strategy=fsdp2"),
     "misspelt set of a task": (
         {"loss_names": losses(vqa=1), "datasets": ["vqaa"]},

@@ -126,14 +126,22 @@ def test_siglip_is_the_mean_over_both_branches_and_measures_the_own_pairs():
     assert output.measured["vl_i2t_accuracy"][1] == 3
 
 
-def test_accuracy_and_matching_see_the_own_rows():
-    """Of two processes the first has two pairs, and all three are there to draw negatives from."""
-    task = tiny.model("task_mlm_itm_itc_base", contrast_loss="siglip").tasks[0]
-    heads = {"logit_scale": torch.tensor(0.0), "logit_bias": torch.tensor(0.0)}
-    features = dict(zip(("image", "text"), F.normalize(torch.randn(2, 3, 8), dim=-1), strict=True))
-    output = task.compare(Step({}, heads, True, sizes=[BatchSize(3, 8, 0)]), features)
-    assert output.outputs["i2t_logits"].shape == output.outputs["t2i_logits"].shape == (3, 3)
-    assert torch.allclose(output.outputs["i2t_logits"], output.outputs["t2i_logits"].t(), atol=1e-6)
+def test_a_process_computes_its_own_rows(monkeypatch):
+    """Two of three pairs are this process's: as a mean over processes, its loss counts twice their share of all nine."""
+    image, text = F.normalize(torch.randn(2, 3, 8), dim=-1)
+    elsewhere = torch.cat([image[2:], text[2:]], dim=1)
+    monkeypatch.setattr(contrast_losses, "all_gather_rows", lambda rows, *_: torch.cat([rows, elsewhere]))
+    task = tiny.model("task_finetune_irtr_coco_base_image384", contrast_loss="siglip").tasks[0]
+    heads = {"logit_scale": torch.tensor(1.0), "logit_bias": torch.tensor(-0.5)}
+    step = Step({}, heads, True, sizes=[BatchSize(2, 8, 0), BatchSize(1, 8, 0)])
+    output = task.compare(step, {"image": image[:2], "text": text[:2]})
+    logits = math.e * image @ text.t() - 0.5
+    assert torch.allclose(output.outputs["i2t_logits"], logits[:2])
+    assert torch.allclose(output.outputs["t2i_logits"], logits.t()[:2])
+    own = -F.logsigmoid((2 * torch.eye(3) - 1) * logits)[:2].sum()
+    assert torch.allclose(output.loss, own * 2 / 3)
+    total, count = output.measured["loss"]
+    assert count == 2 and total == pytest.approx(own.item())
 
 
 def test_counting_without_comparing_all():
