@@ -127,7 +127,7 @@ def test_siglip_is_the_mean_over_both_branches_and_measures_the_own_pairs():
 
 
 def test_a_process_computes_its_own_rows(monkeypatch):
-    """Two of three pairs are this process's: as a mean over processes, its loss counts twice their share of all nine."""
+    """Two of three pairs are this process's; the mean over both processes is then that over all rows."""
     image, text = F.normalize(torch.randn(2, 3, 8), dim=-1)
     elsewhere = torch.cat([image[2:], text[2:]], dim=1)
     monkeypatch.setattr(contrast_losses, "all_gather_rows", lambda rows, *_: torch.cat([rows, elsewhere]))
