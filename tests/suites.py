@@ -10,6 +10,7 @@ import torch
 from tests import tables, tiny
 from tests.tables import WORDS, picture
 from vlmo.inference import Predictor
+from vlmo.modules.model import VLMoModel
 
 CAPTIONS = [
     "the red cat runs",
@@ -31,8 +32,13 @@ def model(*, tasks: str = "task_mlm_itm_itc_base"):
 
 
 def checkpoint(folder: Path) -> Path:
-    """A folder of `save_pretrained`."""
-    model().save_pretrained(folder)
+    """A folder of `save_pretrained`, with the heads of all suites."""
+    options = {name: tiny.SMALL[name] for name in ("model_arch", "image_size", "vocab_size", "max_text_len")}
+    torch.manual_seed(0)
+    built = VLMoModel(tasks=("itc", "itm", "mlm", "vqa", "nlvr2"), vqav2_label_size=3, **options)
+    tiny.perturb(built)
+    built.vocabulary = VOCABULARY
+    built.save_pretrained(folder)
     return folder
 
 

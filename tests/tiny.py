@@ -1,12 +1,14 @@
 """The tiny size with a small vocabulary: configs, models and batches that cost milliseconds."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from vlmo.config import resolve
 from vlmo.modules import VLMo
+
+Model = TypeVar("Model", bound=torch.nn.Module)
 
 SMALL = {
     "model_arch": "vlmo_tiny_patch16",
@@ -29,7 +31,11 @@ def config(*named: str, **updates: Any) -> dict[str, Any]:
 
 def model(*named: str, **updates: Any) -> VLMo:
     """In evaluation mode, every parameter moved off its initial value, so that none of them is without effect."""
-    built = VLMo(config(*named, **updates))
+    return perturb(VLMo(config(*named, **updates)))
+
+
+def perturb(built: Model) -> Model:
+    """The model in evaluation mode, every parameter moved by a random step."""
     with torch.no_grad():
         for parameter in built.parameters():
             parameter.add_(0.05 * torch.randn(parameter.shape))

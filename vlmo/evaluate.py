@@ -1,4 +1,4 @@
-"""Measure a checkpoint: retrieval, compositionality, zero-shot classification, probes.
+"""Measure a checkpoint: retrieval, compositionality, zero-shot classification, probes, errors by type.
 
 python -m vlmo.evaluate CKPT --suite winoground sugarcrepe --data ROOT [--out FOLDER]
 python -m vlmo.evaluate --list                          the suites, and what each needs below ROOT
@@ -131,7 +131,8 @@ def _run(options: dict[str, Any]) -> dict[str, Result]:
     hashes = checkpoint_hashes(path)
     scorer = Scorer(predictor.model, predictor.tokenizer, options["batch_size"], options["image_decoding"])
     first = not dist.is_initialized() or dist.get_rank() == 0
-    for name, why in scorer.absent.items() if first else ():
+    of_pairs = any(SUITES[name].of_pairs for name in options["suites"])
+    for name, why in scorer.absent.items() if first and of_pairs else ():
         log.warning(f"score {name} is left out: {why}")
     out = Path(options["out"]) if options["out"] else None
     key = hashlib.sha256("".join(hashes.values()).encode()).hexdigest()[:16]

@@ -5,14 +5,14 @@ from functools import partial
 
 import pytest
 
-from tests import suites
+from tests import suites, tables
 from tests.processes import in_processes
 from vlmo.errors import VLMoError
 from vlmo.evaluate import evaluate, main
 from vlmo.evaluation import pair_scores
 from vlmo.registry import SUITES
 
-FEW = ["caption_pairs", "winoground", "coco_1k", "flickr30k"]
+FEW = ["caption_pairs", "winoground", "coco_1k", "flickr30k", "vqa", "nlvr2"]
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +26,8 @@ def data(tmp_path_factory):
     suites.write_caption_pairs(root)
     suites.write_winoground(root)
     suites.write_retrieval(root)
+    tables.write_vqa(root)
+    tables.write_nlvr2(root)
     return root
 
 

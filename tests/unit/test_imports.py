@@ -126,9 +126,10 @@ def test_tasks_and_model_leave_the_data_module_alone():
 
 
 def test_downstream_tasks_are_named_at_home_alone():
-    """Beside a task's own file stand its data set, its converter, the named configs and the demo."""
+    """Beside a task's own file stand its data set, its converter, its suite, the named configs and the demo."""
     for task in (name for name, each in TASKS.items() if each.stage is None):
-        own = (f"tasks/{task}.py", f"datasets/{task}_dataset.py", "utils/", "demo/", "config.py")
+        own = (f"tasks/{task}.py", f"datasets/{task}_dataset.py", f"evaluation/suites/{task}.py")
+        own += ("utils/", "demo/", "config.py")
         for path in FILES:
             place = path.relative_to(PACKAGE).as_posix()
             if not place.startswith(own):

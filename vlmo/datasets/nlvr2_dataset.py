@@ -1,6 +1,7 @@
 """Sentences about pairs of images that are true or false."""
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -46,6 +47,12 @@ def _lists(path: str | Path, key: bytes, kind: Callable[[Any], Any]) -> dict[str
         return {pair: [kind(value) for value in values] for pair, values in json.loads(metadata[key]).items()}
     except (ValueError, TypeError, AttributeError) as error:
         raise VLMoError(f"{path}: is damaged ({key.decode()}: {error}); make it again") from error
+
+
+def set_of(identifier: str) -> str | None:
+    """Gives {split}-{set} of an official identifier {split}-{set}-{pair}-{sentence}; None of one of another form."""
+    match = re.fullmatch(r"(.+-\d+)-\d+-\d+", identifier)
+    return match[1] if match else None
 
 
 class NLVR2Dataset(BaseDataset):

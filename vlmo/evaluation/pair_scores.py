@@ -113,7 +113,7 @@ class Scorer:
         found = {name: torch.empty(len(texts), self.width) for name in self.of_features}
         for start in range(0, len(order), self.batch_size):
             rows = order[start : start + self.batch_size]
-            text, mask = self._padded([ids[row] for row in rows])
+            text, mask = self.padded([ids[row] for row in rows])
             hidden = self.model.encode_text(text, mask, self._vl_branch, first_positions(text))
             for name, features in self._project("text", hidden).items():
                 found[name][rows] = features
@@ -132,7 +132,7 @@ class Scorer:
         """Gives the ids of each text, cut at the longest that the model takes."""
         return [torch.tensor(tokenize(self.tokenizer, text, self.model.max_text_len)) for text in texts]
 
-    def _padded(self, ids: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    def padded(self, ids: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Gives ids and masks (B, T) on the device."""
         text = pad_sequence(list(ids), True, self.tokenizer.pad_token_id)
         mask = pad_sequence([torch.ones_like(each) for each in ids], True)
@@ -166,7 +166,7 @@ class Scorer:
         """Gives (P,) the log-odds of a match."""
         found = []
         for start in range(0, len(ids), self.batch_size):
-            text, mask = self._padded(ids[start : start + self.batch_size])
+            text, mask = self.padded(ids[start : start + self.batch_size])
             image = from_bytes(pixels[images[start : start + self.batch_size]].to(self.device))
             ((hidden, _),) = self.model.encode([Encode(image, text, mask, first_positions(text))])
             no_match, match = self.model.heads["itm_score"](self.model.pooler(hidden)).double().cpu().unbind(1)
@@ -180,7 +180,7 @@ class Scorer:
         total = torch.zeros(len(ids), dtype=torch.float64)
         for start in range(0, len(rows), self.batch_size):
             pair, position = torch.tensor(rows[start : start + self.batch_size]).unbind(1)
-            text, mask = self._padded([ids[each] for each in pair.tolist()])
+            text, mask = self.padded([ids[each] for each in pair.tolist()])
             at = position[:, None].to(self.device)
             true = text.gather(1, at)
             masked = text.scatter(1, at, self.tokenizer.mask_token_id)

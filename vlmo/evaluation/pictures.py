@@ -50,13 +50,13 @@ def _read(path: Path) -> bytes:
         raise VLMoError(f"{path}: cannot be read ({error.strerror or error})") from error
 
 
-def of_table(tables: ArrowTables, row: int) -> Picture:
+def of_table(tables: ArrowTables, row: int, column: str = "image") -> Picture:
     """Gives the image of a row of Arrow tables."""
-    return Picture(f"row {row} of {tables.paths[0].name}", partial(_read_row, tables, row))
+    return Picture(f"row {row} of {tables.paths[0].name}", partial(_read_row, tables, row, column))
 
 
-def _read_row(tables: ArrowTables, row: int) -> bytes:
-    value = tables.row(row).scalar("image")
+def _read_row(tables: ArrowTables, row: int, column: str) -> bytes:
+    value = tables.row(row).scalar(column)
     return value.as_buffer().to_pybytes() if value.is_valid else b""
 
 

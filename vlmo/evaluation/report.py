@@ -9,19 +9,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from vlmo.errors import VLMoError
 from vlmo.evaluation.measures import COVERAGE, Measure
 from vlmo.evaluation.pair_scores import HEADS
 from vlmo.evaluation.pictures import Picture
-from vlmo.evaluation.suites.base import Example, Result
+from vlmo.evaluation.suites.base import Confusion, Example, Result
 from vlmo.files import atomic_write
 
 BINS = 10  # of confidence
 THUMBNAIL = 160  # pixels of the longer side
-MOST_CLASSES = 30  # in the confusion matrix: those that are confused most
 
 Row = tuple[str, str, str]  # suite, part, metric
 
@@ -70,6 +68,11 @@ def write_json(path: Path, about: Mapping[str, Any], results: Mapping[str, Resul
     suites = {
         name: {
             "measures": [_plain(each._asdict()) for each in result.measures],
+            "calibration": {key: _plain_calibration(*values) for key, values in result.calibration.items()},
+            "confusion": {
+                key: {"names": each.names, "counts": each.counts.tolist(), "classes": each.classes}
+                for key, each in result.confusion.items()
+            },
             "files_sha256": result.files,
             "notes": result.notes,
         }
@@ -84,6 +87,12 @@ def _plain(values: dict[str, Any]) -> dict[str, Any]:
     return {name: None if value != value else value for name, value in values.items()}
 
 
+def _plain_calibration(confidence: Tensor, right: Tensor) -> dict[str, Any]:
+    bins, error = calibration_bins(confidence, right)
+    columns = ("confidence", "right", "number")
+    return {"ece": error, "bins": [dict(zip(columns, each, strict=True)) for each in bins]}
+
+
 def _written(path: Path) -> Any:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -96,12 +105,17 @@ def _written(path: Path) -> Any:
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 70em; margin: 2em auto; padding: 0 1em; color: #222 }
-table { border-collapse: collapse; margin: 1em 0 }
-td, th { padding: .15em .7em; text-align: right; border-bottom: 1px solid #ddd }
-td:nth-child(-n+2), th:nth-child(-n+2) { text-align: left } .bar { fill: #4a7ebb } .line { stroke: #999 }
-.examples { display: flex; flex-wrap: wrap; gap: 1em } img { max-width: 100% }
-figure { width: 15em; margin: 0; font-size: 13px } figure.plot { width: auto }
-.confusion td, .confusion th { padding: .1em .3em; font-size: 12px } small { color: #666 }
+h1 { font-size: 1.4em; overflow-wrap: anywhere } h2 { margin-top: 2em; border-bottom: 2px solid #4a7ebb }
+.wide { overflow-x: auto } table { border-collapse: collapse; margin: 1em 0 }
+td, th { padding: .15em .7em; text-align: right; border-bottom: 1px solid #ddd; white-space: nowrap }
+.figures td:nth-child(-n+2), .figures th:nth-child(-n+2) { text-align: left }
+.row { display: flex; flex-wrap: wrap; gap: 1em 2em; align-items: flex-start }
+figure { margin: 0; font-size: 13px } .example { width: 15em; overflow-wrap: anywhere }
+.plot { width: 19em } .plot svg { width: 100%; height: auto; font-size: 11px }
+.example .pictures { display: flex; gap: 4px; align-items: flex-start } .example img { max-width: 100%; min-width: 0 }
+.bar { fill: #4a7ebb } .number { fill: #cfdcee } .line { stroke: #999; fill: none } small, .quiet { color: #666 }
+.confusion td, .confusion th { padding: .1em .3em; font-size: 12px; text-align: center }
+.confusion th:first-child { text-align: right } a { color: #2f5f9e; margin-right: 1em }
 """
 
 
@@ -109,19 +123,24 @@ def write_report(path: Path, about: Mapping[str, Any], results: Mapping[str, Res
     """Writes the page: figures by part, examples with images, calibration, confusion."""
     parts = [f"<h1>{html.escape(str(about['settings']['checkpoint']))}</h1>"]
     hashes = ", ".join(f"{Path(name).name} {value[:16]}" for name, value in about["checkpoint_sha256"].items())
-    parts.append(f"<p><small>SHA-256 {html.escape(hashes)}; VLMo {about['vlmo_version']}</small></p>")
+    parts.append(f"<p class=quiet>SHA-256 {html.escape(hashes)}; VLMo {about['vlmo_version']}</p>")
+    parts.append(f"<p>{''.join(f'<a href=#{html.escape(name)}>{html.escape(name)}</a>' for name in results)}</p>")
     for name, result in results.items():
-        parts.append(f"<h2>{html.escape(name)}</h2>")
-        parts += [f"<p><small>{html.escape(note)}</small></p>" for note in result.notes]
+        parts.append(f"<h2 id={html.escape(name)}>{html.escape(name)}</h2>")
+        parts += [f"<p class=quiet>{html.escape(note)}</p>" for note in result.notes]
         parts.append(_figures(name, result))
-        parts += [_calibration(score, *values) for score, values in result.calibration.items()]
+        if result.calibration:
+            plots = (_calibration(key, *values) for key, values in result.calibration.items())
+            parts.append(f"<h3>Calibration</h3><div class=row>{''.join(plots)}</div>")
         if result.confusion:
-            parts.append(_confusion(*result.confusion))
+            parts.append("<h3>Confusion</h3><p class=quiet>rows: the truth; columns: what was chosen</p>")
+            parts += [_confusion(key, each) for key, each in result.confusion.items()]
         for title, examples in (("Worst", result.worst), ("Best", result.best)):
             if examples:
-                parts.append(f"<h3>{title}</h3>")
+                parts.append(f"<h3>{title} examples</h3>")
                 parts += [_examples(score, examples, decoding) for score in dict.fromkeys(e.score for e in examples)]
-    page = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>VLMo</title><style>{STYLE}</style>'
+    head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
+    page = f'<!doctype html><html lang="en">{head}<title>VLMo</title><style>{STYLE}</style>'
     with _written(path) as file:
         file.write((page + "\n".join(parts) + "</html>\n").encode("utf-8", "backslashreplace"))
 
@@ -129,13 +148,14 @@ def write_report(path: Path, about: Mapping[str, Any], results: Mapping[str, Res
 def _figures(name: str, result: Result) -> str:
     columns, rows = rows_of({name: result})
     header = "".join(f"<th>{html.escape(column or 'value')}</th>" for column in columns)
-    lines = [f"<table><tr><th>part</th><th>metric</th>{header}<th>chance</th><th>n</th></tr>"]
+    lines = [f"<table class=figures><tr><th>part</th><th>metric</th>{header}<th>chance</th><th>n</th></tr>"]
     for (_, part, metric), found in rows.items():
         one = next(iter(found.values()))
         cells = "".join(f"<td>{_cell_html(found.get(column))}</td>" for column in columns)
         start = f"<tr><td>{html.escape(part)}</td><td>{html.escape(metric)}</td>"
         lines.append(f"{start}{cells}<td>{_percent(one.chance)}</td><td>{one.number:,}</td></tr>")
-    return "".join([*lines, "</table>"])
+    caption = f"<p class=quiet>per cent; small: {COVERAGE} % interval by bootstrap</p>"
+    return f"<div class=wide>{''.join(lines)}</table></div>{caption}"
 
 
 def _cell_html(measure: Measure | None) -> str:
@@ -150,8 +170,10 @@ def _examples(score: str, examples: Sequence[Example], decoding: str) -> str:
     for example in (each for each in examples if each.score == score):
         images = "".join(f'<img alt="" src="{thumbnail(picture, decoding)}">' for picture in example.pictures)
         lines = "<br>".join(map(html.escape, example.lines))
-        figures.append(f"<figure>{images}<figcaption>{lines}</figcaption></figure>")
-    return f"<h4>by {html.escape(score)}</h4><div class=examples>{''.join(figures)}</div>"
+        figures.append(
+            f"<figure class=example><div class=pictures>{images}</div><figcaption>{lines}</figcaption></figure>"
+        )
+    return f"<h4>{html.escape(score)}</h4><div class=row>{''.join(figures)}</div>"
 
 
 def thumbnail(picture: Picture, decoding: str = "correct") -> str:
@@ -180,31 +202,40 @@ def calibration_bins(confidence: Tensor, right: Tensor) -> tuple[list[tuple[floa
     return bins, error
 
 
-def _calibration(score: str, confidence: Tensor, right: Tensor) -> str:
+def _calibration(name: str, confidence: Tensor, right: Tensor) -> str:
+    """Draws the reliability diagram: of each bin how often it is right, and in pale how many items it has."""
     bins, error = calibration_bins(confidence, right)
-    size = 220
-    bars = []
+    side, left, most = 200, 40, max((number for *_, number in bins), default=1)
+    width, marks = side / BINS, []
     for sure, share, number in bins:
-        place = f'x="{sure * size - 6:.1f}" y="{size - share * size:.1f}" width="12" height="{share * size:.1f}"'
-        title = f"sure {sure:.2f}, right {share:.2f}, {number:,} items"
-        bars.append(f"<rect class=bar {place}><title>{title}</title></rect>")
-    line = f'<line class=line x1="0" y1="{size}" x2="{size}" y2="0"/>'
-    caption = f"how sure {html.escape(score)} is (across), how often it is right (up): error {100 * error:.1f} %"
-    plot = f'<svg width="{size}" height="{size}">{line}{"".join(bars)}</svg>'
-    return f"<figure class=plot>{plot}<figcaption>{caption}</figcaption></figure>"
+        x = left + width * min(int(sure * BINS), BINS - 1)
+        title = f"<title>sure {sure:.2f}, right {share:.2f}, {number:,} items</title>"
+        for kind, height, inset in (("number", number / most, 0.5), ("bar", share, 4)):
+            place = f'x="{x + inset:.1f}" y="{10 + side * (1 - height):.1f}"'
+            size = f'width="{width - 2 * inset:.1f}" height="{side * height:.1f}"'
+            marks.append(f"<rect class={kind} {place} {size}>{title}</rect>")
+    frame = f'<path class=line d="M{left} {10 + side}L{left + side} 10M{left} 10V{10 + side}H{left + side}"/>'
+    ticks = "".join(
+        f'<text x="{left + side * at:.0f}" y="{side + 25}" text-anchor="middle">{at:g}</text>'
+        f'<text x="{left - 5}" y="{14 + side * (1 - at):.0f}" text-anchor="end">{at:g}</text>'
+        for at in (0, 0.5, 1)
+    )
+    names = (
+        f'<text x="{left + side / 2}" y="{side + 40}" text-anchor="middle">confidence</text>'
+        f'<text x="12" y="{10 + side / 2}" text-anchor="middle" transform="rotate(-90 12 {10 + side / 2})">right</text>'
+    )
+    plot = f'<svg viewBox="0 0 {left + side + 20} {side + 48}" role="img">{"".join(marks)}{frame}{ticks}{names}</svg>'
+    caption = f"{html.escape(name)}: expected calibration error {100 * error:.1f} %, {len(confidence):,} items"
+    return f"<figure class=plot>{plot}<figcaption>{caption}; pale: how many have that confidence</figcaption></figure>"
 
 
-def _confusion(names: Sequence[str], counts: Tensor) -> str:
-    """Shows the classes that are confused most."""
-    wrong = counts.clone().fill_diagonal_(0)
-    order = (wrong.sum(0) + wrong.sum(1)).argsort(descending=True)[:MOST_CLASSES].sort().values
-    shown = counts[order][:, order]
-    labels = [html.escape(names[index]) for index in order.tolist()]
+def _confusion(name: str, confusion: Confusion) -> str:
+    labels = [html.escape(each) for each in confusion.names]
     rows = [f"<tr><th></th>{''.join(f'<th>{label}</th>' for label in labels)}</tr>"]
-    most = max(int(torch.max(shown)), 1)
-    for label, row in zip(labels, shown.tolist(), strict=True):
+    most = max(int(confusion.counts.max()) if confusion.counts.numel() else 0, 1)
+    for label, row in zip(labels, confusion.counts.tolist(), strict=True):
         cells = "".join(f'<td style="background:rgba(74,126,187,{value / most:.2f})">{value}</td>' for value in row)
         rows.append(f"<tr><th>{label}</th>{cells}</tr>")
-    few = f"; the {len(labels)} of {len(names)} classes confused most" if len(labels) < len(names) else ""
-    what = f"rows: the truth{few}"
-    return f"<h3>Confusion</h3><p><small>{what}</small></p><table class=confusion>{''.join(rows)}</table>"
+    few = f", the {len(labels)} of {confusion.classes:,} classes confused most"
+    what = html.escape(name) + (few if len(labels) < confusion.classes else "")
+    return f"<h4>{what}</h4><div class=wide><table class=confusion>{''.join(rows)}</table></div>"

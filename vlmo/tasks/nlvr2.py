@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlmo.batch import FIELDS, FLAG, VALUES
+from vlmo.datasets.nlvr2_dataset import set_of
 from vlmo.files import atomic_write
 from vlmo.modules.attention import first_positions
 from vlmo.modules.heads import classifier
@@ -61,11 +62,11 @@ def consistency(statements: Sequence[Statement]) -> float | None:
     """
     right: dict[tuple[str, str], bool] = {}
     for statement in statements:
-        match = re.fullmatch(r"(.+-\d+)-\d+-\d+", statement.identifier)
-        if not match:
+        place = set_of(statement.identifier)
+        if place is None:
             return None
         if statement.prediction is not None:
-            key = (match[1], statement.sentence)
+            key = (place, statement.sentence)
             right[key] = right.get(key, True) and statement.prediction == statement.label
     return sum(right.values()) / len(right) if right else None
 

@@ -1,5 +1,7 @@
-"""The suites, one file a family; importing this package registers them."""
+"""The suites, one file a family: each registers its own."""
 
-from vlmo.evaluation.suites import compositional, eccv, probes, retrieval, zero_shot
+import importlib
+import pkgutil
 
-__all__ = ["compositional", "eccv", "probes", "retrieval", "zero_shot"]
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")

@@ -65,14 +65,28 @@ class Example(NamedTuple):
     Attributes:
         pictures: its images.
         lines: what is said of it, texts with their scores.
-        margin: by how much the right answer scored above the best wrong one.
-        score: by which score of pairs.
+        margin: by how much the right answer scored above the best wrong one; or how sure the choice was.
+        score: by which score of pairs, or of which part of the data.
     """
 
     pictures: list[Picture]
     lines: list[str]
     margin: float
     score: str
+
+
+class Confusion(NamedTuple):
+    """What was taken for what.
+
+    Attributes:
+        names: of the classes that are shown.
+        counts: (C, C), rows the truth.
+        classes: how many there are in all.
+    """
+
+    names: list[str]
+    counts: Tensor
+    classes: int
 
 
 @dataclass
@@ -84,8 +98,8 @@ class Result:
         files: SHA-256 of the files of annotations, by path.
         notes: what the reader must know.
         best, worst: examples.
-        calibration: (N,) confidences and (N,) bool whether right, by score.
-        confusion: names of classes, and (C, C) counts, rows the truth.
+        calibration: (N,) confidences and (N,) how right, in [0, 1], by score or part.
+        confusion: likewise.
     """
 
     measures: list[Measure]
@@ -94,7 +108,7 @@ class Result:
     best: list[Example] = field(default_factory=list)
     worst: list[Example] = field(default_factory=list)
     calibration: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
-    confusion: tuple[list[str], Tensor] | None = None
+    confusion: dict[str, Confusion] = field(default_factory=dict)
 
 
 class Suite:
@@ -103,10 +117,12 @@ class Suite:
     Attributes:
         meaning: one line for people.
         needs: what must lie below the root of the data.
+        of_pairs: whether it measures by scores of pairs, of which a model may lack some.
     """
 
     meaning: str = ""
     needs: tuple[Need, ...] = ()
+    of_pairs: bool = True
 
     def check(self, name: str, root: Path) -> None:
         """Raises VLMoError if something is missing, saying what to download and where to put it."""
@@ -139,7 +155,7 @@ def read_json(path: Path) -> Any:
         raise VLMoError(f"{path}: cannot be read as JSON ({error}); download it again") from error
 
 
-def warn_of_unknown(result: Result, known: Tensor, what: str) -> None:
+def warn_of_unknown(result: Result, known: Tensor, what: str, which: str = "images") -> None:
     """Notes how many images cannot be decoded, and what becomes of their items."""
     if unknown := int((~known).sum()):
-        result.notes.append(f"{unknown:,} images cannot be decoded: {what}")
+        result.notes.append(f"{unknown:,} {which} cannot be decoded: {what}")

@@ -164,6 +164,7 @@ def read_labelled(folder: Path, split: str) -> Classified:
 class FrozenFeatures(Suite):
     """One probe, on each set of data, block and expert."""
 
+    of_pairs = False
     needs = (Need("*/train*", "labelled images: SET/train/CLASS/*.jpg and SET/test/CLASS/*.jpg, tars or train.arrow"),)
 
     def __init__(self, meaning: str, probe: Probe) -> None:

@@ -7,6 +7,7 @@ A class is the mean feature of its sentences; acc1, acc5 and mean_per_class_reca
 """
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,13 +21,14 @@ from vlmo.evaluation.measures import macro_mean, mean_of
 from vlmo.evaluation.pair_scores import Scorer, encode_and_score, encode_texts
 from vlmo.evaluation.pictures import Picture, tar_samples
 from vlmo.evaluation.rankings import Statistic, first, per_query, recall
-from vlmo.evaluation.suites.base import Context, Example, Need, Result, Suite, sha256, warn_of_unknown
+from vlmo.evaluation.suites.base import Context, Need, Result, Suite, sha256, warn_of_unknown
+from vlmo.evaluation.suites.decisions import Decisions, add_decisions
 from vlmo.evaluation.suites.retrieval import Captions, Split, recalls_of_folds
 from vlmo.registry import SUITES
 
 SCALES = {"cosine": "logit_scale", "cosine_vl": "logit_vl_scale"}  # learnt inverse temperatures, as logarithms
 FORMAT = "a folder in CLIP_benchmark's format, such as those of huggingface.co/datasets/clip-benchmark"
-ROWS_AT_ONCE, EXAMPLES = 1024, 12
+ROWS_AT_ONCE = 1024
 
 
 class Classified(NamedTuple):
@@ -129,28 +131,20 @@ class ZeroShotClassification(Suite):
             scale = (
                 float(scorer.model.heads[SCALES[score]].detach().exp()) if hasattr(scorer.model, SCALES[score]) else 100
             )
-            sure = confidences(encoded.images[score], features, scale)
-            add_details(result, data, score, found["acc1"] > 0, chosen, sure)
+            sure = confidences(encoded.images[score], features, scale).masked_fill(~encoded.known, torch.nan)
+            made = Decisions(torch.tensor(data.labels), chosen, sure, found["acc1"])
+            add_decisions(result, f"{folder.name} {score}", data.names, made, partial(_shown, data, made))
+
+
+def _shown(data: Classified, made: Decisions, number: int) -> tuple[list[Picture], list[str]]:
+    truth, choice = data.names[data.labels[number]], data.names[int(made.chosen[number])]
+    return [data.pictures[number]], [f"{truth}, taken for {choice} with {float(made.sure[number]):.2f}"]
 
 
 def confidences(images: Tensor, classes: Tensor, scale: float) -> Tensor:
     """Gives (N,) the probability of the likeliest class, by the model's own temperature."""
     parts = images.nan_to_num().split(ROWS_AT_ONCE)
     return torch.cat([(scale * part @ classes.t()).softmax(-1).amax(-1) for part in parts])
-
-
-def add_details(result: Result, data: Classified, score: str, right: Tensor, chosen: Tensor, sure: Tensor) -> None:
-    """Adds how sure the model is of what is right, what it confuses, and examples: those that it is surest of."""
-    result.calibration[score] = sure, right
-    counts = torch.zeros(len(data.names), len(data.names), dtype=torch.int64)
-    counts.index_put_((torch.tensor(data.labels), chosen), torch.ones((), dtype=torch.int64), accumulate=True)
-    result.confusion = data.names, counts
-    order = sure.argsort(descending=True)
-    for kept, numbers in ((result.worst, order[~right[order]]), (result.best, order[right[order]])):
-        for number in numbers[:EXAMPLES].tolist():
-            truth, choice = data.names[data.labels[number]], data.names[int(chosen[number])]
-            line = f"{truth}, taken for {choice} with {float(sure[number]):.2f}"
-            kept.append(Example([data.pictures[number]], [line], float(sure[number]), score))
 
 
 class ZeroShotRetrieval(Suite):
