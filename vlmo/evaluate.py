@@ -21,6 +21,7 @@ import pickle
 import queue
 import socket
 import sys
+import tempfile
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -32,7 +33,7 @@ import torch.distributed as dist
 from vlmo import __version__, plugins
 from vlmo.checkpoints.pretrained import resolve_path
 from vlmo.errors import VLMoError, print_anything, print_error
-from vlmo.evaluation.pair_scores import Scorer
+from vlmo.evaluation.pair_scores import OF_PAIRS, Scorer
 from vlmo.evaluation.report import table, write_json, write_report
 from vlmo.evaluation.suites.base import Context, Result, sha256
 from vlmo.inference import Predictor
@@ -55,6 +56,7 @@ def evaluate(
     image_size: int | None = None,
     image_decoding: str = "correct",
     rerank: int = 0,
+    rerank_by: Iterable[str] = ("itm",),
     blocks: Iterable[int] = (),
     report: bool = False,
     plugin_modules: Iterable[str] = (),
@@ -64,11 +66,12 @@ def evaluate(
     Args:
         suites: names, those of `vlmo.registry.SUITES`.
         data: folder that their data lie in (`python -m vlmo.evaluate --list`).
-        out: folder of the results and of what is kept; None: nothing is written.
+        out: folder of the results and of what is kept; None: nothing is, but for the time of this call.
         batch_size: images, texts or pairs at a time on a device.
         devices: processes to start, unless torchrun has started them.
         tokenizer, image_size, image_decoding: as of `Predictor`, over what the checkpoint says.
-        rerank: candidates of each query of retrieval that ITM orders anew; 0 for none.
+        rerank: candidates of each query of retrieval that scores of pairs order anew; 0 for none.
+        rerank_by: these scores, "itm" or "mlm".
         blocks: whose features probes are made of, from 0; none: the last.
         report: also write an HTML page with examples.
         plugin_modules: modules to import first, which bring suites or tasks.
@@ -87,6 +90,7 @@ def evaluate(
         image_size=image_size,
         image_decoding=image_decoding,
         rerank=rerank,
+        rerank_by=list(rerank_by),
         blocks=list(blocks),
         report=report,
         plugins=list(plugin_modules),
@@ -136,13 +140,15 @@ def _run(options: dict[str, Any]) -> dict[str, Result]:
         log.warning(f"score {name} is left out: {why}")
     out = Path(options["out"]) if options["out"] else None
     key = hashlib.sha256("".join(hashes.values()).encode()).hexdigest()[:16]
-    work = out / "work" / key if out else None
-    context = Context(scorer, Path(options["data"]), work, options["rerank"], tuple(options["blocks"]))
     results: dict[str, Result] = {}
-    for name in options["suites"]:
-        results[name] = SUITES[name].run(context)
-        for note in results[name].notes if first else ():
-            log.warning(f"{name}: {note}")
+    with tempfile.TemporaryDirectory(prefix="vlmo-evaluate-") as temporary:  # suites share what they encode
+        work = (out or Path(temporary)) / "work" / key
+        by = tuple(options["rerank_by"])
+        context = Context(scorer, Path(options["data"]), work, options["rerank"], by, tuple(options["blocks"]))
+        for name in options["suites"]:
+            results[name] = SUITES[name].run(context)
+            for note in results[name].notes if first else ():
+                log.warning(f"{name}: {note}")
     if first and out:
         about: dict[str, Any] = {
             "vlmo_version": __version__,
@@ -235,7 +241,7 @@ def listing() -> str:
     """Gives the suites with what each needs."""
     lines = []
     for name, suite in SUITES.items():
-        lines += ["", f"{name}: {suite.meaning}", *(f"    {need.path}: {need.source}" for need in suite.needs)]
+        lines += ["", f"{name}: {suite.meaning}", *(f"    {need.where}: {need.source}" for need in suite.needs)]
     return "\n".join(lines[1:])
 
 
@@ -261,7 +267,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--image-decoding", choices=("correct", "original"), default="correct", help="for released files"
     )
-    parser.add_argument("--rerank", type=int, default=0, metavar="K", help="retrieval: ITM orders the first K anew")
+    parser.add_argument("--rerank", type=int, default=0, metavar="K", help="retrieval: order the first K anew")
+    parser.add_argument("--rerank-by", nargs="+", choices=OF_PAIRS, default=["itm"], help="by these scores")
     parser.add_argument("--blocks", type=int, nargs="+", default=[], help="of probes, from 0; default: the last")
     parser.add_argument("--report", action="store_true", help="also write an HTML page with examples")
     parser.add_argument("--plugins", action="append", default=[], metavar="MODULE", help="can be given several times")

@@ -9,7 +9,7 @@ from tests import suites, tables
 from tests.processes import in_processes
 from vlmo.errors import VLMoError
 from vlmo.evaluate import evaluate, main
-from vlmo.evaluation import pair_scores
+from vlmo.evaluation import pair_scores, pictures
 from vlmo.registry import SUITES
 
 FEW = ["caption_pairs", "winoground", "coco_1k", "flickr30k", "vqa", "nlvr2"]
@@ -57,6 +57,25 @@ def _few_at_a_time(checkpoint, data, rank):
 @pytest.mark.parametrize("world", [2, 3])
 def test_processes(checkpoint, data, expected, tmp_path, world):
     assert in_processes(partial(_few_at_a_time, checkpoint, data), tmp_path, world) == [expected] * world
+
+
+def test_images_are_decoded_once(checkpoint, data, monkeypatch):
+    """Whatever suites have them in common, and however candidates are ordered anew; without a folder for the results."""
+    names, decode = [], pictures.decode_image
+    monkeypatch.setattr(pictures, "decode_image", lambda *given: names.append(1) or decode(*given))
+    found = figures(evaluate(checkpoint, ["coco_5k", "coco_1k"], data, rerank=2, rerank_by=["itm", "mlm"]))
+    assert len(names) == 7
+    ways = {f"{name}{by}" for name in pair_scores.OF_FEATURES for by in ("", "+itm", "+mlm")}
+    assert {score for suite, *_, score in found if suite == "coco_5k"} == ways
+
+
+def test_tables_of_ones_own(checkpoint, data, expected, tmp_path):
+    (tmp_path / "caption_retrieval").mkdir()
+    (tmp_path / "caption_retrieval/mine.arrow").symlink_to(data / "f30k_caption_karpathy_test.arrow")
+    found = figures(evaluate(checkpoint, "caption_retrieval", tmp_path))
+    for (suite, part, metric, score), value in expected.items():
+        if suite == "flickr30k" and "+" not in score:
+            assert found["caption_retrieval", f"mine {part}", metric, score] == value
 
 
 def test_scores_and_suites(expected):

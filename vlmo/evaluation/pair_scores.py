@@ -37,7 +37,8 @@ HEADS = {
     "itm": ("itm_score",),
     "mlm": ("mlm_score",),
 }
-OF_FEATURES = ("cosine", "cosine_vl")  # of images and texts apart; the others need the pair
+OF_FEATURES = ("cosine", "cosine_vl")  # of images and texts apart
+OF_PAIRS = ("itm", "mlm")  # of both together
 READERS = 4  # threads that decode images
 IMAGES_AT_ONCE, TEXTS_AT_ONCE = 64, 1024  # in a chunk
 # Scores this close are equal: rounding moves them so far with the size of a batch. Ties count against the model.

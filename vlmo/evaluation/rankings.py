@@ -1,6 +1,6 @@
 """Statistics of rankings from the ranks of the own items, a chunk of queries at a time: no matrix of scores exists.
 
-By cosine, or with the first candidates of each query once more in the order of ITM.
+By cosine, or with the first candidates of each query once more in the order of a score of pairs.
 """
 
 from collections.abc import Callable
@@ -68,11 +68,11 @@ def average_precision_at_r(ranks: Tensor, numbers: Tensor) -> Tensor:
 
 
 class Sides(NamedTuple):
-    """Features that are compared, and the order that ITM gives the first candidates.
+    """Features that are compared, and the order that a score of pairs gives the first candidates.
 
     Attributes:
         images, texts: (I, D), (T, D) of unit length; nan where an image cannot be decoded.
-        texts_of_image, images_of_text: candidates (Q, K) and their log-odds of a match (Q, K); None: none.
+        texts_of_image, images_of_text: candidates (Q, K) and their scores (Q, K); None: none.
         tie: cosines no further apart are equal.
     """
 
@@ -197,7 +197,7 @@ def rerank_sides(sides: Sides, k: int, match: Callable[[np.ndarray], Tensor]) ->
     """Has the first k candidates of each query, by cosine, ordered by `match`; every pair is matched once.
 
     Args:
-        match: (P, 2) numbers of image and text, in order -> (P,) log-odds.
+        match: (P, 2) numbers of image and text, in order -> (P,) scores.
     """
     texts_of_image = first(sides.images, sides.texts, k)
     images_of_text = first(sides.texts, sides.images, k)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vlmo.errors import VLMoError
 from vlmo.evaluation.measures import COVERAGE, Measure
-from vlmo.evaluation.pair_scores import HEADS
+from vlmo.evaluation.pair_scores import HEADS, OF_FEATURES, OF_PAIRS
 from vlmo.evaluation.pictures import Picture
 from vlmo.evaluation.suites.base import Confusion, Example, Result
 from vlmo.files import atomic_write
@@ -31,7 +31,7 @@ def rows_of(results: Mapping[str, Result]) -> tuple[list[str], dict[Row, dict[st
         for each in result.measures:
             rows.setdefault((suite, each.part, each.metric), {})[each.score] = each
     present = {score for row in rows.values() for score in row}
-    known = [*HEADS, *(f"{name}+itm" for name in HEADS), ""]
+    known = [*HEADS, *(f"{name}+{by}" for by in OF_PAIRS for name in OF_FEATURES), ""]
     return [score for score in known if score in present] + sorted(present - set(known)), rows
 
 
@@ -205,7 +205,7 @@ def calibration_bins(confidence: Tensor, right: Tensor) -> tuple[list[tuple[floa
 def _calibration(name: str, confidence: Tensor, right: Tensor) -> str:
     """Draws the reliability diagram: of each bin how often it is right, and in pale how many items it has."""
     bins, error = calibration_bins(confidence, right)
-    side, left, most = 200, 40, max((number for *_, number in bins), default=1)
+    side, left, most = 200, 52, max((number for *_, number in bins), default=1)
     width, marks = side / BINS, []
     for sure, share, number in bins:
         x = left + width * min(int(sure * BINS), BINS - 1)
@@ -234,7 +234,9 @@ def _confusion(name: str, confusion: Confusion) -> str:
     rows = [f"<tr><th></th>{''.join(f'<th>{label}</th>' for label in labels)}</tr>"]
     most = max(int(confusion.counts.max()) if confusion.counts.numel() else 0, 1)
     for label, row in zip(labels, confusion.counts.tolist(), strict=True):
-        cells = "".join(f'<td style="background:rgba(74,126,187,{value / most:.2f})">{value}</td>' for value in row)
+        shades = [f"background:rgba(74,126,187,{value / most:.2f})" for value in row]
+        shades = [shade + ";color:#fff" * (value > most / 2) for shade, value in zip(shades, row, strict=True)]
+        cells = "".join(f'<td style="{shade}">{value}</td>' for shade, value in zip(shades, row, strict=True))
         rows.append(f"<tr><th>{label}</th>{cells}</tr>")
     few = f", the {len(labels)} of {confusion.classes:,} classes confused most"
     what = html.escape(name) + (few if len(labels) < confusion.classes else "")

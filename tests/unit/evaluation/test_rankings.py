@@ -51,9 +51,11 @@ def lists(queries, items):
     }
 
 
+@pytest.mark.parametrize("few", [0, 20])
 @pytest.mark.parametrize("seed", range(3))
-def test_the_figures_of_eccv_caption(seed):
+def test_the_figures_of_eccv_caption(seed, few, monkeypatch):
     """Its own code is the oracle."""
+    monkeypatch.setattr(rankings, "FEW", few)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         theirs = pytest.importorskip("eccv_caption._metrics")

@@ -27,10 +27,20 @@ class Need(NamedTuple):
     Attributes:
         path: below the root of the data; a pattern such as "pairs/*.json" stands for one file or more.
         source: what it is, and where it is to be had.
+        instead: another path that will do as well; "" for none.
     """
 
     path: str
     source: str
+    instead: str = ""
+
+    @property
+    def where(self) -> str:
+        return f"{self.path} or {self.instead}" if self.instead else self.path
+
+    def there(self, root: Path) -> bool:
+        """Tells whether something has its path below `root`."""
+        return any(root.glob(self.path)) or bool(self.instead and any(root.glob(self.instead)))
 
 
 @dataclass(frozen=True)
@@ -41,7 +51,8 @@ class Context:
         scorer: the model.
         root: of the data.
         work: folder of one checkpoint for what is computed once; None: nothing is kept.
-        rerank: candidates of each query that ITM orders anew; 0 for none.
+        rerank: candidates of each query that are ordered anew; 0 for none.
+        rerank_by: scores of pairs that order them.
         blocks: whose features are probed, from 0; none: the last.
     """
 
@@ -49,6 +60,7 @@ class Context:
     root: Path
     work: Path | None = None
     rerank: int = 0
+    rerank_by: tuple[str, ...] = ("itm",)
     blocks: tuple[int, ...] = ()
 
     def store(self, name: str, *content: Any) -> Store:
@@ -128,9 +140,9 @@ class Suite:
         """Raises VLMoError if something is missing, saying what to download and where to put it."""
         if not root.is_dir():
             raise VLMoError(f"--data {root}: is no folder; give the one that the data of the suites lies in")
-        missing = [need for need in self.needs if not any(root.glob(need.path))]
+        missing = [need for need in self.needs if not need.there(root)]
         if missing:
-            lines = [f"suite {name}: {root / need.path} is missing: {need.source}" for need in missing]
+            lines = [f"suite {name}: {root / need.where} is missing: {need.source}" for need in missing]
             raise VLMoError("\n".join(lines))
 
     def run(self, context: Context) -> Result:

@@ -5,6 +5,7 @@ arXiv 2204.03162): text, for each image its caption scores higher; image, for ea
 group, both. A tie counts against the model.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -41,7 +42,7 @@ class Compositional(Suite):
         """Reads all items and makes sure that their images are there. Raises VLMoError if not."""
         self.check(name, root)
         found = self.read(root / self.place)
-        hint = "; ".join(f"{need.path}: {need.source}" for need in self.needs)
+        hint = "; ".join(f"{need.where}: {need.source}" for need in self.needs)
         require_files(found.image_files, f"Needed below {root}: {hint}")
         return found
 
@@ -55,7 +56,7 @@ class Compositional(Suite):
         warn_of_unknown(result, encoded.known, "their items count as wrong")
         for score in context.scorer.names:
             rows = score_matrices(questions.questions, pairs, encoded.pairs[score])
-            result.measures += measure(questions.questions, rows, score)
+            result.measures += measure(questions.questions, rows, score, questions.least)
             add_details(result, questions, rows, score)
         return result
 
@@ -96,8 +97,8 @@ def judge(question: Question, scores: Tensor, tie: float) -> dict[str, bool]:
     return {"text": text, "image": image, "group": text and image}
 
 
-def measure(questions: Sequence[Question], scores: Sequence[Tensor], score: str) -> list[Measure]:
-    """Gives the share of right items: by kind, over all, and as a mean over groups or kinds."""
+def measure(questions: Sequence[Question], scores: Sequence[Tensor], score: str, least: int = 1) -> list[Measure]:
+    """Gives the share of right items: by kind, over all, and as a mean over kinds, and over groups of `least` items."""
     judged = [judge(each, rows, TIES[score]) for each, rows in zip(questions, scores, strict=True)]
     kinds, groups = [each.kind for each in questions], [each.group for each in questions]
     found: list[Measure] = []
@@ -110,9 +111,13 @@ def measure(questions: Sequence[Question], scores: Sequence[Tensor], score: str)
                 own = torch.tensor([each == kind for each in kinds])
                 found.append(mean_of(right[own], metric, score, kind or "other", float(chances[own].mean())))
         found.append(mean_of(right, metric, score, "all", float(chances.mean())))
-        for names, what in ((kinds, "mean of kinds"), (groups, "mean of groups")):
-            if len(set(names)) > 1:
-                found.append(macro_mean(right, names, metric, score, what, float(chances.mean())))
+        if len(set(kinds)) > 1:
+            found.append(macro_mean(right, kinds, metric, score, "mean of kinds", float(chances.mean())))
+        counts = Counter(group for group in groups if group)
+        own = torch.tensor([counts[group] >= least for group in groups])
+        if any(groups) and own.any():
+            names = [group for group in groups if counts[group] >= least]
+            found.append(macro_mean(right[own], names, metric, score, "mean of groups", float(chances[own].mean())))
     return found
 
 
@@ -158,11 +163,12 @@ def _register(suites: Mapping[str, Compositional]) -> None:
         SUITES.register(name)(suite)
 
 
+WINOGROUND, WINOGROUND_FILES = "huggingface.co/datasets/facebook/winoground", "winoground/data/*.parquet"
 VAL2017 = "COCO's val2017.zip, from cocodataset.org"
 ARO = "of ARO, github.com/mertyg/vision-language-models-are-bows (its README links vgr_vga_images.zip)"
 ORDER = (
     "the list `test_cases` of ARO's {} as JSON, which its own code makes with spaCy "
-    "(json.dump({}(None, root_dir=...).test_cases, file)), `image_path` below images/"
+    "(json.dump({}(None, root_dir=...).test_cases, file)), `image` below images/"
 )
 
 _register(
@@ -171,8 +177,8 @@ _register(
             "two images, two captions of the same words in another order",
             "winoground",
             layouts.winoground,
-            Need("winoground/examples.jsonl", "data/examples.jsonl of huggingface.co/datasets/facebook/winoground"),
-            Need("winoground/images", "images.zip of huggingface.co/datasets/facebook/winoground, unpacked"),
+            Need("winoground/examples.jsonl", f"data/ of {WINOGROUND}, a gated set", WINOGROUND_FILES),
+            Need("winoground/images", f"data/images.zip of {WINOGROUND}, unpacked", WINOGROUND_FILES),
         ),
         "sugarcrepe": Compositional(
             "captions of COCO against fluent wrong ones (add, replace, swap)",
@@ -217,14 +223,13 @@ _register(
             "vl_checklist",
             layouts.vl_checklist,
             Need("vl_checklist/data/**/*.json", "the folder data/ of github.com/om-ai-lab/VL-CheckList"),
-            Need("vl_checklist/images", "the images that its DATASETS.md lists (VG, SWiG, VAW, HAKE)"),
+            Need("vl_checklist/images", "the folders vg/, swig/ and hake/ of images, as its DATASETS.md has them"),
         ),
         "bivlc": Compositional(
             "two images, two captions: both ways between true and made ones",
             "bivlc",
             layouts.bivlc,
-            Need("bivlc/*.json*", "records of huggingface.co/datasets/imirandam/BiVLC with names of images"),
-            Need("bivlc/images", "its images as files"),
+            Need("bivlc/data/*.parquet", "data/ of huggingface.co/datasets/imirandam/BiVLC"),
         ),
         "caption_pairs": Compositional(
             "data of your own in SugarCrepe's layout, a file a kind",

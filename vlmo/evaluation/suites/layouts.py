@@ -1,10 +1,15 @@
 """The official files of the compositional benchmarks, brought into one form: images, captions, and which is right."""
 
 import json
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from vlmo.errors import VLMoError
 from vlmo.evaluation.pictures import Picture, of_file
@@ -40,12 +45,13 @@ class Questions:
     texts: list[str] = field(default_factory=list)
     files: list[Path] = field(default_factory=list)  # of annotations
     image_files: list[Path] = field(default_factory=list)
+    least: int = 1  # items of a group that counts in the mean over groups
     _image_numbers: dict[tuple[Path, Box], int] = field(default_factory=dict)
     _text_numbers: dict[str, int] = field(default_factory=dict)
 
     def add(
         self,
-        images: list[tuple[Path, Box]],
+        images: Sequence[tuple[Path, Box] | Picture],
         captions: list[str],
         kind: str,
         group: str = "",
@@ -58,7 +64,10 @@ class Questions:
             )
         )
 
-    def _image(self, image: tuple[Path, Box]) -> int:
+    def _image(self, image: tuple[Path, Box] | Picture) -> int:
+        if isinstance(image, Picture):
+            self.pictures.append(image)
+            return len(self.pictures) - 1
         if image not in self._image_numbers:
             self._image_numbers[image] = len(self.pictures)
             self.pictures.append(of_file(*image))
@@ -109,6 +118,32 @@ def _records(path: Path) -> Iterator[Any]:
                 raise VLMoError(f"{path}:{number}: cannot be read as JSON ({error}); download it again") from error
 
 
+def _parquet(paths: Sequence[Path], columns: Sequence[str]) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Gives the rows of Parquet files as the Hugging Face hub has them; `columns` hold images, read when needed."""
+    for path in paths:
+        try:
+            file = pq.ParquetFile(path)
+            for group in range(file.num_row_groups):
+                others = [name for name in file.schema_arrow.names if name not in columns]
+                for row, record in enumerate(file.read_row_group(group, columns=others).to_pylist()):
+                    images = {
+                        name: Picture(f"{path.name}: {name} {row} of {group}", partial(_cell, path, group, row, name))
+                        for name in columns
+                    }
+                    yield path, record | images
+        except (pa.ArrowException, OSError) as error:
+            raise VLMoError(f"{path}: cannot be read as Parquet ({error}); download it again") from error
+
+
+def _cell(path: Path, group: int, row: int, column: str) -> bytes:
+    return _cells(path, group, column)[row].as_buffer().to_pybytes()
+
+
+@lru_cache(maxsize=4)  # of two columns, for the threads that read ahead
+def _cells(path: Path, group: int, column: str) -> Any:
+    return pq.ParquetFile(path).read_row_group(group, columns=[column]).column(0).combine_chunks().field("bytes")
+
+
 # --- one image, several captions --------------------------------------------------------------------------------------
 
 
@@ -135,40 +170,57 @@ def aro_pairs(path: Path, kind: Callable[[Any], str]) -> Questions:
 
 
 def aro_relation(folder: Path) -> Questions:
-    """Reads ARO's relations; results are also averaged over relations, as published."""
-    path = folder / "visual_genome_relation.json"
-    return aro_pairs(path, lambda record: _text(record, "relation_name", path))
+    """Reads ARO's relations; results are also averaged over relations, but for those that a file names as symmetric."""
+    path, symmetric = folder / "visual_genome_relation.json", folder / "symmetric_relations.txt"
+    left_out = symmetric.read_text(encoding="utf-8").splitlines() if symmetric.is_file() else []
+
+    def group(record: Any) -> str:
+        name = _text(record, "relation_name", path)
+        return "" if name in left_out else name
+
+    return aro_pairs(path, group)
 
 
 def aro_attribution(folder: Path) -> Questions:
-    """Reads ARO's attributes; results are also averaged over pairs of attributes, as published."""
+    """Reads ARO's attributes; results are also averaged over pairs of attributes that 25 items have, as published."""
     path = folder / "visual_genome_attribution.json"
-    return aro_pairs(path, lambda record: "_".join(map(str, _field(record, "attributes", path))))
+    found = aro_pairs(path, lambda record: "_".join(map(str, _field(record, "attributes", path))))
+    found.least = 25
+    return found
 
 
 def aro_order(path: Path) -> Questions:
-    """Reads the test cases of ARO's orders: {"image_path", "caption_options"}, the first option right."""
+    """Reads the test cases of ARO's orders: {"image", "caption_options"}, the first option right."""
     found = Questions(files=[path])
     for record in _records(path):
         options = _field(record, "caption_options", path)
         if not isinstance(options, list) or len(options) < 2 or not all(isinstance(each, str) for each in options):
             raise VLMoError(f"{path}: 'caption_options' must be a list of texts")
-        file = _below(path.parent / "images", _field(record, "image_path", path), path)
+        file = _below(path.parent / "images", _field(record, "image", path), path)
         found.add([(file, None)], options, "")
     return found
 
 
+SOURCES = {"vg": "vg", "vaw": "vg", "swig": "swig", "hake": "hake"}  # of VL-CheckList, by a word of the file's name
+
+
 def vl_checklist(folder: Path) -> Questions:
-    """Reads [[image, {"POS": [...], "NEG": [...]}], ...], a file a kind: the k-th of POS against the k-th of NEG."""
+    """Reads [[image, {"POS": [...], "NEG": [...]}], ...], a file a kind: the first of POS against the first of NEG.
+
+    Images lie below images/{vg,swig,hake}, as in its DATASETS.md; the name of the file tells which.
+    """
     found = Questions(files=sorted((folder / "data").rglob("*.json")))
     for path in found.files:
         kind = path.relative_to(folder / "data").with_suffix("").as_posix()
+        source = next((SOURCES[word] for word in re.split("[/_]", kind.lower()) if word in SOURCES), "")
         for record in _records(path):
             if not isinstance(record, list) or len(record) != 2:
                 raise VLMoError(f'{path}: a record must be [image, {{"POS": ..., "NEG": ...}}]')
-            file = _below(folder / "images", record[0], path)
-            for true, false in zip(_field(record[1], "POS", path), _field(record[1], "NEG", path), strict=False):
-                found.add([(file, None)], [true, false], kind)
+            file = _below(folder / "images" / source, record[0], path)
+            captions = [_field(record[1], name, path) for name in ("POS", "NEG")]
+            if not all(isinstance(each, list) and each and isinstance(each[0], str) for each in captions):
+                raise VLMoError(f"{path}: 'POS' and 'NEG' must be lists of texts")
+            found.add([(file, None)], [each[0] for each in captions], kind)
     return found
 
 
@@ -176,26 +228,31 @@ def vl_checklist(folder: Path) -> Questions:
 
 
 def winoground(folder: Path) -> Questions:
-    """Reads {"image_0", "image_1", "caption_0", "caption_1", "collapsed_tag"}, one a line."""
-    path = folder / "examples.jsonl"
+    """Reads {"image_0", "image_1", "caption_0", "caption_1", "collapsed_tag"}: one a line, or Parquet with the images.
+
+    In examples.jsonl images are named without their extension, .png.
+    """
+    path, names = folder / "examples.jsonl", ("image_0", "image_1")
+    if not path.is_file():
+        return _two_by_two(sorted(folder.glob("data/*.parquet")), names, ("caption_0", "caption_1"), ("collapsed_tag",))
     found = Questions(files=[path])
     for record in _records(path):
-        names = [_field(record, f"image_{side}", path) for side in (0, 1)]
-        files = [_below(folder / "images", name if Path(str(name)).suffix else f"{name}.png", path) for name in names]
+        named = [_field(record, name, path) for name in names]
+        files = [_below(folder / "images", name if Path(str(name)).suffix else f"{name}.png", path) for name in named]
         captions = [_text(record, f"caption_{side}", path) for side in (0, 1)]
         found.add([(file, None) for file in files], captions, str(record.get("collapsed_tag", "")))
     return found
 
 
 def bivlc(folder: Path) -> Questions:
-    """Reads {"image", "negative_image", "caption", "negative_caption", "type"?, "subtype"?}, with names of images."""
-    found = Questions(files=sorted([*folder.glob("*.json"), *folder.glob("*.jsonl")]))
-    for path in found.files:
-        for record in _records(path):
-            files = [
-                _below(folder / "images", _field(record, name, path), path) for name in ("image", "negative_image")
-            ]
-            captions = [_text(record, name, path) for name in ("caption", "negative_caption")]
-            kind = "_".join(str(record[name]).lower() for name in ("type", "subtype") if record.get(name))
-            found.add([(file, None) for file in files], captions, kind)
+    """Reads {"image", "negative_image", "caption", "negative_caption", "type", "subtype"}: Parquet with the images."""
+    names, captions = ("image", "negative_image"), ("caption", "negative_caption")
+    return _two_by_two(sorted(folder.glob("data/*.parquet")), names, captions, ("type", "subtype"))
+
+
+def _two_by_two(paths: list[Path], images: Sequence[str], captions: Sequence[str], kinds: Sequence[str]) -> Questions:
+    found = Questions(files=paths)
+    for path, record in _parquet(paths, images):
+        kind = "_".join(str(record[name]).lower() for name in kinds if record.get(name))
+        found.add([record[name] for name in images], [_text(record, name, path) for name in captions], kind)
     return found

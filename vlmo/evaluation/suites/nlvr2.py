@@ -128,7 +128,7 @@ class Nlvr2Suite(Suite):
         pair_of = np.repeat(np.arange(len(data.pictures)), np.diff(data.starts))
 
         def show(number: int) -> tuple[list[Picture], list[str]]:
-            said = f"{NAMES[int(data.truth[number])]}, taken for true with {float(true[number]):.2f}"
+            said = f"{NAMES[int(data.truth[number])]}; judged true with probability {float(true[number]):.2f}"
             return list(data.pictures[pair_of[number]]), [data.texts[number], said, data.identifiers[number]]
 
         made = Decisions(data.truth, chosen, torch.maximum(true, 1 - true), right.double())

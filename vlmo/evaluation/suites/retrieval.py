@@ -1,6 +1,6 @@
-"""Retrieval: COCO 5K and 1K, and Flickr30K, by the cosine of either branch, and re-ranked by ITM."""
+"""Retrieval: COCO 5K and 1K, Flickr30K, and tables of one's own, by the cosine of either branch, and re-ranked."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -66,10 +66,11 @@ class Split:
         if not scorer.of_features:
             raise VLMoError(f"retrieval needs contrastive features, but {scorer.absent['cosine']}")
         self.scorer, self.captions = scorer, captions
-        self.rerank = context.rerank if "itm" in scorer.names else 0
+        self.rerank = context.rerank
+        self.rerank_by = [name for name in context.rerank_by if name in scorer.names] if context.rerank else []
         self.store = context.store(captions.name, sorted(captions.files.values()))
         self.encoded = encode_and_score(
-            scorer, captions.pictures, captions.texts, np.zeros((0, 2), np.int64), self.store, self.rerank > 0
+            scorer, captions.pictures, captions.texts, np.zeros((0, 2), np.int64), self.store, bool(self.rerank_by)
         )
 
     def result(self) -> Result:
@@ -79,20 +80,20 @@ class Split:
         return result
 
     def sides(self, images: np.ndarray, texts: np.ndarray) -> dict[str, Sides]:
-        """Gives the features of some images and texts, numbers in order, by score; and with ITM's order of candidates.
+        """Gives the features of some images and texts, numbers in order, by score; and with candidates re-ranked.
 
         All processes must ask.
         """
         made: dict[str, Sides] = {}
         for name in self.scorer.of_features:
             plain = made[name] = Sides(_rows(self.encoded.images[name], images), _rows(self.encoded.texts[name], texts))
-            if self.rerank:
-                made[f"{name}+itm"] = rerank_sides(plain, self.rerank, partial(self._match, images, texts))
+            for by in self.rerank_by:
+                made[f"{name}+{by}"] = rerank_sides(plain, self.rerank, partial(self._match, by, images, texts))
         return made
 
-    def _match(self, images: np.ndarray, texts: np.ndarray, pairs: np.ndarray) -> Tensor:
+    def _match(self, by: str, images: np.ndarray, texts: np.ndarray, pairs: np.ndarray) -> Tensor:
         numbers = np.stack([images[pairs[:, 0]], texts[pairs[:, 1]]], axis=1)
-        return score_more_pairs(self.scorer, self.captions.pictures, self.captions.texts, numbers, "itm", self.store)
+        return score_more_pairs(self.scorer, self.captions.pictures, self.captions.texts, numbers, by, self.store)
 
 
 def _rows(features: Tensor, numbers: np.ndarray) -> Tensor:
@@ -156,6 +157,30 @@ def recalls_of_folds(
     return made
 
 
+def recalls_of_sets(context: Context, sets: Iterable[Captions]) -> Result:
+    """Measures each set as a whole, under its name."""
+    result = Result([])
+    for captions in sets:
+        split = Split(context, captions)
+        one = split.result()
+        result.files |= one.files
+        result.notes += one.notes
+        images, texts = np.arange(len(captions.pictures)), np.arange(len(captions.texts))
+        result.measures += recalls_of_folds(split, [images], [texts], captions.owner, captions.name)
+    return result
+
+
+class OwnRetrieval(Suite):
+    """Every table of a folder."""
+
+    meaning = "recall on tables of captions of your own"
+    needs = (Need("caption_retrieval/*.arrow", "tables such as `python -m vlmo.utils.convert own_captions` makes"),)
+
+    def run(self, context: Context) -> Result:
+        return recalls_of_sets(context, map(read_captions, sorted(context.root.glob(self.needs[0].path))))
+
+
+SUITES.register("caption_retrieval")(OwnRetrieval())
 COCO = "`python -m vlmo.utils.convert coco`"
 SUITES.register("coco_5k")(Retrieval("COCO's test split, 5,000 images", "coco_caption_karpathy_test", COCO))
 SUITES.register("coco_1k")(

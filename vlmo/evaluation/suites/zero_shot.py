@@ -23,7 +23,7 @@ from vlmo.evaluation.pictures import Picture, tar_samples
 from vlmo.evaluation.rankings import Statistic, first, per_query, recall
 from vlmo.evaluation.suites.base import Context, Need, Result, Suite, sha256, warn_of_unknown
 from vlmo.evaluation.suites.decisions import Decisions, add_decisions
-from vlmo.evaluation.suites.retrieval import Captions, Split, recalls_of_folds
+from vlmo.evaluation.suites.retrieval import Captions, recalls_of_sets
 from vlmo.registry import SUITES
 
 SCALES = {"cosine": "logit_scale", "cosine_vl": "logit_vl_scale"}  # learnt inverse temperatures, as logarithms
@@ -155,16 +155,7 @@ class ZeroShotRetrieval(Suite):
 
     def run(self, context: Context) -> Result:
         folders = sorted(path.parent for path in context.root.glob("*/dataset_type.txt") if is_retrieval(path.parent))
-        result = Result([])
-        for folder in folders:
-            captions = read_retrieval(folder)
-            split = Split(context, captions)
-            one = split.result()
-            result.files |= one.files
-            result.notes += one.notes
-            images, texts = np.arange(len(captions.pictures)), np.arange(len(captions.texts))
-            result.measures += recalls_of_folds(split, [images], [texts], captions.owner, folder.name)
-        return result
+        return recalls_of_sets(context, map(read_retrieval, folders))
 
 
 def read_retrieval(folder: Path) -> Captions:
