@@ -2,9 +2,9 @@
 
 python -m benchmarks.suites [--rerank 0] [--arch vlmo_tiny_patch16] [--image-size 64] [--threads 1]
 
-5,000 pictures and 25,000 captions are made up, under COCO's own numbers, which eccv-caption has, so that its suite runs:
-COCO 5K, COCO 1K, ECCV Caption, CxC and PMRP (with 100 made-up plausible matches of each query), by the features of both
-branches. The model is untrained, on the CPU. Memory is that of the process beyond what it held once the model was there.
+5,000 pictures and 25,000 captions are made up, under COCO's own numbers, which eccv-caption has, so that its suite
+runs: COCO 5K, COCO 1K, ECCV Caption, CxC and PMRP (with 100 made-up plausible matches of each query), by features of
+both branches. The model is untrained, on the CPU. Memory is that of the process beyond what it held with the model.
 """
 
 import argparse

@@ -60,7 +60,7 @@ def test_processes(checkpoint, data, expected, tmp_path, world):
 
 
 def test_images_are_decoded_once(checkpoint, data, monkeypatch):
-    """Whatever suites have them in common, and however candidates are ordered anew; without a folder for the results."""
+    """Whatever suites have them in common, and however candidates are ordered anew; also where nothing is kept."""
     names, decode = [], pictures.decode_image
     monkeypatch.setattr(pictures, "decode_image", lambda *given: names.append(1) or decode(*given))
     found = figures(evaluate(checkpoint, ["coco_5k", "coco_1k"], data, rerank=2, rerank_by=["itm", "mlm"]))

@@ -14,10 +14,11 @@ from vlmo.evaluation.chunks import Output, in_chunks
 from vlmo.evaluation.pair_scores import TIES
 
 QUERIES_AT_ONCE = 128
+FEW = 20  # own items, up to which counting the strangers before each is faster than sorting them all
 RECALL_AT = (1, 5, 10)
 ABOVE = 1000.0  # what re-ranked candidates are lifted by, above every cosine
 
-Owned = list[np.ndarray]  # for each query the numbers of its own items
+Owned = list[np.ndarray]  # for each query the numbers of its own items; -1 for one that is not among those ranked
 
 MISSED = torch.iinfo(torch.int32).max  # the rank of what is not found
 
@@ -36,8 +37,11 @@ def ranks_of_own(scores: Tensor, own: Tensor, tie: float) -> Tensor:
     scores = scores.nan_to_num(nan=-torch.inf)
     most = int(own.sum(1).max()) if own.numel() else 0
     best = scores.masked_fill(~own, -torch.inf).topk(most, dim=1).values if most else scores[:, :0]
-    strangers = scores.masked_fill(own, -torch.inf).sort(dim=1).values
-    before = scores.shape[1] - torch.searchsorted(strangers, (best - tie).contiguous())
+    strangers, least = scores.masked_fill(own, -torch.inf), (best - tie).contiguous()
+    if 0 < most <= FEW:
+        before = torch.stack([(strangers >= line).sum(1) for line in least.split(1, dim=1)], dim=1)
+    else:
+        before = scores.shape[1] - torch.searchsorted(strangers.sort(dim=1).values, least)
     ranks = before + torch.arange(most, device=scores.device)
     return ranks.masked_fill(best == -torch.inf, MISSED).int()
 
@@ -113,8 +117,8 @@ def per_query(
             scores.scatter_(1, rows, lifted.nan_to_num(nan=-torch.inf))
         own = torch.zeros(scores.shape, dtype=torch.bool)
         numbers = torch.tensor([len(each) for each in owned[start:stop]])
-        at = np.concatenate([np.zeros(0, np.int64), *owned[start:stop]])
-        own[torch.repeat_interleave(torch.arange(stop - start), numbers), torch.from_numpy(at)] = True
+        at = torch.from_numpy(np.concatenate([np.zeros(0, np.int64), *owned[start:stop]]))
+        own[torch.repeat_interleave(torch.arange(stop - start), numbers)[at >= 0], at[at >= 0]] = True
         ranks = ranks_of_own(scores, own, tie)
         return {name: statistic(ranks, numbers) for name, statistic in statistics.items()}
 
@@ -179,7 +183,7 @@ def recall_chances(texts_of: Owned, images_of: Owned, totals: tuple[int, int] | 
     images, texts = totals or (len(texts_of), len(images_of))
     chances = {}
     for direction, lists, total in (("text to image", images_of, images), ("image to text", texts_of, texts)):
-        numbers, counts = np.unique([len(each) for each in lists], return_counts=True)
+        numbers, counts = np.unique([(each >= 0).sum() for each in lists], return_counts=True)
         for k in RECALL_AT:
             missed = [np.prod([max(total - own - i, 0) / max(total - i, 1) for i in range(k)]) for own in numbers]
             chances[f"{direction} R@{k}"] = float(1 - np.average(missed, weights=counts))

@@ -132,8 +132,9 @@ def measure_truth(sides: Sides, truth: Truth, numbers: Numbers, score: str) -> l
         sets.append(("PM", truth.plausible, {"R-Precision": precision_at_r}))
     found = []
     for part, (captions_of, images_of), statistics in sets:
-        of_images = [np.array([numbers.captions[each] for each in own]) for own in captions_of.values()]
-        of_texts = [np.array([numbers.images[each] for each in own]) for own in images_of.values()]
+        # (two captions of ECCV's lists are not among the 25,000 that are ranked: they count in R, and are not found)
+        of_images = [np.array([numbers.captions.get(each, -1) for each in set(own)]) for own in captions_of.values()]
+        of_texts = [np.array([numbers.images[each] for each in set(own)]) for own in images_of.values()]
         images = np.array([numbers.images[each] for each in captions_of])
         texts = np.array([numbers.captions[each] for each in images_of])
         totals = (len(sides.images), len(sides.texts))
