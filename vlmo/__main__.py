@@ -19,6 +19,7 @@ COMMANDS = {
     "convert": ("vlmo.utils.convert", "make Arrow tables of a data set or of your own data"),
     "doctor": ("vlmo.doctor", "look at everything that a run needs before it starts"),
     "evaluate": ("vlmo.evaluate", "score a checkpoint on suites: retrieval, compositionality, zero-shot, probes"),
+    "report": ("vlmo.report", "write the report of a run again, or compare runs on one page"),
     "checkpoint": ("vlmo.checkpoint", "show what a checkpoint is, or write it in another form"),
     "demo": ("vlmo.demo.__main__", "take a small generated world through every stage"),
 }
