@@ -66,7 +66,7 @@ def test_numbers_samples_and_commands(pairs):
     assert "<code>task_mlm_itm_itc_base</code>" in page and "<td>batch_size</td><td>4</td><td>1024</td>" in page
     assert page.count("<figure><img") == 8 and "a cat cat . 20" in page  # every caption of val
     assert f"--checkpoint {pairs.last}" in page and "resume_during_training=True" in page
-    assert not re.search(r"(src|href)=[\"']?(?!data:)|https?://|@import|url\(", page.replace("https://arxiv", ""))
+    assert not re.search(r"(src|href)=(?!\"data:)|https?://|@import|url\(", page)
     saved = json.loads((pairs.folder / "record.json").read_text())
     assert saved["status"] == "ended" and saved["steps"] == 4 and len(saved["code"]["sha256"]) == 64
     assert {each["split"] for each in saved["data"]} == {"train", "val"} and saved["memory"]["process"] > 0

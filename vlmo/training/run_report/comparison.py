@@ -19,13 +19,14 @@ def write_comparison(
     """Writes the page.
 
     Args:
-        more: further parts of the page, markup.
+        more: parts of the page that come first, markup.
     """
     named = dict(zip(labels(histories), histories, strict=True))
     reports = [[label, str(each.folder), f"{each.steps:,}", _status(each)] for label, each in named.items()]
     options = differing({label: each.settings for label, each in named.items()})
     facts = differing({label: _facts(each.record) for label, each in named.items()})
     parts = [
+        *more,
         table(["run", "folder", "steps", "ended"], reports, plain=True),
         "<h2>What differs</h2>",
         table(["option", *named], [[name, *map(shown, values)] for name, values in options.items()], plain=True)
@@ -36,7 +37,6 @@ def write_comparison(
         results_table(histories[0].settings, {label: each.latest for label, each in named.items()}),
         "<h2>Curves</h2>",
         charts(charts_together(named)),
-        *more,
     ]
     write_page(path, page(title, parts))
 

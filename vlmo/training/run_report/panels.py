@@ -63,6 +63,7 @@ def charts_together(histories: Mapping[str, History]) -> list[Chart]:
         histories: by the name that each has in the charts.
     """
     tags = dict.fromkeys(tag for history in histories.values() for tag in history.curves if panel_of(tag))
+    tags = {tag: None for tag in tags if not re.match("lr-.*/pg(?!1$)", tag)}  # (the other groups have the same form)
     panels: dict[str, list[Line]] = {}
     levels: dict[str, dict[str, float]] = {}
     for tag in tags:
