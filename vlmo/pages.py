@@ -26,7 +26,7 @@ body { font: 15px/1.5 system-ui, sans-serif; max-width: 70em; margin: 2em auto; 
 table { border-collapse: collapse; margin: 1em 0 } .scroll { overflow-x: auto }
 td, th { padding: .15em .7em; text-align: right; border-bottom: 1px solid #ddd }
 td:nth-child(-n+2), th:nth-child(-n+2) { text-align: left } .bar { fill: #4a7ebb } .line { stroke: #999 }
-.plain td, .plain th { text-align: left; overflow-wrap: anywhere; vertical-align: top }
+.plain td, .plain th { text-align: left; vertical-align: top; min-width: 5em }
 .examples { display: flex; flex-wrap: wrap; gap: 1em } img { max-width: 100% }
 figure { width: 15em; margin: 0; font-size: 13px } figure.plot { width: 320px; max-width: 100% }
 .plot svg { max-width: 100%; height: auto } svg text { font: 11px system-ui, sans-serif; fill: #555 }
@@ -178,7 +178,7 @@ def _axes(across: Scale, up: Scale) -> str:
     for value in up.ticks():
         y = up(value)
         parts.append(f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}" stroke="#eee"/>')
-        parts.append(f'<text x="{LEFT - 5}" y="{y + 4:.1f}" text-anchor="end">{value:.4g}</text>')
+        parts.append(f'<text x="{LEFT - 5}" y="{y + 4:.1f}" text-anchor="end">{value:.6g}</text>')
     for value in across.ticks():
         parts.append(f'<text x="{across(value):.1f}" y="{HEIGHT - 8}" text-anchor="middle">{value:,.6g}</text>')
     return "".join(parts)

@@ -155,7 +155,7 @@ def execute(
         prepared.environment,
         prepared.datamodule,
         model,
-        heard or WarningsHeard(),
+        heard,
         prepared.resumed_from,
         prepared.start,
     )

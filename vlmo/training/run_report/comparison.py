@@ -32,7 +32,13 @@ def write_comparison(
         table(["option", *named], [[name, *map(shown, values)] for name, values in options.items()], plain=True)
         if options
         else "<p>no option</p>",
-        table(["made of", *named], [[name, *values] for name, values in facts.items()], plain=True) if facts else "",
+        table(
+            ["made of", *named],
+            [[name, *(value or "" for value in values)] for name, values in facts.items()],
+            plain=True,
+        )
+        if facts
+        else "",
         "<h2>Results</h2>",
         results_table(histories[0].settings, {label: each.latest for label, each in named.items()}),
         "<h2>Curves</h2>",

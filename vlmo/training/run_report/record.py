@@ -36,7 +36,7 @@ class RunRecord(Callback):
         environment: Environment,
         datamodule: MTDataModule,
         model: VLMo,
-        heard: WarningsHeard,
+        heard: WarningsHeard | None = None,
         resumed_from: Path | None = None,
         start: str = "",
     ) -> None:
@@ -46,7 +46,7 @@ class RunRecord(Callback):
             start: fingerprint of the weights at `load_path`.
         """
         self.settings, self.environment, self.datamodule, self.model = settings, environment, datamodule, model
-        self.heard, self.resumed_from, self.start = heard, resumed_from, start
+        self.heard, self.resumed_from, self.start = heard or WarningsHeard(), resumed_from, start
         self.values: dict[str, Any] = {}
         self._began = time.monotonic()
 

@@ -73,6 +73,8 @@ def _truth(targets: dict[str, Any]) -> list[str]:
     """What people can read of a sample's targets."""
     lines = []
     for name, value in targets.items():
+        if name == "answered":  # (whether anything is known, which the lines themselves show)
+            continue
         if isinstance(value, list) and value and all(isinstance(each, str) for each in value):
             lines.append(f"{name.replace('_', ' ')}: {', '.join(dict.fromkeys(value))}")
         elif isinstance(value, bool) or (isinstance(value, str) and value):
@@ -121,7 +123,8 @@ def _answer(predictor: Predictor, use: Any, sample: dict[str, Any]) -> dict[str,
         elif column in use.columns:
             return None
     try:
-        result = getattr(predictor, use.name)(**given)
+        top_k = {"top_k": BARS} if "top_k" in use.options else {}
+        result = getattr(predictor, use.name)(**given, **top_k)
     except InputError:  # such as a word that is cut off
         return None
     if isinstance(result, float):
