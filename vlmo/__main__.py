@@ -16,6 +16,7 @@ from vlmo.errors import print_error
 COMMANDS = {
     "train": ("vlmo.train", "pre-train, fine-tune or evaluate a named config, as `python run.py` does"),
     "predict": ("vlmo.predict", "use a checkpoint: answer, match, rank, classify, embed, ..."),
+    "app": ("vlmo.app.__main__", "a page to try checkpoints and to look at data"),
     "convert": ("vlmo.utils.convert", "make Arrow tables of a data set or of your own data"),
     "doctor": ("vlmo.doctor", "look at everything that a run needs before it starts"),
     "evaluate": ("vlmo.evaluate", "score a checkpoint on suites: retrieval, compositionality, zero-shot, probes"),

@@ -55,6 +55,7 @@ INDIRECT = {
     "clip_benchmark",
     "eccv_caption",
     "peft",
+    "gradio",
 }
 
 
