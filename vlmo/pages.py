@@ -98,13 +98,13 @@ class Chart:
 
     Attributes:
         levels: horizontal lines by name, such as what chance gives.
-        bands: lower and upper end by name, where values are expected to be.
+        bands: (step, lower, upper end) by name: where values are expected to be.
     """
 
     title: str
     lines: list[Line]
     levels: Mapping[str, float] = field(default_factory=dict)
-    bands: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    bands: Mapping[str, Sequence[tuple[float, float, float]]] = field(default_factory=dict)
 
     def markup(self) -> str:
         """Gives the picture with its caption; a point says its step and value when pointed at."""
@@ -113,18 +113,19 @@ class Chart:
         ]
         values = [value for _, points in lines for _, value in points]
         steps = [step for _, points in lines for step, _ in points]
-        values += [*self.levels.values(), *(end for band in self.bands.values() for end in band)]
+        values += [*self.levels.values(), *(end for band in self.bands.values() for _, *ends in band for end in ends)]
         if not steps:
             return ""
         across = Scale(min(0, *steps), max(steps), LEFT, WIDTH - RIGHT)
         low = min(values)
         up = Scale(0 if 0 <= low < max(values) / 2 else low, max(values), HEIGHT - BOTTOM, TOP)
         drawn = [_axes(across, up)]
-        for name, (lower, upper) in self.bands.items():
-            top, bottom = up(upper), up(lower)
+        for name, band in self.bands.items():
+            seen = [each for each in band if across.low <= each[0] <= across.high]
+            edge = [(step, low) for step, low, _ in seen] + [(step, high) for step, _, high in reversed(seen)]
+            path = " ".join(f"{across(step):.1f},{up(value):.1f}" for step, value in edge)
             drawn.append(
-                f'<rect x="{LEFT}" y="{top:.1f}" width="{WIDTH - LEFT - RIGHT}" height="{max(bottom - top, 1):.1f}" '
-                f'fill="#8bc34a" opacity=".25"><title>{markup(name)}: {lower:.4g} to {upper:.4g}</title></rect>'
+                f'<polygon points="{path}" fill="#8bc34a" opacity=".3"><title>{markup(name)}</title></polygon>'
             )
         for name, level in self.levels.items():
             drawn.append(

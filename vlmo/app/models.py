@@ -11,15 +11,15 @@ from vlmo.inference import Predictor
 from vlmo.inference.uses import find_use
 
 WEIGHTS = (".safetensors", ".pt", ".pth", ".ckpt")
-# by name: what a visitor can do, and the use of a task that it needs (see `Task.uses`); "" where it is a contrast
+# what a visitor can do, by name: the title of its tab, and the sentence above it
 ABILITIES = {
-    "answer": "Ask a question of an image",
-    "match": "Does a text fit an image?",
-    "search": "Search images",
-    "compare": "Is a statement true of two images?",
-    "fill_mask": "Fill in a masked word",
-    "attention": "Where do words look?",
-    "classify": "Classify without training",
+    "answer": ("Question", "Ask a question of an image."),
+    "match": ("Match", "Does a text fit an image?"),
+    "search": ("Search", "Find images by a text or by an image."),
+    "compare": ("Two images", "Is a statement true of two images?"),
+    "fill_mask": ("Mask", "Fill in a masked word, of a text alone or beside an image."),
+    "attention": ("Attention", "Where in the image does each word look, layer by layer?"),
+    "classify": ("Classify", "Which of these classes is it? By the names alone, without training."),
 }
 CONTRASTS = ("search", "classify")
 
@@ -47,8 +47,8 @@ class LoadedModel:
         model = self.predictor.model
         try:
             if ability in CONTRASTS:
-                self.predictor.require_head("itc_text_proj", ABILITIES[ability].lower())
-                self.predictor.require_head("itc_image_proj", ABILITIES[ability].lower())
+                for head in ("itc_text_proj", "itc_image_proj"):
+                    self.predictor.require_head(head, "comparing images with texts")
             elif ability == "attention":
                 if not any("vl" in task.experts and task.has_text for task in model.tasks):
                     raise VLMoError("attention of words needs a checkpoint that was trained on images with texts")

@@ -25,10 +25,9 @@ log = logging.getLogger(__name__)
 MOST_WAITING = 32  # requests that wait for their turn; further ones are told to come again
 CSS = """
 .gradio-container { max-width: 60em !important; margin: auto }
-.note:not(:empty) { border-left: 4px solid #c33; padding: .5em .8em; background: #c331 }
+.note { border-left: 4px solid #c33; padding: .5em .8em; background: #c331 }
 @media (max-width: 640px) { .gradio-container { padding: .4em !important } .gradio-container .row { flex-wrap: wrap } }
 """
-# the picture goes to a canvas of its own, so it must be named for those who do not see it
 TITLE = "VLMo"
 
 
@@ -63,13 +62,14 @@ class Page:
             self.gr.Markdown(f"# {TITLE}\n{', '.join(self.models.by_name) or 'no checkpoint'}")
             with self.gr.Tabs():
                 if self.models.by_name:
-                    for ability, title in ABILITIES.items():
+                    for ability, (title, meaning) in ABILITIES.items():
                         with self.gr.Tab(title, id=ability):
+                            self.gr.Markdown(meaning)
                             self._tab(ability)
                 if self.browser:
-                    with self.gr.Tab("Browse samples", id="browse"):
+                    with self.gr.Tab("Data", id="browse"):
                         self._browse(self.browser)
-                    with self.gr.Tab("Hard negatives", id="negatives"):
+                    with self.gr.Tab("Negatives", id="negatives"):
                         self._negatives(self.browser)
         return page
 
@@ -107,7 +107,7 @@ class Page:
             self.gr.Examples(rows, [image, *others], examples_per_page=8, label="Examples")
 
     def _note(self) -> Any:
-        return self.gr.Markdown(elem_classes="note")
+        return self.gr.Markdown(elem_classes="note", visible=False)
 
     def _on(
         self, triggers: Sequence[Any], work: Callable[..., Any], inputs: Sequence[Any], outputs: Sequence[Any]
@@ -121,8 +121,8 @@ class Page:
                 with self._one_at_a_time:
                     found = work(*given)
             except VLMoError as error:
-                return (str(error), *[None] * count) if count else str(error)
-            return ("", *(found if count > 1 else [found]))
+                return self.gr.Markdown(str(error), visible=True), *[None] * count
+            return self.gr.Markdown("", visible=False), *(found if count > 1 else [found])
 
         answer.__annotations__["request"] = self.gr.Request  # (by which Gradio knows to hand it over)
         self.gr.on(triggers, answer, inputs, outputs, api_visibility="private", concurrency_limit=2)

@@ -4,16 +4,18 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from vlmo.pages import Chart, Line
-from vlmo.training.run_report.history import Curve, History
+from vlmo.training.run_report.expected import Band, expected_bands
+from vlmo.training.run_report.history import History
 from vlmo.training.summary import SIDES, SPLITS
 
+CHANCE = "_chance"  # end of the tag of what guessing would give, beside that of what was measured
 PHASES = ("train", *SPLITS)
 FIRST = ("train/loss", "loss", "learning rate", "samples per sec", "grad norm")
 
 
 def panel_of(tag: str) -> tuple[str, str] | None:
     """Gives the chart of a log tag and the name of its curve there; None if it repeats another or is no measurement."""
-    if tag.endswith("_epoch") or _is_about_another(tag):
+    if tag.endswith(("_epoch", CHANCE)):
         return None
     match tag.split("/"):
         case ["recalls", name]:
@@ -26,31 +28,28 @@ def panel_of(tag: str) -> tuple[str, str] | None:
             return name.replace("_", " "), phase
         case [task, phase, key] if phase in PHASES:
             return f"{task} {key.replace('_', ' ')}", phase
+        case ["train", what, part]:
+            return what.replace("_", " "), part
     if tag.startswith("lr-"):
         return "learning rate", tag.removeprefix("lr-")
     return tag.replace("_", " "), ""
 
 
-def _is_about_another(tag: str) -> bool:
-    """Whether it is a level that another curve is to be seen beside: `chance/TAG`, `expected_low/TAG`, ..."""
-    return tag.startswith(("chance/", "expected_low/", "expected_high/"))
-
-
 def charts_of(history: History) -> list[Chart]:
-    """Gives the charts of one run: training and validation of a number together, with what chance gives."""
+    """Gives the charts of one run: training and validation of a number together, what chance gives, what is expected."""
     panels: dict[str, list[Line]] = {}
     levels: dict[str, dict[str, float]] = {}
-    bands: dict[str, dict[str, tuple[float, float]]] = {}
+    bands: dict[str, dict[str, Band]] = {}
+    expected = expected_bands(history.settings)
     for tag, curve in history.curves.items():
         if not (place := panel_of(tag)):
             continue
         title, name = place
         panels.setdefault(title, []).append(Line(name or title, curve))
-        if (chance := _last(history.curves, f"chance/{tag}")) is not None:
-            levels.setdefault(title, {})["chance"] = chance
-        ends = [_last(history.curves, f"expected_{end}/{tag}") for end in ("low", "high")]
-        if ends[0] is not None and ends[1] is not None:
-            bands.setdefault(title, {})["expected"] = (ends[0], ends[1])
+        if chance := history.curves.get(tag + CHANCE):
+            levels.setdefault(title, {})["chance"] = chance[-1][1]
+        if tag in expected:
+            bands.setdefault(title, {})["expected"] = expected[tag]
     return [
         Chart(title, _by_name(panels[title]), levels.get(title, {}), bands.get(title, {})) for title in _ordered(panels)
     ]
@@ -72,13 +71,9 @@ def charts_together(histories: Mapping[str, History]) -> list[Chart]:
         title = f"{title}, {name}" if name else title
         panels.setdefault(title, []).extend(lines)
         for history in histories.values():
-            if (chance := _last(history.curves, f"chance/{tag}")) is not None:
-                levels.setdefault(title, {})["chance"] = chance
+            if chance := history.curves.get(tag + CHANCE):
+                levels.setdefault(title, {})["chance"] = chance[-1][1]
     return [Chart(title, panels[title], levels.get(title, {})) for title in _ordered(panels)]
-
-
-def _last(curves: Mapping[str, Curve], tag: str) -> float | None:
-    return curves[tag][-1][1] if curves.get(tag) else None
 
 
 def _by_name(lines: Sequence[Line]) -> list[Line]:
