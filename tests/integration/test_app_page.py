@@ -164,7 +164,7 @@ def test_everything(folder, url, chromium, size):
     visitor.panel.get_by_label("Text", exact=True).fill("a red cat")
     visitor.press("Search by text")
     visitor.panel.locator(".caption-label, .thumbnail-item").nth(5).wait_for()
-    visitor.panel.get_by_text("or by an image").click()
+    visitor.panel.get_by_role("button", name="or by an image").click()
     visitor.upload(images / "3.png")
     visitor.press("Search by image")
     visitor.sees("1.000 3.png")
@@ -208,7 +208,7 @@ def test_everything(folder, url, chromium, size):
     visitor.press("→")
     visitor.page.wait_for_timeout(1000)
     assert visitor.panel.get_by_label("Sample").input_value() == "1"
-    visitor.panel.get_by_text("Search and filter").click()
+    visitor.panel.get_by_role("button", name="Search and filter").click()
     visitor.panel.get_by_label("Text has these words").fill("cat")
     visitor.press("Search from the sample on")
     visitor.page.wait_for_timeout(1000)
@@ -222,7 +222,7 @@ def test_everything(folder, url, chromium, size):
 
     visitor.open("Negatives")
     visitor.press("Draw")
-    visitor.sees("other image")
+    visitor.sees("image drawn against the text")
     visitor.done("negatives")
     assert visitor.outside == []
 

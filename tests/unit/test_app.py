@@ -16,6 +16,7 @@ from vlmo.app.examples import painted
 from vlmo.app.image_folder import ImageFolder
 from vlmo.app.limits import Requests, checked_image, checked_text
 from vlmo.app.models import ABILITIES, LoadedModel, Models, key_of, short_name
+from vlmo.app.page import negatives_table, tokens_line
 from vlmo.errors import InputError, VLMoError
 from vlmo.inference import Predictor
 from vlmo.settings import Settings
@@ -190,6 +191,7 @@ def test_a_sample_as_the_model_sees_it(root):
     assert np.array_equal(np.asarray(one.after[0]), expected)
     kinds = [kind for _, kind in one.tokens]
     assert sum(bool(kind) for kind in kinds) == sum(label != -100 for label in item["text_labels_mlm"])
+    assert tokens_line(one.tokens).count("</span>") == len(kinds) + len(set(kinds) - {""})
     assert one.tokens[0] == ("[CLS]", "") and one.facts["image, pixels"] == "40 x 30"
     assert seen.sample("coco, train", 0, seed=1).after[0].tobytes() != one.after[0].tobytes()
     bad = seen.sample("sbu, train", 1)
@@ -221,6 +223,8 @@ def test_hard_negatives_of_a_batch(root, models):
     assert len(rows) == 6
     for row in rows:
         assert row["other image"] is not row["image"] and 0 < row["chance of text"] <= 1
+    page = negatives_table(rows)
+    assert page.count("<img") == 12 and f"({rows[3]['chance of text']:.0%})" in page
     for without in (None, models.by_name["vqa"].predictor):
         with pytest.raises(InputError, match="contrast"):
             seen.negatives("coco, train", 0, 6, without)
@@ -252,6 +256,6 @@ def test_a_config_that_does_not_exist(capsys):
     assert "did you mean" in capsys.readouterr().err
 
 
-def test_a_contrast_alone_shows_pairs():
-    with pytest.raises(VLMoError):
+def test_without_a_checkpoint():
+    with pytest.raises(VLMoError, match="--checkpoint"):
         Models([]).get(None, "answer")

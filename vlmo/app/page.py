@@ -19,6 +19,7 @@ from vlmo.app.image_folder import ImageFolder  # noqa: E402
 from vlmo.app.limits import MOST_BYTES, MOST_CLASSES, Requests, checked_image, checked_text  # noqa: E402
 from vlmo.app.models import ABILITIES, Models, as_bars  # noqa: E402
 from vlmo.errors import InputError, VLMoError  # noqa: E402
+from vlmo.pages import Html, image_uri, markup, table  # noqa: E402
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +27,13 @@ MOST_WAITING = 32  # requests that wait for their turn; further ones are told to
 CSS = """
 .gradio-container { max-width: 60em !important; margin: auto }
 .note { border-left: 4px solid #c33; padding: .5em .8em; background: #c331 }
-@media (max-width: 640px) { .gradio-container { padding: .4em !important } .gradio-container .row { flex-wrap: wrap } }
+.token { display: inline-block; border: 1px solid #8886; border-radius: 3px; padding: 0 .3em; margin: .1em }
+.masked { background: #f8b26a88 } .another { background: #e5737388 } .kept { background: #81c78488 }
+.scroll { overflow-x: auto; overflow-wrap: anywhere } .scroll td { padding: .3em .6em; vertical-align: top; min-width: 7em }
+@media (max-width: 640px) {
+  .gradio-container { padding: .4em !important } .gradio-container .row { flex-wrap: wrap }
+  .grid-container { grid-template-columns: repeat(2, minmax(0, 1fr)) !important }
+}
 """
 TITLE = "VLMo"
 
@@ -285,8 +292,8 @@ class Page:
         note = self._note()
         images = self.gr.Gallery(label="Before and after augmentation", columns=2, object_fit="contain", height="auto")
         text = self.gr.Textbox(label="Text", interactive=False)
-        tokens = self.gr.HighlightedText(label="Tokens", show_legend=True, combine_adjacent=False)
-        facts = self.gr.Dataframe(headers=["", "value"], label="Facts", interactive=False, wrap=True)
+        tokens = self.gr.HTML(label="Tokens", show_label=True)
+        facts = self.gr.HTML()
         outputs = [note, number, images, text, tokens, facts]
 
         def open_at(step: int) -> Callable[..., Any]:
@@ -324,19 +331,40 @@ class Page:
             size = self.gr.Slider(2, MOST_PAIRS, 8, step=1, label="Batch")
         draw = self.gr.Button("Draw", variant="primary")
         note = self._note()
-        table = self.gr.Gallery(label="Each pair, then the image drawn against its text", columns=2, height="auto")
+        drawn = self.gr.HTML()
 
         def work(name: str, data: str, first: float, count: float) -> Any:
-            rows = browser.negatives(data, int(first or 0), int(count), self.models.get(name, "search"))
-            shown = []
-            for row in rows:
-                shown.append(
-                    (row["image"], f"{row['text']} | other text ({row['chance of text']:.0%}): {row['other text']}")
-                )
-                shown.append((row["other image"], f"other image ({row['chance of image']:.0%}) for: {row['text']}"))
-            return shown
+            return negatives_table(
+                browser.negatives(data, int(first or 0), int(count), self.models.get(name, "search"))
+            )
 
-        self._on([draw.click], work, [model, dataset, start, size], [note, table])
+        self._on([draw.click], work, [model, dataset, start, size], [note, drawn])
+
+
+def tokens_line(tokens: Sequence[tuple[str, str]]) -> str:
+    """Gives tokens as markup, with what becomes of each."""
+    kinds = dict.fromkeys(kind for _, kind in tokens if kind)
+    legend = " ".join(f'<span class="token {kind}">{kind}</span>' for kind in kinds)
+    line = "".join(f'<span class="token {kind}">{markup(token)}</span>' for token, kind in tokens)
+    return f"{line}<br><small>{legend}</small>"
+
+
+def negatives_table(rows: Sequence[dict[str, Any]]) -> str:
+    """Gives pairs with what was drawn against them, as markup."""
+
+    def picture(image: Any) -> Html:
+        return Html(f'<img alt="" width="120" src="{image_uri(image)}">')
+
+    cells = [
+        [
+            picture(row["image"]),
+            row["text"],
+            f"{row['other text']} ({row['chance of text']:.0%})",
+            Html(f"{picture(row['other image'])}<br>({row['chance of image']:.0%})"),
+        ]
+        for row in rows
+    ]
+    return table(["image", "text", "text drawn against the image", "image drawn against the text"], cells)
 
 
 def shown_sample(found: Sample) -> tuple[Any, ...]:
@@ -349,8 +377,12 @@ def shown_sample(found: Sample) -> tuple[Any, ...]:
         raise InputError(f"Sample {found.facts['number']:,} cannot be read: {found.problem}")
     before = [(image, f"as it is, {image.width} x {image.height}") for image in found.before]
     after = [(image, f"as the model sees it, {image.width} x {image.height}") for image in found.after]
-    tokens = [(token, kind or None) for token, kind in found.tokens]
-    return [*before, *after], found.text, tokens, [[name, str(value)] for name, value in found.facts.items()]
+    return (
+        [*before, *after],
+        found.text,
+        tokens_line(found.tokens),
+        table(["", ""], found.facts.items(), plain=True),
+    )
 
 
 def _visitor(request: Any) -> str:

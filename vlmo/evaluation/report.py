@@ -1,8 +1,6 @@
 """What suites found, as a table on the console, as JSON, and as one HTML page that needs nothing else."""
 
-import base64
 import html
-import io
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -18,9 +16,9 @@ from vlmo.evaluation.pair_scores import HEADS
 from vlmo.evaluation.pictures import Picture
 from vlmo.evaluation.suites.base import Example, Result
 from vlmo.files import atomic_write
+from vlmo.pages import STYLE, image_uri
 
 BINS = 10  # of confidence
-THUMBNAIL = 160  # pixels of the longer side
 MOST_CLASSES = 30  # in the confusion matrix: those that are confused most
 
 Row = tuple[str, str, str]  # suite, part, metric
@@ -94,16 +92,6 @@ def _written(path: Path) -> Any:
 
 # --- the page ---------------------------------------------------------------------------------------------------------
 
-STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 70em; margin: 2em auto; padding: 0 1em; color: #222 }
-table { border-collapse: collapse; margin: 1em 0 }
-td, th { padding: .15em .7em; text-align: right; border-bottom: 1px solid #ddd }
-td:nth-child(-n+2), th:nth-child(-n+2) { text-align: left } .bar { fill: #4a7ebb } .line { stroke: #999 }
-.examples { display: flex; flex-wrap: wrap; gap: 1em } img { max-width: 100% }
-figure { width: 15em; margin: 0; font-size: 13px } figure.plot { width: auto }
-.confusion td, .confusion th { padding: .1em .3em; font-size: 12px } small { color: #666 }
-"""
-
 
 def write_report(path: Path, about: Mapping[str, Any], results: Mapping[str, Result], decoding: str) -> None:
     """Writes the page: figures by part, examples with images, calibration, confusion."""
@@ -155,14 +143,9 @@ def _examples(score: str, examples: Sequence[Example], decoding: str) -> str:
 
 
 def thumbnail(picture: Picture, decoding: str = "correct") -> str:
-    """Gives a small JPEG as a data URI; "" if the image cannot be decoded."""
+    """Gives a small copy as a data URI; "" if the image cannot be decoded."""
     image = picture.load(decoding)
-    if image is None:
-        return ""
-    image.thumbnail((THUMBNAIL, THUMBNAIL))
-    file = io.BytesIO()
-    image.save(file, "JPEG", quality=80)
-    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
+    return "" if image is None else image_uri(image)
 
 
 def calibration_bins(confidence: Tensor, right: Tensor) -> tuple[list[tuple[float, float, int]], float]:

@@ -1,4 +1,4 @@
-"""The bands that a recipe's curves are expected in: `docs/results/expected`, a CSV file and a JSON file of options each."""
+"""Where curves of a recipe are expected: `docs/results/expected`, a CSV of bands and a JSON of options each."""
 
 import csv
 import json

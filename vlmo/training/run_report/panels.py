@@ -36,7 +36,7 @@ def panel_of(tag: str) -> tuple[str, str] | None:
 
 
 def charts_of(history: History) -> list[Chart]:
-    """Gives the charts of one run: training and validation of a number together, what chance gives, what is expected."""
+    """Gives the charts of one run: training and validation together, with what chance gives and what is expected."""
     panels: dict[str, list[Line]] = {}
     levels: dict[str, dict[str, float]] = {}
     bands: dict[str, dict[str, Band]] = {}
