@@ -8,7 +8,7 @@ import csv
 import json
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -160,7 +160,7 @@ def _lines(path: Path) -> list[str]:
     return path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
 
 
-def _lines_of_json(path: Path) -> Iterator[Mapping[str, Any]]:
+def _lines_of_json(path: Path) -> Iterator[dict[str, Any]]:
     for line in _lines(path):
         try:
             found = json.loads(line)

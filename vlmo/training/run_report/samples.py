@@ -37,7 +37,8 @@ def sample_predictions(
     if not datasets:
         return []
     was_training = model.training
-    predictor = Predictor(model, device=next(model.parameters()).device, image_decoding=datasets[0].image_decoding)
+    decoding: Any = datasets[0].image_decoding
+    predictor = Predictor(model, device=next(model.parameters()).device, image_decoding=decoding)
     try:
         with torch.compiler.set_stance("force_eager"):  # (nobody waits for a compiler to see twelve pictures)
             return _predictions(predictor, [_read(*each) for each in _spread(datasets)], attention)
