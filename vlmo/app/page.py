@@ -29,10 +29,10 @@ CSS = """
 .note { border-left: 4px solid #c33; padding: .5em .8em; background: #c331 }
 .token { display: inline-block; border: 1px solid #8886; border-radius: 3px; padding: 0 .3em; margin: .1em }
 .masked { background: #f8b26a88 } .another { background: #e5737388 } .kept { background: #81c78488 }
-.scroll { overflow-x: auto; overflow-wrap: anywhere; max-width: min(58em, calc(100vw - 4em)) }
+.scroll { overflow-x: auto; overflow-wrap: anywhere; width: 0; min-width: 100% }
 .scroll td { padding: .3em .6em; vertical-align: top; min-width: 7em }
 @media (max-width: 640px) {
-  .gradio-container { padding: .4em !important } .gradio-container .row { flex-wrap: wrap }
+  .gradio-container { padding: .4em !important; overflow-x: clip } .gradio-container .row { flex-wrap: wrap }
   .grid-container { grid-template-columns: repeat(2, minmax(0, 1fr)) !important }
 }
 """
