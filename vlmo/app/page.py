@@ -31,6 +31,7 @@ CSS = """
 .masked { background: #f8b26a88 } .another { background: #e5737388 } .kept { background: #81c78488 }
 .scroll { overflow-x: auto; overflow-wrap: anywhere; width: 0; min-width: 100% }
 .scroll td { padding: .3em .6em; vertical-align: top; min-width: 7em }
+.caption-label { white-space: normal !important; max-width: 100% !important }
 @media (max-width: 640px) {
   .gradio-container { padding: .4em !important; overflow-x: clip } .gradio-container .row { flex-wrap: wrap }
   .grid-container { grid-template-columns: repeat(2, minmax(0, 1fr)) !important }
