@@ -29,6 +29,7 @@ setup(
             "moto[server]>=5",
             "eccv-caption>=0.1",
         ],
+        "app": ["gradio>=6.10"],
         "evaluate": ["eccv-caption>=0.1"],
         "wandb": ["wandb>=0.16"],
         "mlflow": ["mlflow>=2.9"],

@@ -17,12 +17,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
+from unittest.mock import patch
 
 from pytorch_lightning import Callback
 
 import vlmo
 from tests import tables, tiny
-from vlmo.training.runner import run
+from vlmo.training.runner import execute, prepare, run
 
 PACKAGE = str(Path(vlmo.__file__).parent)
 
@@ -86,6 +87,12 @@ def trace_step(folder: Path) -> Trace:
     return trace
 
 
+class _NoReport(Callback):
+    def __init__(self, *_: Any) -> None: ...
+
+    def end(self, *_: Any) -> None: ...
+
+
 def trace_recall(folder: Path) -> Trace:
     import torch
 
@@ -94,8 +101,9 @@ def trace_recall(folder: Path) -> Trace:
     torch.save(tiny.model(name, **options(folder)).state_dict(), file)
     config = tiny.config(name, **options(folder), load_path=str(file), test_only=True, get_recall_metric=True)
     trace = Trace()
-    with trace.follow():
-        run(config)
+    # (what comes after the evaluation, its report, is no part of it)
+    with patch("vlmo.training.runner.RunRecord", _NoReport), trace.follow():
+        execute(prepare(config))
     return trace
 
 

@@ -16,9 +16,11 @@ from vlmo.errors import print_error
 COMMANDS = {
     "train": ("vlmo.train", "pre-train, fine-tune or evaluate a named config, as `python run.py` does"),
     "predict": ("vlmo.predict", "use a checkpoint: answer, match, rank, classify, embed, ..."),
+    "app": ("vlmo.app.__main__", "a page to try checkpoints and to look at data"),
     "convert": ("vlmo.utils.convert", "make Arrow tables of a data set or of your own data"),
     "doctor": ("vlmo.doctor", "look at everything that a run needs before it starts"),
     "evaluate": ("vlmo.evaluate", "score a checkpoint on suites: retrieval, compositionality, zero-shot, probes"),
+    "report": ("vlmo.report", "write the report of a run again, or compare runs on one page"),
     "checkpoint": ("vlmo.checkpoint", "show what a checkpoint is, or write it in another form"),
     "demo": ("vlmo.demo.__main__", "take a small generated world through every stage"),
 }

@@ -24,3 +24,5 @@ def test_quick_tour(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyt
         assert row in printed, row
     assert (out / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert str(out / "curves.png") in printed
+    page = (out / "report.html").read_text()
+    assert str(out / "report.html") in printed and "vqa_scratch" in page and page.count('<figure><img alt=""') == 12

@@ -110,7 +110,7 @@ def test_the_command(checkpoint, data, tmp_path, capsys):
     assert len(written["suites"]["caption_pairs"]["files_sha256"]) == 2
     assert len(written["suites"]["winoground"]["measures"]) == 4 * 3 * 4
     page = (tmp_path / "report.html").read_text()
-    assert "data:image/jpeg;base64," in page and "http" not in page
+    assert "data:image/" in page and "http" not in page
     assert main(arguments) == 0  # from what was kept
     assert json.loads((tmp_path / "results.json").read_text())["suites"] == written["suites"]
 

@@ -24,14 +24,14 @@ MODULES = [".".join(path.relative_to(REPOSITORY).with_suffix("").parts).removesu
 # and data nothing of the model. Whatever is not named here is a command: it may import everything, nothing imports it.
 LEVELS = [
     ("errors", "files", "images"),
-    ("batch", "registry", "plugins"),
+    ("batch", "registry", "plugins", "pages"),
     ("distributed", "settings", "sources", "transforms"),
     ("config", "datasets", "modules"),
     ("checkpoints", "evaluation", "utils"),
     ("tasks",),
     ("datamodules",),
-    ("training",),
     ("inference",),
+    ("training",),
     ("planning",),
 ]
 COMMAND = len(LEVELS)
@@ -55,6 +55,7 @@ INDIRECT = {
     "clip_benchmark",
     "eccv_caption",
     "peft",
+    "gradio",
 }
 
 

@@ -154,6 +154,17 @@ class MTDataModule(LightningDataModule):
         for split in self.splits(stage):
             self._open(split)
 
+    def opened(self, split: str) -> Mapping[str, Any]:
+        """The data sets of a split that has been opened, by name; none of another."""
+        return self._opened.get(split, {})
+
+    def opened_files(self) -> dict[str, list[Any]]:
+        """The files of each split that has been opened, in order."""
+        return {
+            split: [path for each in opened.values() for path in each.tables.paths]
+            for split, opened in self._opened.items()
+        }
+
     def _open(self, split: str) -> dict[str, Any]:
         """The data sets that have samples for `split`, by name."""
         if split not in self._opened:

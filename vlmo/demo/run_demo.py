@@ -5,7 +5,6 @@ Every run goes the way of `run.py`: a named config with updates, resolved and ha
 
 import json
 import os
-import shlex
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -16,8 +15,16 @@ from typing import Any
 import torch
 
 from vlmo.config import resolve
+from vlmo.datamodules.multitask_datamodule import MTDataModule
 from vlmo.demo.prepare import Prepared, prepare
 from vlmo.demo.raw_layout import Sizes
+from vlmo.modules.model import VLMoModel
+from vlmo.pages import markup
+from vlmo.training.run_report.commands import command_line
+from vlmo.training.run_report.comparison import write_comparison
+from vlmo.training.run_report.history import History
+from vlmo.training.run_report.page import sample_pictures
+from vlmo.training.run_report.samples import sample_predictions
 from vlmo.training.runner import run
 
 # As `vlmo_tiny_patch16` sees the world. No random crops or flips: left and right mean something here.
@@ -88,12 +95,13 @@ def tour(out: Path, seed: int, quick: bool) -> dict[str, dict[str, float]]:
         measured[stage.name] = call(stage.task, updates)
         if "vqa" in stage.name:
             measured[stage.name]["vqa/accuracy"] = answer_accuracy(out, world.withheld)
-    print(table(measured, world, quick))
+    print(results := table(measured, world, quick))
     from vlmo.demo.curves import draw_curves  # matplotlib takes a second: only when there is something to draw
 
     picture = draw_curves(out, [stage.name for stage in STAGES])
+    page = write_page(out, {stage.name: checkpoints[stage.name] for stage in STAGES}, results)
     minutes = (time.monotonic() - start) / 60
-    print(f"logs and checkpoints: {out}; curves: {picture}; {minutes:.1f} minutes in all", flush=True)
+    print(f"logs and checkpoints: {out}; curves: {picture}; {minutes:.1f} minutes in all\nreport: {page}", flush=True)
     return measured
 
 
@@ -128,19 +136,10 @@ def _updates(
 
 def call(task: str, updates: dict[str, Any]) -> dict[str, float]:
     """Prints the command line and does what it does."""
-    print(command_line(task, updates), flush=True)
-    return run(resolve(task, **updates))
-
-
-def command_line(task: str, updates: Mapping[str, Any]) -> str:
-    """The call of run.py that is the same, without the options that the task has anyway."""
     own = resolve(task)
-    changed = [
-        f"{name}={json.dumps(value) if isinstance(value, list) else value}"
-        for name, value in updates.items()
-        if own[name] != value
-    ]
-    return "$ python run.py with " + " ".join([task, *(shlex.quote(item) for item in changed)])
+    changed = {name: value for name, value in updates.items() if own[name] != value}
+    print("$ " + command_line(task, changed), flush=True)
+    return run(resolve(task, **updates))
 
 
 def newest_checkpoint(out: Path, name: str) -> Path:
@@ -152,6 +151,20 @@ def answer_accuracy(out: Path, withheld: Mapping[int, str]) -> float:
     """Share of right answers in the file for the VQA server, by the answers that the test questions came without."""
     rows = json.loads((out / "vqa_submit_last.json").read_text())
     return sum(row["answer"] == withheld[row["question_id"]] for row in rows) / len(rows)
+
+
+def write_page(out: Path, checkpoints: Mapping[str, Path], results: str) -> Path:
+    """Writes `out/report.html`: the runs beside each other, and held-out pictures that questions are asked of."""
+    answering = checkpoints["vqa"]
+    runs = {name: History.read(path.parent.parent) for name, path in checkpoints.items()}
+    data = MTDataModule(runs["vqa"].settings)
+    data.setup("validate")
+    model = VLMoModel.from_pretrained(answering)
+    samples = sample_predictions(model, data, ["val"], attention=True)
+    intro = "<p>Beside each picture, where the words of the question look in it, in the last layer.</p>"
+    more = [f"<pre>{markup(results.strip())}</pre>", intro, *sample_pictures(samples)]
+    write_comparison(list(runs.values()), out / "report.html", "VLMo on the generated world, tiny size", more)
+    return out / "report.html"
 
 
 def table(measured: Mapping[str, Mapping[str, float]], world: Prepared, quick: bool) -> str:

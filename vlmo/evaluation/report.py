@@ -1,8 +1,6 @@
 """What suites found, as a table on the console, as JSON, and as one HTML page that needs nothing else."""
 
-import base64
 import html
-import io
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -17,9 +15,9 @@ from vlmo.evaluation.pair_scores import HEADS, OF_FEATURES, OF_PAIRS
 from vlmo.evaluation.pictures import Picture
 from vlmo.evaluation.suites.base import Confusion, Example, Result
 from vlmo.files import atomic_write
+from vlmo.pages import STYLE, image_uri
 
 BINS = 10  # of confidence
-THUMBNAIL = 160  # pixels of the longer side
 
 Row = tuple[str, str, str]  # suite, part, metric
 
@@ -103,20 +101,20 @@ def _written(path: Path) -> Any:
 
 # --- the page ---------------------------------------------------------------------------------------------------------
 
-STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 70em; margin: 2em auto; padding: 0 1em; color: #222 }
-h1 { font-size: 1.4em; overflow-wrap: anywhere } h2 { margin-top: 2em; border-bottom: 2px solid #4a7ebb }
-.wide { overflow-x: auto } table { border-collapse: collapse; margin: 1em 0 }
-td, th { padding: .15em .7em; text-align: right; border-bottom: 1px solid #ddd; white-space: nowrap }
-.figures td:nth-child(-n+2), .figures th:nth-child(-n+2) { text-align: left }
+PAGE_STYLE = (
+    STYLE
+    + """
+h1 { font-size: 1.4em } h2 { border-bottom: 2px solid #4a7ebb }
+.wide { overflow-x: auto } .wide td, .wide th { white-space: nowrap }
 .row { display: flex; flex-wrap: wrap; gap: 1em 2em; align-items: flex-start }
-figure { margin: 0; font-size: 13px } .example { width: 15em; overflow-wrap: anywhere }
-.plot { width: 19em } .plot svg { width: 100%; height: auto; font-size: 11px }
-.example .pictures { display: flex; gap: 4px; align-items: flex-start } .example img { max-width: 100%; min-width: 0 }
-.bar { fill: #4a7ebb } .number { fill: #cfdcee } .line { stroke: #999; fill: none } small, .quiet { color: #666 }
-.confusion td, .confusion th { padding: .1em .3em; font-size: 12px; text-align: center }
-.confusion th:first-child { text-align: right } a { color: #2f5f9e; margin-right: 1em }
+.example { width: 15em } .example img { min-width: 0 }
+.example .pictures { display: flex; gap: 4px; align-items: flex-start }
+.plot { width: 19em } .plot svg { width: 100%; font-size: 11px }
+.number { fill: #cfdcee } .line { fill: none } .quiet { color: #666 }
+.confusion td, .confusion th { text-align: center } .confusion th:first-child { text-align: right }
+a { color: #2f5f9e; margin-right: 1em }
 """
+)
 
 
 def write_report(path: Path, about: Mapping[str, Any], results: Mapping[str, Result], decoding: str) -> None:
@@ -140,7 +138,7 @@ def write_report(path: Path, about: Mapping[str, Any], results: Mapping[str, Res
                 parts.append(f"<h3>{title} examples</h3>")
                 parts += [_examples(score, examples, decoding) for score in dict.fromkeys(e.score for e in examples)]
     head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
-    page = f'<!doctype html><html lang="en">{head}<title>VLMo</title><style>{STYLE}</style>'
+    page = f'<!doctype html><html lang="en">{head}<title>VLMo</title><style>{PAGE_STYLE}</style>'
     with _written(path) as file:
         file.write((page + "\n".join(parts) + "</html>\n").encode("utf-8", "backslashreplace"))
 
@@ -177,14 +175,9 @@ def _examples(score: str, examples: Sequence[Example], decoding: str) -> str:
 
 
 def thumbnail(picture: Picture, decoding: str = "correct") -> str:
-    """Gives a small JPEG as a data URI; "" if the image cannot be decoded."""
+    """Gives a small copy as a data URI; "" if the image cannot be decoded."""
     image = picture.load(decoding)
-    if image is None:
-        return ""
-    image.thumbnail((THUMBNAIL, THUMBNAIL))
-    file = io.BytesIO()
-    image.save(file, "JPEG", quality=80)
-    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
+    return "" if image is None else image_uri(image)
 
 
 def calibration_bins(confidence: Tensor, right: Tensor) -> tuple[list[tuple[float, float, int]], float]:

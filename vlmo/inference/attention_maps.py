@@ -15,6 +15,7 @@ from vlmo.errors import VLMoError
 from vlmo.modules.attention import Attention
 from vlmo.modules.model import VLMoModel
 
+FIELDS = 8  # patches a side up to which each is drawn as a field of one colour
 DRAWN_SIZE = 640  # pixels of a drawing's longer side: to be seen on a screen, whatever the model's image size
 
 
@@ -57,7 +58,9 @@ class AttentionMap:
         scale = longer_side / max(self.image.size)
         width, height = (max(round(scale * side), 1) for side in self.image.size)
         image = self.image.resize((width, height), Image.Resampling.BICUBIC)
-        heat = F.interpolate(heat[None, None], (height, width), mode="bicubic")[0, 0].clamp(min=0)
+        # (between few patches there is nothing to interpolate: each is one field)
+        mode = "bicubic" if len(heat) > FIELDS else "nearest"
+        heat = F.interpolate(heat[None, None], (height, width), mode=mode)[0, 0].clamp(min=0)
         share = (heat / heat.max().clamp(min=1e-12)).numpy()
         colours = 255 * colormaps["inferno"](share)[:, :, :3]
         alpha = opacity * share[:, :, None]

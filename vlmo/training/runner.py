@@ -19,7 +19,7 @@ from pytorch_lightning.strategies import Strategy
 
 from vlmo.checkpoints import loading as checkpoint
 from vlmo.datamodules.multitask_datamodule import MTDataModule
-from vlmo.errors import VLMoError
+from vlmo.errors import Stopped, VLMoError
 from vlmo.modules import VLMo
 from vlmo.settings import Settings
 from vlmo.training.callbacks.console import ConsoleLine
@@ -44,6 +44,9 @@ from vlmo.training.preparation import (
     save_settings,
 )
 from vlmo.training.run_length import RunLength
+from vlmo.training.run_report.page import REPORT
+from vlmo.training.run_report.record import RunRecord
+from vlmo.training.run_report.warnings_heard import WarningsHeard
 from vlmo.training.strategy import build_strategy
 from vlmo.training.summary import results, summary
 
@@ -87,7 +90,8 @@ def run(
     Raises:
         VLMoError: for anything wrong with the config, the files or the machine, before the model is built.
     """
-    return execute(prepare(config), callbacks, loggers)
+    with WarningsHeard() as heard:
+        return execute(prepare(config), callbacks, loggers, heard)
 
 
 def prepare(config: Mapping[str, Any]) -> Prepared:
@@ -134,10 +138,28 @@ def _place(settings: Settings) -> tuple[Path, list[Logger]]:
         raise
 
 
-def execute(prepared: Prepared, callbacks: Iterable[Callback] = (), loggers: Iterable[Logger] = ()) -> dict[str, float]:
-    """Trains or evaluates, and prints what came of it; returns the numbers by log tag."""
+def execute(
+    prepared: Prepared,
+    callbacks: Iterable[Callback] = (),
+    loggers: Iterable[Logger] = (),
+    heard: WarningsHeard | None = None,
+) -> dict[str, float]:
+    """Trains or evaluates, and prints and reports what came of it; returns the numbers by log tag.
+
+    Args:
+        heard: the warnings so far, for the report.
+    """
     settings, model = prepared.settings, prepared.model
-    trainer = build_trainer(prepared, callbacks, loggers)
+    record = RunRecord(
+        settings,
+        prepared.environment,
+        prepared.datamodule,
+        model,
+        heard,
+        prepared.resumed_from,
+        prepared.start,
+    )
+    trainer = build_trainer(prepared, [record, *callbacks], loggers)
     if settings.test_only:
         _warn_of_resizing(model, settings)
     if trainer.is_global_zero:
@@ -146,7 +168,16 @@ def execute(prepared: Prepared, callbacks: Iterable[Callback] = (), loggers: Ite
         metrics = _evaluate(prepared, trainer) if settings.test_only else _train(prepared, trainer)
     except RuntimeError as error:
         watchdog = _own(trainer, ProcessWatchdog)
-        raise watchdog.explain(error, trainer) if watchdog else error from error
+        explained = watchdog.explain(error, trainer) if watchdog else error
+        record.end(trainer, f"failed: {explained}")
+        raise explained from error
+    except Stopped as stopped:
+        record.end(trainer, str(stopped), _metrics(trainer))
+        raise
+    except VLMoError as error:
+        record.end(trainer, f"failed: {error}")
+        raise
+    record.end(trainer, "ended", metrics)
     if trainer.is_global_zero:
         print(results(settings, metrics), flush=True)
         if settings.test_only and not settings.fast_dev_run:
@@ -155,6 +186,8 @@ def execute(prepared: Prepared, callbacks: Iterable[Callback] = (), loggers: Ite
                 print(f"  predictions: {path}", flush=True)
         elif not settings.fast_dev_run:
             print(f"  logs and checkpoints: {trainer.default_root_dir}", flush=True)
+        if not settings.fast_dev_run:
+            print(f"  report: {Path(trainer.default_root_dir) / REPORT}", flush=True)
     return metrics
 
 

@@ -1,7 +1,7 @@
 """What users read of a run: the summary before its first step, and the table of results at its end."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -87,10 +87,15 @@ def published(settings: Settings) -> dict[str, float]:
     return found
 
 
+def result_rows(settings: Settings | None, tags: Iterable[str]) -> tuple[list[Row], dict[str, float]]:
+    """The rows of these log tags, in their order, and what was published for such settings (of None: nothing)."""
+    expected = published(settings) if settings else {}
+    return sorted(row for tag in {*tags, *expected} if (row := _row(tag))), expected
+
+
 def results(settings: Settings, metrics: Mapping[str, float]) -> str:
     """The table; `metrics` by log tag, from which the numbers of training and the doubled ones are left out."""
-    expected = published(settings)
-    rows = sorted(row for tag in {*metrics, *expected} if (row := _row(tag)))
+    rows, expected = result_rows(settings, metrics)
     lines = ["", f"{'results':<66}{'here':>10}{'published':>12}"]
     for row in rows:
         here = "(server)" if row.tag not in metrics else f"{metrics[row.tag]:.4f}"
