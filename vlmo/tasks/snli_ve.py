@@ -47,7 +47,7 @@ class SNLIVE(Task):
     writes_predictions = True
     required_heads = ("snli_ve_classifier",)
     fields = {**{name: FIELDS[name] for name in ("image", "text_ids", "text_masks")}, "entailment": NUMBER}
-    metrics = ("loss", "accuracy", *(f"{label}_accuracy" for label in LABELS))
+    metrics = ("loss", "accuracy", *LABELS)  # (those of a label: accuracy on its pairs, in evaluation)
     uses = (Use("entail", entail, "snli_ve_classifier", "judging entailment", ("image", "hypothesis"), "labels"),)
 
     def heads(self, width: int) -> dict[str, nn.Module | nn.Parameter]:
@@ -67,7 +67,7 @@ class SNLIVE(Task):
         if not step.training:
             for number, label in enumerate(LABELS):
                 own = torch.where(labels == number, labels, IGNORE_INDEX)
-                output.measured[f"{label}_accuracy"] = accuracy(logits, own)
+                output.measured[label] = accuracy(logits, own)
         return output
 
     def predictions(self, batch: Any, output: TaskOutput | None, label_names: Sequence[str] | None) -> list[Judged]:

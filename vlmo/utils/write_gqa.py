@@ -1,8 +1,8 @@
 """GQA -> gqa_{train,val,testdev}.arrow, gqa_answers.json (in label order), gqa_testdev_questions.json for its metrics.
 
-Each answer of the balanced training questions is a label, in the order of first appearance. The questions of testdev_all
-and submission_all, where those are, that the balanced testdev set lacks become gqa_test.arrow: a test run answers them
-and does not measure them, as consistency and the challenge's server ask for their answers.
+Each answer of the balanced training questions is a label, in the order of first appearance. The questions of
+testdev_all and submission_all, where those are, that the balanced testdev set lacks become gqa_test.arrow: a test run
+answers them and does not measure them, as consistency and the challenge's server ask for their answers.
 """
 
 import os
