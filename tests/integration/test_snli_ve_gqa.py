@@ -19,7 +19,7 @@ SIZES = {"max_steps": 2, "warmup_steps": 1, "batch_size": 8, "per_gpu_batchsize"
 def place(tmp_path_factory):
     """Few pictures of the demo's world, as tables of both sets, and a vocabulary."""
     root = tmp_path_factory.mktemp("downstream")
-    downstream.write(root, 6, 3)
+    downstream.write(root, 30, 3)
     for name, converter in (("snli_ve", write_snli_ve), ("gqa", write_gqa)):
         converter.make_arrow(str(root / name), str(root / "arrow"))
     return root

@@ -4,7 +4,8 @@ python -m vlmo.demo.downstream --data ROOT [--pictures N] [--seed N]
 python -m vlmo.utils.convert snli_ve ROOT/snli_ve ROOT/arrow
 python -m vlmo.utils.convert gqa ROOT/gqa ROOT/arrow
 
-ROOT/vocab.txt is a vocabulary for both. N pictures are to train on, a tenth as many for val (dev), a fifth for testdev (test).
+ROOT/vocab.txt is a vocabulary for both. N pictures are for training, a tenth as many for val (dev), a fifth for testdev
+(test).
 """
 
 import argparse

@@ -62,9 +62,7 @@ def score(questions: Mapping[str, Question], predictions: Mapping[str, str], cho
     notes = []
     consistent = consistency(questions, predictions, right)
     if consistent is None:
-        notes.append(
-            "no consistency: it needs predictions of the entailed questions, which are in *_all_questions.json"
-        )
+        notes.append("no consistency: it needs answers to what right ones entail, which *_all_questions.json has")
     else:
         figures["consistency"] = consistent
     if choices is None:
@@ -108,7 +106,7 @@ def consistency(
     """Gives, over the balanced questions that are answered right, the mean accuracy of those that each entails.
 
     A question that entails none other of `questions` does not count. None if one that is entailed has no prediction,
-    or none is entailed.
+    or no right one entails any.
     """
     shares = []
     for name, is_right in right.items():
