@@ -102,6 +102,10 @@ def questions(scene: Scene, rng: random.Random) -> Iterator[Asked]:
         thing = rng.choice(colors)
         there = Asked(f"is there a {phrase(thing)}?", "yes", "verify", "obj", None)
         yield Asked(f"what is the {thing.color} shape?", thing.shape, "query", "obj", "shape", SHAPES, (there,))
+        absent = rng.choice([shape for shape in SHAPES if shape != thing.shape])
+        shape = rng.choice((thing.shape, absent))
+        answer = "yes" if shape == thing.shape else "no"
+        yield Asked(f"is there a {thing.color} {shape}?", answer, "verify", "obj", None)
     if len(shapes) > 1:
         one, two = rng.sample(shapes, 2)
         same = "yes" if one.color == two.color else "no"
@@ -112,11 +116,13 @@ def questions(scene: Scene, rng: random.Random) -> Iterator[Asked]:
                 text = f"what is {relation} the {thing.shape}?"
                 yield Asked(text, neighbour.shape, "query", "rel", "shape", SHAPES)
                 break
-    first, second = rng.sample(SHAPES, 2)
-    there = [Asked(f"is there a {shape}?", "yes", "verify", "obj", None) for shape in (first, second)]
+    present = sorted({thing.shape for thing in scene.things})
+    two_present = len(present) > 1 and rng.random() < 0.5
+    first, second = rng.sample(present if two_present else SHAPES, 2)
+    each = tuple(Asked(f"is there a {shape}?", "yes", "verify", "obj", None) for shape in (first, second))
     both = all(scene.count(shape=shape) for shape in (first, second))
     text = f"are there both a {first} and a {second}?"
-    yield Asked(text, "yes" if both else "no", "logical", "obj", None, entailed=tuple(there) if both else ())
+    yield Asked(text, "yes" if both else "no", "logical", "obj", None, entailed=each if both else ())
 
 
 def write_gqa(root: Path, splits: dict[str, list[Scene]], rng: random.Random) -> list[str]:
