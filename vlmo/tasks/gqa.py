@@ -8,8 +8,8 @@ from vlmo.errors import VLMoError
 from vlmo.files import atomic_write
 from vlmo.registry import TASKS
 from vlmo.settings.groups import PositiveInt
-from vlmo.settings.option import OptionGroup, option
-from vlmo.tasks.base import PredictionFiles
+from vlmo.settings.option import option
+from vlmo.tasks.base import LabelSmoothing, PredictionFiles
 from vlmo.tasks.vqa import VQA, Answered, answering
 from vlmo.utils.score_gqa import read_questions, score
 
@@ -17,7 +17,7 @@ from vlmo.utils.score_gqa import read_questions, score
 QUESTIONS, CHOICES = "gqa_testdev_questions.json", "gqa_testdev_choices.json"
 
 
-class GQAOptions(OptionGroup):
+class GQAOptions(LabelSmoothing):
     """Compositional question answering"""
 
     gqa_label_size: PositiveInt = option(1878, "number of answers, or more: those of all of GQA's questions")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlmo.batch import FIELDS, IGNORE_INDEX, NUMBER
@@ -15,7 +16,7 @@ from vlmo.modules.attention import first_positions
 from vlmo.modules.heads import classifier
 from vlmo.modules.model import Encode, Hidden
 from vlmo.registry import TASKS
-from vlmo.tasks.base import PredictionFiles, Step, Task, TaskOutput, Use, accuracy, mean, mean_cross_entropy
+from vlmo.tasks.base import LabelSmoothing, PredictionFiles, Step, Task, TaskOutput, Use, accuracy, mean
 
 
 class Judged(NamedTuple):
@@ -36,6 +37,10 @@ def entail(predictor: Any, image: Any, hypothesis: Any) -> list[dict[str, float]
     return [dict(zip(LABELS, row, strict=True)) for row in scores.tolist()]
 
 
+class SNLIVEOptions(LabelSmoothing):
+    """Visual entailment"""
+
+
 @TASKS.register("snli_ve")
 class SNLIVE(Task):
     """Cross-entropy over the three labels."""
@@ -46,6 +51,7 @@ class SNLIVE(Task):
     head_group = True
     writes_predictions = True
     required_heads = ("snli_ve_classifier",)
+    Options = SNLIVEOptions
     fields = {**{name: FIELDS[name] for name in ("image", "text_ids", "text_masks")}, "entailment": NUMBER}
     metrics = ("loss", "accuracy", *LABELS)  # (those of a label: accuracy on its pairs, in evaluation)
     uses = (Use("entail", entail, "snli_ve_classifier", "judging entailment", ("image", "hypothesis"), "labels"),)
@@ -61,7 +67,8 @@ class SNLIVE(Task):
         batch: Any = step.batch
         logits = step.heads["snli_ve_classifier"](step.heads["pooler"](encoded[0][0]))
         labels = batch["entailment"]
-        loss = mean_cross_entropy(logits.float(), labels)
+        smoothing = self.options.label_smoothing if step.training else 0.0
+        loss = F.cross_entropy(logits.float(), labels, reduction="sum", label_smoothing=smoothing) / max(len(labels), 1)
         output = TaskOutput(loss, {"logits": logits, "labels": labels})
         output.measured = {"loss": mean(loss, len(labels)), "accuracy": accuracy(logits, labels)}
         if not step.training:
