@@ -126,7 +126,7 @@ def test_tasks_and_model_leave_the_data_module_alone():
 
 
 def test_downstream_tasks_are_named_at_home_alone():
-    """Beside a task's own file, and those of tasks that build on it, stand data sets, converters, suites, configs, demo."""
+    """Beside a task's own file, and those of tasks that build on it, stand data sets, converters, suites, demo."""
     for task, kind in ((name, each) for name, each in TASKS.items() if each.stage is None):
         homes = ("tasks/{}.py", "datasets/{}_dataset.py", "evaluation/suites/{}.py")
         heirs = [name for name, each in TASKS.items() if issubclass(each, kind)]

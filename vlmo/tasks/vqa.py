@@ -122,7 +122,7 @@ class VQA(Task):
     head_group = True
     required_heads = (head,)
     sized_by = {f"{head}.3.": label_size}
-    Options: ClassVar[type[OptionGroup]] = VQAOptions
+    Options: ClassVar[type[LabelSmoothing]] = VQAOptions
     fields = {
         **{name: FIELDS[name] for name in ("image", "text_ids", "text_masks")},
         "vqa_labels": Field(("K",), padding=-1),
