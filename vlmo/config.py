@@ -115,7 +115,9 @@ STAGE3 = {
 }
 FINETUNE = {"max_epoch": 10, "max_steps": None, "warmup_steps": 0.1, "batch_size": 128}
 NLVR2 = FINETUNE | {"datasets": ["nlvr2"], "loss_names": losses(nlvr2=1)}
+SNLI_VE = FINETUNE | {"datasets": ["snli_ve"], "loss_names": losses(snli_ve=1), "image_size": 384}
 VQA = FINETUNE | {"datasets": ["vqa"], "loss_names": losses(vqa=1), "image_size": 480, "lr_mult": 20}
+GQA = VQA | {"datasets": ["gqa"], "loss_names": losses(gqa=1)}
 RETRIEVAL = {"loss_names": losses(irtr=1.0), "batch_size": 3072, "max_epoch": 50, "get_recall_metric": True}
 F30K = RETRIEVAL | {"datasets": ["f30k"], "max_steps": 1500, "warmup_steps": 150}
 COCO = RETRIEVAL | {"datasets": ["coco"], "max_steps": 3000, "warmup_steps": 300}
@@ -163,10 +165,20 @@ named(
 named("task_finetune_nlvr2_large", NLVR2, LARGE, learning_rate=3e-5, drop_path_rate=0.15)
 named("task_finetune_nlvr2_large_image384", NLVR2, LARGE, learning_rate=3e-5, drop_path_rate=0.15, image_size=384)
 
+# --- SNLI-VE: does the image entail the sentence? With NLVR2's hyper-parameters: the paper has none -------------------
+named("task_finetune_snli_ve_base_image384", SNLI_VE, BASE, learning_rate=5e-5)
+named("task_finetune_snli_ve_base_plus_image384", SNLI_VE, BASE_PLUS, learning_rate=3e-5, drop_path_rate=0.2)
+named("task_finetune_snli_ve_large_image384", SNLI_VE, LARGE, learning_rate=3e-5, drop_path_rate=0.15)
+
 # --- VQA v2 -----------------------------------------------------------------------------------------------------------
 named("task_finetune_vqa_base_image480", VQA, BASE, learning_rate=3e-5, drop_path_rate=0.15)
 named("task_finetune_vqa_base_plus_image480", VQA, BASE_PLUS, learning_rate=3e-5, drop_path_rate=0.15)
 named("task_finetune_vqa_large_image480", VQA, LARGE, learning_rate=1.5e-5, drop_path_rate=0.15)
+
+# --- GQA, with VQA's hyper-parameters: the paper has none -------------------------------------------------------------
+named("task_finetune_gqa_base_image480", GQA, BASE, learning_rate=3e-5, drop_path_rate=0.15)
+named("task_finetune_gqa_base_plus_image480", GQA, BASE_PLUS, learning_rate=3e-5, drop_path_rate=0.15)
+named("task_finetune_gqa_large_image480", GQA, LARGE, learning_rate=1.5e-5, drop_path_rate=0.15)
 
 # --- retrieval, Flickr30K (base and large start from the COCO-fine-tuned file) ----------------------------------------
 named("task_finetune_irtr_f30k_base", F30K, BASE, learning_rate=3e-5, drop_path_rate=0.15)

@@ -5,7 +5,7 @@
 
 The tables my_captions_{train_0,train_1,...,val}.arrow have the columns `image` (bytes of the file) and `caption` (list
 of strings), as `vlmo.utils.write_own_captions` writes them. A data set whose samples hold more than that has a class of
-its own: see `snli_ve.py`.
+its own: see `memes.py`.
 """
 
 from vlmo.datasets.base_dataset import DatasetSpec

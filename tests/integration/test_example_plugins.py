@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -60,47 +61,44 @@ def newest(place: Path) -> Path:
     return max(place.glob("result/*/*/checkpoints/last.ckpt"), key=lambda path: path.stat().st_mtime)
 
 
-def write_snli_ve(root: Path) -> None:
-    (root / "flickr30k-images").mkdir(parents=True)
+def write_memes(root: Path) -> None:
+    (root / "img").mkdir(parents=True)
     for number in range(4):
-        tables.picture(number).save(root / "flickr30k-images" / f"{number}.jpg")
-    for split in ("train", "dev", "test"):
+        tables.picture(number).save(root / "img" / f"{number}.png")
+    for split in ("train", "dev_seen", "test_seen"):
         lines = [
-            {
-                "pairID": f"{number}.jpg#{label}",
-                "Flickr30K_ID": str(number),
-                "gold_label": label,
-                "sentence2": f"the {colour} cat runs",
-            }
+            {"id": 10 * number + label, "img": f"img/{number}.png", "label": label, "text": f"the {colour} cat runs"}
             for number in range(4)
-            for label, colour in (("entailment", "red"), ("contradiction", "blue"))
+            for label, colour in ((1, "red"), (0, "blue"))
         ]
-        (root / f"snli_ve_{split}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        (root / f"{split}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
 def test_a_downstream_task(place, call, train):
-    write_snli_ve(place / "raw")
-    call("-c", "from my_plugins.snli_ve import make_arrow; make_arrow('raw', 'data')")
-    printed = train(
-        "snli_ve", "task_finetune_snli_ve_base", "model_arch=vlmo_tiny_patch16", "image_size=32", "lr_mult=7"
-    )
-    assert "snli_ve accuracy" in printed and "learning rate 0.00021" in printed  # its head, at lr_mult times the rate
+    write_memes(place / "raw")
+    call("-c", "from my_plugins.memes import make_arrow; make_arrow('raw', 'data')")
+    small = ("model_arch=vlmo_tiny_patch16", "image_size=32")
+    printed = train("memes", "task_finetune_memes_base", *small, "lr_mult=7")
+    assert "memes accuracy" in printed and "learning rate 0.00021" in printed  # its head, at lr_mult times the rate
     checkpoint = newest(place)
 
-    evaluated = train("snli_ve", "task_finetune_snli_ve_base", f"load_path={checkpoint}", "test_only=True")
-    (file,) = place.glob("result/snli_ve_test_*.csv")
+    evaluated = train("memes", "task_finetune_memes_base", f"load_path={checkpoint}", "test_only=True")
+    (file,) = place.glob("result/memes_test_*.csv")
     assert str(file) in evaluated
-    rows = [line.split(",") for line in file.read_text().splitlines()]
-    assert len(rows) == 8 and {label for _, label in rows} <= {"entailment", "neutral", "contradiction"}
+    heading, *rows = [line.split(",") for line in file.read_text().splitlines()]
+    assert heading == ["id", "proba", "label"] and len(rows) == 8 and {label for *_, label in rows} <= {"0", "1"}
+    # the labels are in the ids: the metric of its own, once more
+    scores = {int(meme): float(score) for meme, score, _ in rows}
+    pairs = [(scores[h], scores[o]) for h in scores if h % 10 for o in scores if not o % 10]
+    area = sum((h > o) + (h == o) / 2 for h, o in pairs) / len(pairs)
+    assert re.search(rf"memes/test/auroc +{100 * area:.2f} %", evaluated)
 
-    words = ["-m", "vlmo.predict", "entail", "--plugins", "my_plugins.snli_ve", "--checkpoint", str(checkpoint)]
-    answer = call(*words, "--image", "raw/flickr30k-images/0.jpg", "--sentence", "the red cat runs")
-    labels = json.loads(answer)["labels"]
-    assert sum(labels.values()) == pytest.approx(1, abs=1e-4)
-    assert max(labels, key=labels.get) == dict(rows)["0.jpg#entailment"]
+    words = ["-m", "vlmo.predict", "hateful", "--plugins", "my_plugins.memes", "--checkpoint", str(checkpoint)]
+    answer = json.loads(call(*words, "--image", "raw/img/0.png", "--text", "the red cat runs"))
+    assert answer["hateful"] == pytest.approx(scores[1], abs=1e-4)
 
-    known = "fine-tuned for snli_ve"
-    assert known in call("-m", "vlmo.checkpoint", "show", str(checkpoint), "--plugins", "my_plugins.snli_ve")
+    known = "fine-tuned for memes"
+    assert known in call("-m", "vlmo.checkpoint", "show", str(checkpoint), "--plugins", "my_plugins.memes")
 
 
 def test_another_contrast_in_stage_3(place, train):

@@ -127,9 +127,11 @@ def test_tasks_and_model_leave_the_data_module_alone():
 
 
 def test_downstream_tasks_are_named_at_home_alone():
-    """Beside a task's own file stand its data set, its converter, its suite, the named configs and the demo."""
-    for task in (name for name, each in TASKS.items() if each.stage is None):
-        own = (f"tasks/{task}.py", f"datasets/{task}_dataset.py", f"evaluation/suites/{task}.py")
+    """Beside a task's own file, and those of tasks that build on it, stand data sets, converters, suites, demo."""
+    for task, kind in ((name, each) for name, each in TASKS.items() if each.stage is None):
+        homes = ("tasks/{}.py", "datasets/{}_dataset.py", "evaluation/suites/{}.py")
+        heirs = [name for name, each in TASKS.items() if issubclass(each, kind)]
+        own = tuple(home.format(name) for name in heirs for home in homes)
         own += ("utils/", "demo/", "config.py")
         for path in FILES:
             place = path.relative_to(PACKAGE).as_posix()

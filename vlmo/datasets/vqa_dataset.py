@@ -16,8 +16,6 @@ from vlmo.errors import VLMoError
 from vlmo.registry import DATASETS
 from vlmo.sources.arrow_tables import RowLocation, flat_columns
 
-ANSWERS_FILE = "vqav2_answers.json"  # beside the tables: list of the answers, in the order of their labels
-
 REMEDY = "these were not made together; put back the file and the tables of one conversion, or convert anew"
 
 
@@ -26,8 +24,14 @@ class VQADataset(BaseDataset):
 
     `answered` tells a question of a test table, of whose answers nothing is known, from one whose answers are all
     outside the vocabulary.
+
+    Attributes:
+        answers_file: beside the tables, list of the answers in the order of their labels.
+        label_size: the option that says how many answers a model has.
     """
 
+    answers_file: ClassVar[str] = "vqav2_answers.json"
+    label_size: ClassVar[str] = "vqav2_label_size"
     text_column: ClassVar[str] = "questions"
     columns: ClassVar[dict[str, str]] = {
         "image": "binary",
@@ -60,15 +64,15 @@ class VQADataset(BaseDataset):
     @classmethod
     def label_names(cls, root: Path, paths: Sequence[Path]) -> list[str] | None:
         """The answers, from the file beside the tables, else as far as the tables show them."""
-        answers = _read_answers(root)
+        answers = _read_answers(root / cls.answers_file)
         return answers if answers is not None else answers_in_tables(paths) or None
 
     @classmethod
     def check_labels(cls, name: str, root: Path, paths: Sequence[Path], settings: Any) -> list[str]:
         """Is there an output for every label that occurs in `paths`, and for every answer of the vocabulary?"""
         try:
-            vocabulary = _read_answers(root) or []
-            contradiction = _contradiction(root, vocabulary, paths)
+            vocabulary = _read_answers(root / cls.answers_file) or []
+            contradiction = _contradiction(root / cls.answers_file, vocabulary, paths)
             bounds = [pc.min_max(labels) for path in paths for (labels,) in flat_columns(path, "answer_labels")]
         except VLMoError as error:
             return [str(error)]
@@ -77,25 +81,24 @@ class VQADataset(BaseDataset):
         number = max([len(vocabulary), *(bound["max"].as_py() + 1 for bound in known)])
         if lowest < 0:
             return [f"{name}: the data has the label {lowest}; labels count from 0"]
-        if number > settings.vqav2_label_size:
-            return [f"{name}: the data has {number} answers: pass vqav2_label_size={number}"]
+        if number > getattr(settings, cls.label_size):
+            return [f"{name}: the data has {number} answers: pass {cls.label_size}={number}"]
         return [contradiction] if contradiction else []
 
 
-def _read_answers(root: Path) -> list[str] | None:
+def _read_answers(path: Path) -> list[str] | None:
     """Those of the file beside the tables; None if there is none."""
-    path = root / ANSWERS_FILE
     return read_label_names(path) if path.is_file() else None
 
 
-def _contradiction(root: Path, vocabulary: Sequence[str], paths: Sequence[Path]) -> str:
+def _contradiction(answers_file: Path, vocabulary: Sequence[str], paths: Sequence[Path]) -> str:
     """Where the file of answers and the tables, or two tables, name a label differently; "" if nowhere."""
-    source = {label: root / ANSWERS_FILE for label in range(len(vocabulary))}
+    source = {label: answers_file for label in range(len(vocabulary))}
     names = dict(enumerate(vocabulary))
     for path in paths:
         for label, answer in enumerate(answers_in_tables([path])):
             if answer and vocabulary and label >= len(vocabulary):
-                return f"{root / ANSWERS_FILE}: has {len(vocabulary)} answers, {path} has number {label}: {REMEDY}"
+                return f"{answers_file}: has {len(vocabulary)} answers, {path} has number {label}: {REMEDY}"
             if answer and names.setdefault(label, answer) != answer:
                 return f"{source[label]}: answer {label} is {names[label]!r}, in {path} {answer!r}: {REMEDY}"
             source.setdefault(label, path)

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -61,7 +61,7 @@ def soft_accuracy(logits: Tensor, targets: Tensor) -> Measured:
 class Answered(NamedTuple):
     """One row of the file that the VQA server takes; the answer is empty where the image cannot be decoded."""
 
-    question: int
+    question: Any  # its id
     answer: str
 
 
@@ -70,24 +70,30 @@ def vqa_json(rows: Iterable[tuple[int, str]]) -> str:
     return json.dumps([{"question_id": question, "answer": answer} for question, answer in sorted(rows)])
 
 
-def answer(predictor: Any, image: Any, question: Any, top_k: int = 1) -> list[Any]:
-    """Gives the likeliest answers to a question about an image, best first; scores are independent of each other.
+def answering(head: str) -> Use:
+    """Makes what a model with that head can be used for."""
 
-    Raises:
-        VLMoError: also if the answers' texts are not known.
-    """
-    names = predictor.answers
-    if not names:
-        raise VLMoError(
-            "the checkpoint does not hold its answers: give answers=FILE, the JSON list of answers beside the tables"
-        )
+    def answer(predictor: Any, image: Any, question: Any, top_k: int = 1) -> list[Any]:
+        """Gives the likeliest answers to a question about an image, best first; scores are independent of each other.
 
-    def logits(model: Any, batch: Any) -> Tensor:
-        hidden = model.encode_pair(batch["text_ids"], batch["text_masks"], batch["image"])
-        return model.vqa_classifier(model.pooler(hidden))[:, : len(names)]
+        Raises:
+            VLMoError: also if the answers' texts are not known.
+        """
+        names = predictor.answers
+        if not names:
+            raise VLMoError(
+                "the checkpoint does not hold its answers: give answers=FILE, the JSON list of answers beside the "
+                "tables"
+            )
 
-    scores = predictor.compute(logits, image=image, text=question).sigmoid()
-    return [predictor.best(row, names, top_k) for row in scores]
+        def logits(model: Any, batch: Any) -> Tensor:
+            hidden = model.encode_pair(batch["text_ids"], batch["text_masks"], batch["image"])
+            return getattr(model, head)(model.pooler(hidden))[:, : len(names)]
+
+        scores = predictor.compute(logits, image=image, text=question).sigmoid()
+        return [predictor.best(row, names, top_k) for row in scores]
+
+    return Use("answer", answer, head, "answering", ("image", "question"), "answers", options={"top_k": 5})
 
 
 class VQAOptions(LabelSmoothing):
@@ -98,18 +104,25 @@ class VQAOptions(LabelSmoothing):
 
 @TASKS.register("vqa")
 class VQA(Task):
-    """Binary cross-entropy over the answers, times their number."""
+    """Binary cross-entropy over the answers, times their number.
+
+    Attributes:
+        head: name of the classifier.
+        label_size: the option that says how many answers there are.
+    """
 
     name = "vqa"
+    head: ClassVar[str] = "vqa_classifier"
+    label_size: ClassVar[str] = "vqav2_label_size"
     datasets = frozenset({"vqa"})
     test_has_labels = False
     named_classes = True
     writes_predictions = True
     paths = ("pair", "pooler")
     head_group = True
-    required_heads = ("vqa_classifier",)
-    sized_by = {"vqa_classifier.3.": "vqav2_label_size"}
-    Options = VQAOptions
+    required_heads = (head,)
+    sized_by = {f"{head}.3.": label_size}
+    Options: ClassVar[type[LabelSmoothing]] = VQAOptions
     fields = {
         **{name: FIELDS[name] for name in ("image", "text_ids", "text_masks")},
         "vqa_labels": Field(("K",), padding=-1),
@@ -118,12 +131,10 @@ class VQA(Task):
     }
     metrics = ("loss", "score")
     primary_metrics = ("score",)
-    uses = (
-        Use("answer", answer, "vqa_classifier", "answering", ("image", "question"), "answers", options={"top_k": 5}),
-    )
+    uses = (answering(head),)
 
     def heads(self, width: int) -> dict[str, nn.Module | nn.Parameter]:
-        return {"vqa_classifier": classifier(width, 2 * width, self.options.vqav2_label_size)}
+        return {self.head: classifier(width, 2 * width, getattr(self.options, self.label_size))}
 
     def requests(self, step: Step) -> list[Encode]:
         ids = step.batch["text_ids"]
@@ -131,7 +142,7 @@ class VQA(Task):
 
     def loss(self, step: Step, encoded: Sequence[Hidden]) -> TaskOutput:
         batch: Any = step.batch
-        logits = step.heads["vqa_classifier"](step.heads["pooler"](encoded[0][0]))
+        logits = step.heads[self.head](step.heads["pooler"](encoded[0][0]))
         targets = dense_targets(batch["vqa_labels"], batch["vqa_scores"], logits.shape[1], logits.device)
         loss = answer_loss(logits, targets)
         if step.training and self.options.label_smoothing:
@@ -159,10 +170,8 @@ class VQA(Task):
         if output is not None:
             # a model may have room for more answers than there are
             best = output.outputs["logits"][:, : len(label_names)].argmax(-1).tolist()
-            rows += [
-                Answered(question, label_names[label])
-                for question, label in zip(batch["qid"].tolist(), best, strict=True)
-            ]
+            asked = batch["qid"].tolist() if isinstance(batch["qid"], Tensor) else batch["qid"]
+            rows += [Answered(question, label_names[label]) for question, label in zip(asked, best, strict=True)]
         return rows
 
     def write_predictions(self, rows: list[Answered], folder: Path, checkpoint: str) -> PredictionFiles:

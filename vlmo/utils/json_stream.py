@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, TextIO
 
 from vlmo.errors import VLMoError
@@ -16,13 +17,28 @@ def stream_list(path: str, key: str | None = None) -> Iterator[Any]:
 
     What follows the list is not read. Raises VLMoError if the file cannot be read or is not such JSON.
     """
+    with _opened(path) as text:
+        if key is not None:
+            _enter_object(text, key)
+        text.expect("[", "a list")
+        yield from _elements(text)
+
+
+def stream_entries(path: str) -> Iterator[tuple[str, Any]]:
+    """Yields the entries of the object that the file holds, each a name and a value.
+
+    Raises VLMoError if the file cannot be read or is not such JSON.
+    """
+    with _opened(path) as text:
+        text.expect("{", "an object")
+        yield from _entries(text)
+
+
+@contextmanager
+def _opened(path: str) -> Iterator["_Text"]:
     try:
         with open(path, encoding="utf-8-sig") as file:
-            text = _Text(file)
-            if key is not None:
-                _enter_object(text, key)
-            text.expect("[", "a list")
-            yield from _elements(text)
+            yield _Text(file)
     except OSError as error:
         raise VLMoError(f"{path}: cannot be read ({error.strerror})") from error
     except json.JSONDecodeError as error:
@@ -105,3 +121,18 @@ def _elements(text: _Text) -> Iterator[Any]:
         if text.next_character() == "]":
             return
         text.expect(",", "',' or ']' after an element of the list")
+
+
+def _entries(text: _Text) -> Iterator[tuple[str, Any]]:
+    """The entries of the object whose brace has been passed."""
+    if text.next_character() == "}":
+        return
+    while True:
+        if text.next_character() != '"':
+            raise text.error("expected a name")
+        name = text.value()
+        text.expect(":", "':' after a name")
+        yield name, text.value()
+        if text.next_character() == "}":
+            return
+        text.expect(",", "',' or '}' after an entry of the object")

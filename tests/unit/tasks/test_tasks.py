@@ -27,6 +27,8 @@ TASKS = {
     "textmlm": "task_textmlm_base",
     "vqa": "task_finetune_vqa_base_image480",
     "nlvr2": "task_finetune_nlvr2_base",
+    "snli_ve": "task_finetune_snli_ve_base_image384",
+    "gqa": "task_finetune_gqa_base_image480",
     "irtr": "task_finetune_irtr_coco_base_image384",
 }
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from vlmo.errors import VLMoError
 from vlmo.utils import json_stream
-from vlmo.utils.json_stream import stream_list
+from vlmo.utils.json_stream import stream_entries, stream_list
 
 LEAVES = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
 VALUES = st.recursive(LEAVES, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=8)
@@ -25,6 +25,21 @@ def test_lists(values, window, indent, path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(json_stream, "READ_CHARACTERS", window)
         assert list(stream_list(str(path))) == values
+
+
+@given(content=st.dictionaries(st.text(), VALUES, max_size=8), window=st.integers(1, 9), indent=st.none() | st.just(1))
+def test_objects(content, window, indent, path):
+    path.write_text(json.dumps(content, indent=indent), encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(json_stream, "READ_CHARACTERS", window)
+        assert dict(stream_entries(str(path))) == content
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"a"', '{"a" 1}', '{"a": 1', '{"a": 1 "b": 2}', '{"a": 1,}', "{1: 2}"])
+def test_what_is_no_object(text, path):
+    path.write_text(text)
+    with pytest.raises(VLMoError, match="not the JSON expected"):
+        list(stream_entries(str(path)))
 
 
 @given(
