@@ -16,6 +16,7 @@ SMALL = {
     "vocab_size": 64,
     "max_text_len": 24,
     "vqav2_label_size": 7,
+    "num_classes": 5,
     "drop_path_rate": 0.0,
     "batch_size": 4,
     "per_gpu_batchsize": 4,
@@ -73,6 +74,7 @@ def batch(
         "vqa_scores": torch.tensor([[1.0, 0.3]] * size),
         "patch_mask": torch.arange(size * (image_size // 16) ** 2).reshape(size, -1) % 3 == 0,
         "visual_tokens": torch.arange(size * (image_size // 16) ** 2).reshape(size, -1) * 100,
+        "label": torch.arange(size) % 5,
         "answers": torch.arange(size) % 2 == 0,
         "table_name": ["nlvr2_dev" if row % 2 else "nlvr2_test1" for row in range(size)],
     }

@@ -28,6 +28,7 @@ TASKS = {
     "vqa": "task_finetune_vqa_base_image480",
     "nlvr2": "task_finetune_nlvr2_base",
     "irtr": "task_finetune_irtr_coco_base_image384",
+    "image_classification": "task_finetune_imagenet_base",
 }
 
 
