@@ -82,10 +82,10 @@ class Predictor:
             VLMoError: if the tokenizer or the device cannot be had, or tokenizer or answers are not the training's.
         """
         self.model = model.eval()
-        reads_texts = hasattr(model, "text_embeddings")
-        self.tokenizer: Any = _choose_tokenizer(model, tokenizer) if reads_texts else None
+        chosen = _choose_tokenizer(model, tokenizer) if hasattr(model, "text_embeddings") else None
+        self.tokenizer: Any = chosen
         self.answers = _choose_answers(model, answers)
-        self.vocabulary = vocabulary_of(self.tokenizer) if reads_texts else []
+        self.vocabulary = [] if chosen is None else vocabulary_of(chosen)
         try:
             self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
             self.model.to(self.device)

@@ -11,7 +11,7 @@ from PIL import Image
 from vlmo.registry import TRANSFORMS
 from vlmo.transforms.square import to_rgb
 
-NORMALISED = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5), "interpolation": "bicubic"}
+HALF = (0.5, 0.5, 0.5)  # mean and deviation, as of the other transforms
 CROP = 0.875  # of evaluation: the middle 224 of 256 pixels
 
 
@@ -35,7 +35,14 @@ class Augmented:
         from timm.data import create_transform  # here, since importing timm takes longer than all else
 
         self.transform = create_transform(
-            size, is_training=True, auto_augment="rand-m9-mstd0.5-inc1", re_prob=0.25, re_mode="pixel", **NORMALISED
+            size,
+            is_training=True,
+            auto_augment="rand-m9-mstd0.5-inc1",
+            interpolation="bicubic",
+            mean=HALF,
+            std=HALF,
+            re_prob=0.25,
+            re_mode="pixel",
         )
 
     def __call__(self, image: Image.Image) -> torch.Tensor:
@@ -49,7 +56,7 @@ class Cropped:
     def __init__(self, size: int) -> None:
         from timm.data import create_transform
 
-        self.transform = create_transform(size, crop_pct=CROP, **NORMALISED)
+        self.transform = create_transform(size, interpolation="bicubic", mean=HALF, std=HALF, crop_pct=CROP)
 
     def __call__(self, image: Image.Image) -> torch.Tensor:
         return self.transform(to_rgb(image))

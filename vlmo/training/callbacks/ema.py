@@ -40,7 +40,7 @@ class WeightAverages(Callback):
         self._step = step
         if not pl_module.step_is_skipped:
             decay = min(self.decay, (1 + step) / (10 + step))
-            get_ema_multi_avg_fn(decay)(list(self.averages.values()), list(self.trained.values()), step)  # type: ignore
+            get_ema_multi_avg_fn(decay)(list(self.averages.values()), list(self.trained.values()), step)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._give(pl_module, self.averages)
