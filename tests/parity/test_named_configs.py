@@ -52,6 +52,16 @@ def test_stage_1_is_trained_as_beit(size):
     assert round(config["mim_mask_ratio"] * (224 // 16) ** 2) == 75
 
 
+@pytest.mark.parametrize("size, rate, decay, epochs", [("base", 4e-3, 0.65, 100), ("large", 1e-3, 0.75, 50)])
+def test_image_classification_is_trained_as_beit(size, rate, decay, epochs):
+    config = resolve(f"task_finetune_imagenet_{size}")
+    expected = {"learning_rate": rate, "layer_decay": decay, "max_epoch": epochs, "batch_size": 1024, "image_size": 224}
+    expected |= {"mixup": 0.8, "cutmix": 1.0, "class_smoothing": 0.1, "weight_decay": 0.05, "decay_power": "cosine"}
+    assert {name: config[name] for name in expected} == expected
+    published = TASKS["image_classification"].published(Settings.from_config(config))
+    assert published == ({"image_classification/test/accuracy": 85.5} if size == "base" else {})
+
+
 def test_large_stage_2_is_there():
     config = resolve("task_textmlm_large")
     assert (config["batch_size"], config["max_text_len"], config["learning_rate"]) == (1024, 196, 5e-5)

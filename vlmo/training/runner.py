@@ -268,7 +268,8 @@ def _callbacks(prepared: Prepared) -> list[Callback]:
         rerank = settings.k_test if settings.get_recall_rerank_metric else 0
         callbacks.append(RetrievalEvaluation(rerank, settings.rerank_by))
     if settings.knn_data:
-        callbacks.append(NearestNeighbours(settings, prepared.datamodule.epoch_samples))
+        data = prepared.datamodule
+        callbacks.append(NearestNeighbours(settings, data.epoch_samples, data.has("val")))
     if settings.ema_decay and not settings.test_only:
         callbacks.append(WeightAverages(settings.ema_decay))
     if not settings.test_only:

@@ -79,6 +79,13 @@ def test_stage_1_learns_from_them_whatever_their_classes(tmp_path):
     assert "patch_mask" in batch and "sample_key" not in batch
 
 
+@pytest.mark.parametrize("option", [{"layout_invariant": True}, {"per_gpu_batchsize": 1}])
+def test_runs_that_cannot_mix(option):
+    with pytest.raises(VLMoError, match="mixup and cutmix mix the samples of a pass"):
+        Settings.from_config(tiny.config(BASE, **option))
+    Settings.from_config(tiny.config(BASE, **option, mixup=0, cutmix=0))
+
+
 def batches(loader):
     return [{name: batch[name] for name in ("image", "label", "raw_index")} | batch for batch in loader]
 

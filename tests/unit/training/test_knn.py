@@ -66,5 +66,7 @@ def test_the_suite_measures_the_same(labelled, named, most, monkeypatch):
 def test_runs_that_it_is_not_for(labelled):
     with pytest.raises(VLMoError, match="no loss that is on learns from images"):
         settings(labelled, "task_textmlm_base")
+    with pytest.raises(VLMoError, match="measured at validations"):
+        NearestNeighbours(settings(labelled), 10000, validates=False)
     with pytest.raises(VLMoError, match="is measured in training"):
         settings(labelled, test_only=True, load_path="some.ckpt")

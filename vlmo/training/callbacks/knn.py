@@ -43,11 +43,16 @@ class NearestNeighbours(Callback):
     measures the same. `knn/share_of_time` is the part of the training's time so far that this took.
     """
 
-    def __init__(self, settings: Settings, epoch_samples: int) -> None:
+    def __init__(self, settings: Settings, epoch_samples: int, validates: bool = True) -> None:
         """
+        Args:
+            validates: whether there are data to validate on.
+
         Raises:
-            VLMoError: if there are no labelled images, or too few of them may be used.
+            VLMoError: if there are no labelled images, too few of them may be used, or nothing will be validated.
         """
+        if not validates:
+            raise VLMoError("knn_data: is measured at validations, and the data have none to validate on")
         folder = Path(settings.knn_data)
         train, test = (read_labelled(folder, split, hashed=False) for split in ("train", "test"))
         there = len(train.pictures) + len(test.pictures)
