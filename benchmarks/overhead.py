@@ -131,9 +131,8 @@ def measure(options: argparse.Namespace, folder: Path) -> None:
     split = f"batch {options.batch} x {options.accumulate} accumulated"
     print(f"{options.size}, {options.device}, {split}, {torch.get_num_threads()} threads, {clock.steps} steps")
     print(f"{'':<14}{'ms a step':>12}{'share':>10}")
-    own = {
-        kind.__name__: clock.seconds[kind.__name__] / clock.steps for kind in MEASURED if kind.__name__ in clock.seconds
-    }
+    names = [kind.__name__ for kind in MEASURED if kind.__name__ in clock.seconds]
+    own = {name: clock.seconds[name] / clock.steps for name in names}
     for name, seconds in {"step": step, **own, "all of these": sum(own.values())}.items():
         print(f"{name:<14}{1000 * seconds:>12.2f}{seconds / step:>10.3%}")
     (size,) = (path.stat().st_size for path in folder.rglob("measured.ckpt"))

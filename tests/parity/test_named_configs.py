@@ -6,6 +6,7 @@ import pytest
 
 from tests.conftest import GOLDENS
 from vlmo.config import ex, resolve
+from vlmo.registry import TASKS
 from vlmo.settings import Settings
 
 RECORDED = json.loads((GOLDENS / "named_configs.json").read_text())
@@ -58,8 +59,8 @@ def test_image_classification_is_trained_as_beit(size, rate, decay, epochs):
     expected = {"learning_rate": rate, "layer_decay": decay, "max_epoch": epochs, "batch_size": 1024, "image_size": 224}
     expected |= {"mixup": 0.8, "cutmix": 1.0, "class_smoothing": 0.1, "weight_decay": 0.05, "decay_power": "cosine"}
     assert {name: config[name] for name in expected} == expected
-    published = TASKS["image_classification"].published(Settings.from_config(config))
-    assert published == ({"image_classification/test/accuracy": 85.5} if size == "base" else {})
+    results = TASKS["image_classification"].published(Settings.from_config(config))
+    assert results == ({"image_classification/test/accuracy": 85.5} if size == "base" else {})
 
 
 def test_large_stage_2_is_there():
