@@ -61,6 +61,13 @@ def test_without_averages_the_same_is_learnt(tuned, go, labelled):
     assert same(found["optimizer_states"], expected["optimizer_states"])
 
 
+def test_a_run_goes_on_without_averages(tuned, go, labelled):
+    first = sorted((tuned.folder / "checkpoints").glob("epoch*"))[0]
+    resumed = go(TASK, **OPTIONS | {"ema_decay": 0.0}, data_root=str(labelled), resume_from=str(first))
+    found, expected = saved(resumed.last), saved(tuned.last)
+    assert TRAINED not in found and same(found["state_dict"], expected["state_dict"] | expected[TRAINED])
+
+
 def test_the_averages_are_what_is_validated_tested_and_used(tuned, go, labelled):
     options = OPTIONS | {"load_path": str(tuned.last), "test_only": True}
     tested = go(TASK, **options, data_root=str(labelled))

@@ -64,6 +64,8 @@ def read(path: str | Path, trained: bool = False) -> Checkpoint:
             does not hold the weights that are asked for.
     """
     path = Path(path).expanduser()
+    if trained and path.is_dir():
+        raise VLMoError(f"{path}: is a folder, which holds one set of weights; the two of ema_decay are in a file")
     if (path / WEIGHTS_FILE).is_file() or (path / INDEX_FILE).is_file():
         return _read_folder(path)
     if path.is_dir() and is_sharded(path):
