@@ -1,7 +1,7 @@
 """What surviving costs a training step: the time that its hooks take (place and random states kept, signals looked for,
 loss and gradients checked), as a share of the step; and what a checkpoint costs.
 
-python -m benchmarks.overhead [--size base] [--batch 4] [--accumulate 2] [--steps 3] [--device cpu]
+python -m benchmarks.overhead [--size base] [--batch 4] [--accumulate 2] [--steps 3] [--device cpu] [--ema-decay 0.9999]
 
 Stage 3 on generated pictures. On a GPU each hook begins when the GPU has nothing left to do, so that it is its own time
 that is measured, and what it makes the GPU wait for is in it.
@@ -24,13 +24,14 @@ from vlmo.config import resolve
 from vlmo.datamodules.multitask_datamodule import MTDataModule
 from vlmo.modules import VLMo
 from vlmo.settings import Settings
+from vlmo.training.callbacks.ema import WeightAverages
 from vlmo.training.callbacks.skipping import NonFinite
 from vlmo.training.checkpointing.checkpoints import Checkpoints
 from vlmo.training.environment import choose_environment
 from vlmo.training.runner import Prepared, build_trainer
 from vlmo.utils.write_own_captions import make_arrow
 
-MEASURED = (Checkpoints, NonFinite)
+MEASURED = (Checkpoints, NonFinite, WeightAverages)
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "blue", "green", "square"]
 WARM_UP = 1  # steps that are not counted
 
@@ -115,6 +116,7 @@ def measure(options: argparse.Namespace, folder: Path) -> None:
         num_gpus=0 if options.device == "cpu" else 1,
         precision=32 if options.device == "cpu" else "bf16",
         val_check_interval=10**6,
+        ema_decay=options.ema_decay,
     )
     settings = Settings.from_config(config)
     data, model = MTDataModule(settings), VLMo(config)
@@ -129,7 +131,8 @@ def measure(options: argparse.Namespace, folder: Path) -> None:
     split = f"batch {options.batch} x {options.accumulate} accumulated"
     print(f"{options.size}, {options.device}, {split}, {torch.get_num_threads()} threads, {clock.steps} steps")
     print(f"{'':<14}{'ms a step':>12}{'share':>10}")
-    own = {kind.__name__: clock.seconds[kind.__name__] / clock.steps for kind in MEASURED}
+    names = [kind.__name__ for kind in MEASURED if kind.__name__ in clock.seconds]
+    own = {name: clock.seconds[name] / clock.steps for name in names}
     for name, seconds in {"step": step, **own, "all of these": sum(own.values())}.items():
         print(f"{name:<14}{1000 * seconds:>12.2f}{seconds / step:>10.3%}")
     (size,) = (path.stat().st_size for path in folder.rglob("measured.ckpt"))
@@ -142,6 +145,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=4, help="pairs of a pass")
     parser.add_argument("--accumulate", type=int, default=2, help="passes of a step")
     parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--ema-decay", type=float, default=0.0, help="also what averaging the weights takes")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

@@ -83,6 +83,25 @@ def write_images(root: Path, rows: int = 4) -> None:
         write_table(root / f"{stem}.arrow", columns)
 
 
+def write_labelled_images(root: Path, rows: int = 8, classes: int = 3) -> None:
+    """Images whose colour is that of their class, nearly."""
+    shades = np.random.default_rng(0).integers(0, 256, (classes, 3))
+    for split, first in (("train", 0), ("val", 100)):
+        images = []
+        for row in range(rows):
+            noise = np.random.default_rng(first + row).integers(-20, 20, (30, 40, 3))
+            images.append(encoded(Image.fromarray((shades[row % classes] + noise).clip(0, 255).astype(np.uint8))))
+        columns = {
+            "image": images,
+            "label": [row % classes for row in range(rows)],
+            "image_id": [f"{split}/{row % classes}/{row}.png" for row in range(rows)],
+            "split": [split] * rows,
+        }
+        write_table(root / f"labelled_images_{split}_0.arrow", columns)
+    names = [f"class {label}" for label in range(classes)]
+    (root / "labelled_images_classes.json").write_text(json.dumps(names))
+
+
 def write_wikibk(root: Path, shards: int = 2) -> None:
     for stem in [*(f"wikibk_train_{shard}" for shard in range(shards)), "wikibk_val_0"]:
         texts = [[f"the dog runs . {'red ' * row}"] for row in range(5)]

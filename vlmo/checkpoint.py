@@ -3,6 +3,7 @@
 python -m vlmo.checkpoint show FILE
 python -m vlmo.checkpoint convert FILE OUT.pt        plain, under the original's names, as released files are
 python -m vlmo.checkpoint convert FILE FOLDER        model.safetensors, config.json, vocab.txt
+python -m vlmo.checkpoint convert FILE OUT.pt --trained-weights    of a run with ema_decay: not the averages
 python -m vlmo.checkpoint convert FOLDER OUT.ckpt    of a sharded run: all of it in one file, optimizer included
 python -m vlmo.checkpoint average OUT FILE FILE ...  the mean of the weights, in a file (.pt) or folder: a model soup
 
@@ -35,7 +36,7 @@ from vlmo.registry import TASKS
 
 KINDS = {
     "vlmo": "VLMo",
-    "stage1": "VLMo after stage 1 (vision only: stage 2 starts from it)",
+    "stage1": "VLMo's vision part alone (stage 2 starts from it)",
     "beit": "BEiT (vision only: stage 2 starts from it)",
 }
 NO_HEADS = {  # roots of names that every model has, or that go with a head
@@ -87,13 +88,15 @@ def show(path: str) -> str:
 
 
 def _stage(kind: str, names: Iterable[str], tasks: Sequence[str], heads: Sequence[str]) -> str:
-    if kind != "vlmo":
+    if kind == "beit":
         return "1 (vision)"
     unknown = [f"{name} (a task that is not known here: give --plugins)" for name in tasks if name not in TASKS]
     tuned = [name for name in tasks if name in TASKS and TASKS[name].stage is None]
     pretrained = sorted(name for name in tasks if name in TASKS and TASKS[name].stage is not None)
     if tuned or (unknown and not pretrained):
         return f"fine-tuned for {', '.join(tuned + unknown)}"
+    if kind == "stage1":
+        return "1 (vision)"
     if heads and not tasks:
         return "unknown from the heads: no task that is known here has them (give --plugins)"
     if not any("_vl." in name for name in names):
@@ -101,13 +104,16 @@ def _stage(kind: str, names: Iterable[str], tasks: Sequence[str], heads: Sequenc
     return f"3 (pairs: {', '.join(pretrained + unknown) or 'no head'})"
 
 
-def convert(path: str, out: str, answers: str | None = None, tokenizer: str | None = None) -> None:
+def convert(
+    path: str, out: str, answers: str | None = None, tokenizer: str | None = None, trained_weights: bool = False
+) -> None:
     """Writes the weights of `path` as a plain file (`out` ends in .pt or .pth) or as a folder; or all that a sharded
     run saved as a file (.ckpt).
 
     Args:
         answers: JSON file with the names of the answers, for a folder.
         tokenizer: vocab.txt, folder or hub name, for a folder.
+        trained_weights: of a run that averages its weights, those that the optimizer goes on from.
 
     Raises:
         VLMoError: if `path` is no VLMo checkpoint, `out` cannot be made from it, or answers or words do not fit it.
@@ -121,7 +127,7 @@ def convert(path: str, out: str, answers: str | None = None, tokenizer: str | No
         return
     if target.suffix == ".ckpt":
         raise VLMoError(f"{out}: give FILE.pt for a plain file, or the name of a folder for safetensors")
-    tensors, metadata = _read_model(path)
+    tensors, metadata = _read_model(path, trained_weights)
     if target.suffix in (".pt", ".pth"):
         # clone: a tensor mapped from a file may be a view of all of it, which would be saved
         _save({name: tensor.clone() for name, tensor in tensors.items()}, target)
@@ -174,9 +180,9 @@ def _new(out: str) -> Path:
     return target
 
 
-def _read_model(path: str) -> tuple[dict[str, torch.Tensor], Metadata]:
+def _read_model(path: str, trained_weights: bool = False) -> tuple[dict[str, torch.Tensor], Metadata]:
     """The weights of a VLMo model under its names, and what is known of them."""
-    file = read(path)
+    file = read(path, trained_weights)
     metadata = infer_metadata(file)
     if file.kind == "beit":
         raise VLMoError(f"{path}: is a BEiT file, not a VLMo model; train stage 2 from it (load_path={path})")
@@ -224,6 +230,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     converter.add_argument("out", metavar="OUT", help="FILE.pt, or a folder")
     converter.add_argument("--answers", metavar="FILE", help="JSON list of the answers, to go into the folder")
     converter.add_argument("--tokenizer", metavar="NAME", help="vocab.txt, folder or hub name, to go into the folder")
+    converter.add_argument("--trained-weights", action="store_true", help="of a run with ema_decay: not the averages")
     averager = commands.add_parser("average", help="write the mean of the weights of several files")
     averager.add_argument("out", metavar="OUT", help="FILE.pt, or a folder")
     averager.add_argument("files", metavar="FILE", nargs="+")
@@ -235,7 +242,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         plugins.load(options.plugins)
         if options.command == "convert":
-            convert(options.file, options.out, options.answers, options.tokenizer)
+            convert(options.file, options.out, options.answers, options.tokenizer, options.trained_weights)
         elif options.command == "average":
             average(options.out, options.files)
         print(show(options.file if options.command == "show" else options.out))

@@ -122,6 +122,21 @@ RETRIEVAL = {"loss_names": losses(irtr=1.0), "batch_size": 3072, "max_epoch": 50
 F30K = RETRIEVAL | {"datasets": ["f30k"], "max_steps": 1500, "warmup_steps": 150}
 COCO = RETRIEVAL | {"datasets": ["coco"], "max_steps": 3000, "warmup_steps": 300}
 
+CLASSIFICATION = {  # as BEiT after self-supervised pre-training (100 epochs, 20 of warm-up)
+    "datasets": ["labelled_images"],
+    "loss_names": losses(image_classification=1),
+    "batch_size": 1024,
+    "train_transform_keys": ["classification_randaug"],
+    "val_transform_keys": ["classification"],
+    "adamw_betas": [0.9, 0.999],
+    "weight_decay": 0.05,
+    "decay_power": "cosine",
+    "max_epoch": 100,
+    "max_steps": None,
+    "warmup_steps": 0.2,
+    "ema_decay": 0.9999,
+}
+
 
 def named(name: str, *presets: dict[str, Any], **values: Any) -> None:
     """Registers the named config `name`: the presets in order, then `values`. Plugins can call it too.
@@ -204,6 +219,12 @@ named(
     image_size=384,
 )
 named("task_finetune_irtr_coco_large_image384", COCO, LARGE, learning_rate=2e-5, drop_path_rate=0.2, image_size=384)
+
+# --- ImageNet (the paper has base alone; base_plus and large with BEiT's values for 24 blocks) -----------------------
+DEEP = {"learning_rate": 1e-3, "layer_decay": 0.75, "drop_path_rate": 0.2, "max_epoch": 50, "warmup_steps": 0.1}
+named("task_finetune_imagenet_base", CLASSIFICATION, BASE, learning_rate=4e-3, layer_decay=0.65)
+named("task_finetune_imagenet_base_plus", CLASSIFICATION, BASE_PLUS, DEEP)
+named("task_finetune_imagenet_large", CLASSIFICATION, LARGE, DEEP)
 
 # --- schedules, to be named after a task: `with task_... step200k` ----------------------------------------------------
 ex.add_named_config("step1_5k", {"max_epoch": 100, "warmup_steps": 150, "max_steps": 1500})

@@ -6,6 +6,7 @@ import pytest
 
 from tests.conftest import GOLDENS
 from vlmo.config import ex, resolve
+from vlmo.registry import TASKS
 from vlmo.settings import Settings
 
 RECORDED = json.loads((GOLDENS / "named_configs.json").read_text())
@@ -50,6 +51,16 @@ def test_stage_1_is_trained_as_beit(size):
     }
     assert {name: config[name] for name in expected} == expected
     assert round(config["mim_mask_ratio"] * (224 // 16) ** 2) == 75
+
+
+@pytest.mark.parametrize("size, rate, decay, epochs", [("base", 4e-3, 0.65, 100), ("large", 1e-3, 0.75, 50)])
+def test_image_classification_is_trained_as_beit(size, rate, decay, epochs):
+    config = resolve(f"task_finetune_imagenet_{size}")
+    expected = {"learning_rate": rate, "layer_decay": decay, "max_epoch": epochs, "batch_size": 1024, "image_size": 224}
+    expected |= {"mixup": 0.8, "cutmix": 1.0, "class_smoothing": 0.1, "weight_decay": 0.05, "decay_power": "cosine"}
+    assert {name: config[name] for name in expected} == expected
+    results = TASKS["image_classification"].published(Settings.from_config(config))
+    assert results == ({"image_classification/test/accuracy": 85.5} if size == "base" else {})
 
 
 def test_large_stage_2_is_there():

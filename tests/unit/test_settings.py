@@ -47,7 +47,7 @@ def test_a_config_written_as_json_is_the_same_config():
 
 def test_home_is_expanded_in_every_path_option(monkeypatch):
     monkeypatch.setenv("HOME", "/home/somebody")
-    names = {"data_root", "log_dir", "load_path", "resume_from", "tokenizer", "mim_tokenizer"}
+    names = {"data_root", "log_dir", "load_path", "resume_from", "tokenizer", "mim_tokenizer", "knn_data"}
     settings = Settings.from_config(resolve() | dict.fromkeys(names, "~/here"))
     assert {getattr(settings, name) for name in names} == {"/home/somebody/here"}
     paths = {name for name, text in Settings.meanings().items() if "folder of" in text or "a local file" in text}
@@ -186,7 +186,7 @@ BAD = {
     "name with a slash": ({"exp_name": "a/b"}, "exp_name='a/b': "),
     "decay of layers": ({"layer_decay": 0}, "layer_decay=0: "),
     "logger": ({"loggers": ["csv", "tensorbord"]}, "loggers: 'tensorbord' is unknown; did you mean tensorboard"),
-    "transform": ({"val_transform_keys": ["square"]}, "val_transform_keys: 'square' is unknown. Known: square_t"),
+    "transform": ({"val_transform_keys": ["square"]}, "val_transform_keys: 'square' is unknown. Known: classification"),
     "dropped transform": ({"val_transform_keys": ["pixelbert"]}, "val_transform_keys: 'pixelbert' was dropped"),
     "plugins as text": ({"plugins": "my_task"}, "plugins='my_task': give a list"),
     "no tokenizer": ({"tokenizer": ""}, "tokenizer='': "),

@@ -28,6 +28,10 @@ DEEPSPEED_WEIGHTS = "checkpoint/mp_rank_00_model_states.pt"  # in the folders th
 WEIGHTS_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
 CONFIG_FILE, VOCABULARY_FILE = "config.json", "vocab.txt"
 
+# A run that averages its weights (`ema_decay`) saves the averages as the weights, and beside them, under TRAINED, the
+# weights that the optimizer goes on from. For Lightning it is the other way round: the averages are under AVERAGES.
+TRAINED, AVERAGES = "vlmo_trained_weights", "vlmo_averages"
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -47,15 +51,21 @@ class Checkpoint:
     metadata: Metadata | None = None
 
 
-def read(path: str | Path) -> Checkpoint:
+def read(path: str | Path, trained: bool = False) -> Checkpoint:
     """The tensors of a checkpoint file, or of a folder of `save_pretrained` or of a sharded run.
 
     They are mapped from the disk where the format allows.
 
+    Args:
+        trained: of a run that averages its weights, those that the optimizer goes on from, not the averages.
+
     Raises:
-        VLMoError: if there is no such file, or it is no checkpoint, is damaged, or holds no named tensors.
+        VLMoError: if there is no such file, or it is no checkpoint, is damaged, or holds no named tensors; or if it
+            does not hold the weights that are asked for.
     """
     path = Path(path).expanduser()
+    if trained and path.is_dir():
+        raise VLMoError(f"{path}: is a folder, which holds one set of weights; the two of ema_decay are in a file")
     if (path / WEIGHTS_FILE).is_file() or (path / INDEX_FILE).is_file():
         return _read_folder(path)
     if path.is_dir() and is_sharded(path):
@@ -69,6 +79,9 @@ def read(path: str | Path) -> Checkpoint:
     if not path.is_file():
         raise VLMoError(f"{path}: no such file; check load_path")
     content, container = _read_content(path)
+    own = content.get(TRAINED) if trained and isinstance(content, Mapping) else {}
+    if own is None or not isinstance(own, Mapping):
+        raise VLMoError(f"{path}: holds no averages of weights: its weights are those of the optimizer")
     metadata = _folder_metadata(path.parent) if path.name == WEIGHTS_FILE else None
     if isinstance(content, Mapping):
         if METADATA_KEY in content and not isinstance(content[METADATA_KEY], Tensor):
@@ -81,12 +94,21 @@ def read(path: str | Path) -> Checkpoint:
         content = {}
     tensors = {
         name.removeprefix("module."): value
-        for name, value in content.items()
+        for name, value in {**content, **own}.items()
         if isinstance(name, str) and isinstance(value, Tensor) and value.layout is torch.strided and not value.is_meta
     }
     if not tensors:
         raise VLMoError(f"{path}: holds no named tensors, so it is no checkpoint; give another load_path")
     return Checkpoint(path, recognise(tensors), container, tensors, metadata)
+
+
+def to_train(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """Gives what a run goes on from, of what its file holds: the weights of the optimizer as its weights."""
+    if TRAINED not in checkpoint:
+        return checkpoint
+    trained, saved = checkpoint[TRAINED], checkpoint["state_dict"]
+    changed = {"state_dict": saved | trained, AVERAGES: {name: saved[name] for name in trained}}
+    return {name: value for name, value in checkpoint.items() if name != TRAINED} | changed
 
 
 def _read_folder(folder: Path) -> Checkpoint:
@@ -245,7 +267,8 @@ def recognise(names: Iterable[str]) -> str:
     matches = [re.match(r"transformer\.blocks\.\d+\.mlp_(text|imag|vl)\.", name) for name in names]
     experts = {match[1] for match in matches if match}
     if experts:
-        return "stage1" if experts == {"imag"} and any(name.startswith("mim_") for name in names) else "vlmo"
+        texts = any(name.startswith("text_embeddings.") for name in names)
+        return "stage1" if experts == {"imag"} and not texts else "vlmo"
     if any(re.match(r"blocks\.\d+\.attn\.q_bias$", name) for name in names):
         return "beit"
     return "foreign"

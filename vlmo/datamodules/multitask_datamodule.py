@@ -182,7 +182,13 @@ class MTDataModule(LightningDataModule):
                 masker = PatchMasker.from_settings(s.image_size // PATCH_SIZE, s) if "patch_mask" in wanted else None
                 opened = {
                     name: MaskedImages(
-                        paths, self.specs[name].dataset.image_columns, masker, transform, s.image_decoding
+                        paths,
+                        self.specs[name].dataset.image_columns,
+                        masker,
+                        transform,
+                        s.image_decoding,
+                        self.specs[name].dataset.image_targets,
+                        wanted,
                     )
                     for name, paths in files.items()
                 }

@@ -133,6 +133,11 @@ class BaseDataset(Dataset):
         """What else a sample holds, also one whose image cannot be decoded; see `fields`."""
         return {}
 
+    @classmethod
+    def image_targets(cls, location: RowLocation) -> dict[str, Any]:
+        """What else the sample of an image holds where no task reads texts; see `fields`."""
+        return {}
+
     def text(self, location: RowLocation) -> str:
         """The sample's text; "" where it has none."""
         return (location.list_item(self.text_column) if self.text_column else None) or ""

@@ -217,6 +217,7 @@ def _list_of(is_entry: Callable[[pa.DataType], bool]) -> Callable[[pa.DataType],
 
 _KINDS: dict[str, Callable[[pa.DataType], bool]] = {
     "binary": _is_binary,
+    "a whole number": pa.types.is_integer,
     "a list": is_list,
     "a list of texts": _list_of(_is_text),
     "a list of whole numbers": _list_of(pa.types.is_integer),

@@ -1,7 +1,7 @@
 """Images alone, for tasks that read no text: each with the patches that are hidden from the model."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 
 from vlmo.datasets.base_dataset import BaseDataset, DatasetSpec, Skipped, Transform, read_images
 from vlmo.registry import DATASETS
-from vlmo.sources.arrow_tables import Tables, open_tables
+from vlmo.sources.arrow_tables import RowLocation, Tables, open_tables
 
 SMALLEST_BLOCK = 16  # patches, of a window of 14 x 14; in proportion in a smaller one, where 16 are most of the image
 ASPECT = 0.3  # of the flattest block; the steepest has 1 / 0.3
@@ -78,6 +78,8 @@ class MaskedImages(Dataset):
         masker: PatchMasker | None,
         transform: Transform,
         image_decoding: str = "correct",
+        targets: Callable[[RowLocation], dict[str, Any]] = lambda location: {},
+        wanted: Collection[str] = (),
     ):
         """
         Args:
@@ -86,6 +88,9 @@ class MaskedImages(Dataset):
             masker: draws the patches to hide; None: none are.
             transform: RGB image to (3, S, S); draws from torch's global generator only.
             image_decoding: as of `decode_image`.
+            targets: what else a sample holds, also one whose image cannot be decoded (`BaseDataset.image_targets`).
+            wanted: names of the fields that somebody reads. With "sample_key", a sample of a key with a seed, which is
+                one of training, holds a number that follows from both.
 
         Raises:
             VLMoError: if a file cannot be read.
@@ -95,20 +100,25 @@ class MaskedImages(Dataset):
         self.masker = masker
         self.transform = transform
         self.image_decoding = image_decoding
+        self.targets = targets
+        self.keyed = "sample_key" in wanted
 
     def __len__(self) -> int:
         return self.tables.num_rows * len(self.image_columns)
 
     def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any] | Skipped:
+        trained_on = isinstance(key, tuple)
         index, seed = key if isinstance(key, tuple) else (key, 0)
         row, number = divmod(index, len(self.image_columns))
         location, column = self.tables.row(row), self.image_columns[number]
-        image_seed, masking_seed = np.random.SeedSequence([seed, index]).generate_state(2, np.uint64)
+        image_seed, masking_seed, sample_key = np.random.SeedSequence([seed, index]).generate_state(3, np.uint64)
         seed = int(image_seed)
         images = read_images(self.tables, location, [column], self.transform, seed, self.image_decoding)
         if isinstance(images, Skipped):
-            return images
-        sample = {"image": images[column], "raw_index": index, "img_index": row}
+            return images._replace(targets=self.targets(location))
+        sample = {"image": images[column], "raw_index": index, "img_index": row} | self.targets(location)
+        if self.keyed and trained_on:
+            sample["sample_key"] = int(sample_key >> np.uint64(1))
         if self.masker:
             sample["patch_mask"] = self.masker(np.random.default_rng(masking_seed))
         return sample

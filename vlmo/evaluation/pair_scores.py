@@ -50,7 +50,7 @@ class Scorer:
 
     Args:
         model: in evaluation mode, on its device.
-        tokenizer: of the model.
+        tokenizer: of the model; None for one that reads no texts.
         batch_size: images, texts or pairs at a time.
         decoding: of images, see `decode_image`.
 
@@ -60,9 +60,10 @@ class Scorer:
     """
 
     def __init__(
-        self, model: VLMoModel, tokenizer: "BertTokenizer", batch_size: int = 32, decoding: str = "correct"
+        self, model: VLMoModel, tokenizer: "BertTokenizer | None", batch_size: int = 32, decoding: str = "correct"
     ) -> None:
-        self.model, self.tokenizer, self.batch_size, self.decoding = model, tokenizer, batch_size, decoding
+        self.model, self.batch_size, self.decoding = model, batch_size, decoding
+        self.tokenizer: Any = tokenizer
         self.device = next(model.parameters()).device
         self.width: int = model.transformer.embed_dim
         self._transform = square_transform(model.image_size)

@@ -72,7 +72,8 @@ class Predictor:
     ) -> None:
         """
         Args:
-            tokenizer: hub name, folder or vocab.txt; None: the vocabulary in the checkpoint, else the name in it.
+            tokenizer: hub name, folder or vocab.txt; None: the vocabulary in the checkpoint, else the name in it. A
+                model of images alone needs none.
             answers: in the order of their labels, or the JSON file with them; None: those in the checkpoint.
             device: None: the GPU if there is one, else the CPU.
             image_decoding: "original" shows released weights images as they were trained on them (see `decode_image`).
@@ -81,9 +82,10 @@ class Predictor:
             VLMoError: if the tokenizer or the device cannot be had, or tokenizer or answers are not the training's.
         """
         self.model = model.eval()
-        self.tokenizer: BertTokenizer = _choose_tokenizer(model, tokenizer)
+        chosen = _choose_tokenizer(model, tokenizer) if hasattr(model, "text_embeddings") else None
+        self.tokenizer: Any = chosen
         self.answers = _choose_answers(model, answers)
-        self.vocabulary = vocabulary_of(self.tokenizer)
+        self.vocabulary = [] if chosen is None else vocabulary_of(chosen)
         try:
             self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
             self.model.to(self.device)
@@ -147,6 +149,8 @@ class Predictor:
 
     def token_ids(self, text: str) -> list[int]:
         """Gives the ids of [CLS], the text's tokens and [SEP], cut at the longest text that the model takes."""
+        if self.tokenizer is None:
+            raise VLMoError("this checkpoint is of images alone: it reads no texts")
         if not isinstance(text, str):
             raise InputError(f"a text is a str, not {type(text).__name__}")
         return tokenize(self.tokenizer, text, self.model.max_text_len)

@@ -181,7 +181,8 @@ class Planner:
         buffers = sum(buffer.nbytes for buffer in self.model.buffers())
         state = int(self._state_share * gradients)
         if self.world == 1 or strategy == "ddp":
-            return Memory(all_ + buffers, gradients, state, 0, 0)
+            averages = gradients if self.settings.ema_decay else 0
+            return Memory(all_ + buffers + averages, gradients, state, 0, 0)
         if strategy == "fsdp2":
             whole = sum(size for name, size in weights.items() if name in unused)
             parts = whole + -(-(all_ - whole) // self.world)

@@ -218,6 +218,11 @@ class OptimizerOptions(OptionGroup):
     layer_decay: Annotated[float, Field(gt=0, le=1)] = option(
         1.0, "learning rate of a block relative to that of the block above it; 1: all alike"
     )
+    ema_decay: Share = option(
+        0.0,
+        "weights are averaged over the steps, with this share of the average so far; the averages are what is "
+        "evaluated and loaded. 0: off",
+    )
 
 
 @rule
@@ -261,6 +266,11 @@ class EvaluationOptions(OptionGroup):
     val_check_interval: Annotated[int | float, Field(gt=0)] = option(
         1.0,
         "validate every so many batches (int, counted on from epoch to epoch), or this share of an epoch (float)",
+    )
+    knn_data: PathText = option(
+        "",
+        "folder of labelled images (docs/evaluation.md): each validation also measures nearest neighbours on frozen "
+        "features of the vision expert, with at most 1 % as many images as samples are trained on between two",
     )
     fast_dev_run: bool | PositiveInt = option(False, "True or n: n batches of everything, nothing saved")
 

@@ -184,6 +184,20 @@ def _adapters(s: Options) -> Iterator[str]:
 
 
 @rule
+def _averages(s: Options) -> Iterator[str]:
+    if s.ema_decay and not s.test_only and (s.use_sharded_training or not s.strategy.startswith(("auto", "ddp"))):
+        yield f"ema_decay={s.ema_decay}: averages weights that are whole; give strategy=auto or ddp, or ema_decay=0"
+
+
+@rule
+def _knn(s: Options) -> Iterator[str]:
+    if s.knn_data and s.test_only:
+        yield "knn_data: is measured in training; `python -m vlmo.evaluate CKPT --suite knn` measures a checkpoint"
+    elif s.knn_data and not any("image" in task.reads for task in active_tasks(s).values()):
+        yield "knn_data: looks at how images are represented, and no loss that is on learns from images; drop it"
+
+
+@rule
 def _profile(s: Options) -> Iterator[str]:
     if s.profile_steps and (s.fast_dev_run or s.test_only):
         yield "profile_steps: looks at the training steps of a run with a folder: drop fast_dev_run and test_only"

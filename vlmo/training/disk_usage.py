@@ -10,10 +10,12 @@ from vlmo.training.run_length import RunLength
 
 
 def checkpoint_size(model: VLMo, optim_type: str) -> int:
-    """Bytes of a training checkpoint: the weights, and what the optimizer keeps of those that are trained."""
+    """Bytes of a training checkpoint: the weights, and what the optimizer keeps of those that are trained, and their
+    averages."""
     trained = sum(parameter.nbytes for _, parameter in model.trained_parameters())
     weights = sum(tensor.nbytes for tensor in model.state_dict().values())
-    return weights + int(state_share(optim_type) * trained)
+    averages = trained if model.settings.ema_decay else 0
+    return weights + int(state_share(optim_type) * trained) + averages
 
 
 def num_checkpoints(s: Settings, texts: Mapping[str, int]) -> int:

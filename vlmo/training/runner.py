@@ -23,6 +23,8 @@ from vlmo.errors import Stopped, VLMoError
 from vlmo.modules import VLMo
 from vlmo.settings import Settings
 from vlmo.training.callbacks.console import ConsoleLine
+from vlmo.training.callbacks.ema import WeightAverages
+from vlmo.training.callbacks.knn import NearestNeighbours
 from vlmo.training.callbacks.predictions import Predictions
 from vlmo.training.callbacks.process_watchdog import ProcessWatchdog
 from vlmo.training.callbacks.profile import StepProfile
@@ -298,6 +300,11 @@ def _callbacks(prepared: Prepared) -> list[Callback]:
     if settings.get_recall_metric:
         rerank = settings.k_test if settings.get_recall_rerank_metric else 0
         callbacks.append(RetrievalEvaluation(rerank, settings.rerank_by))
+    if settings.knn_data:
+        data = prepared.datamodule
+        callbacks.append(NearestNeighbours(settings, data.epoch_samples, data.has("val")))
+    if settings.ema_decay and not settings.test_only:
+        callbacks.append(WeightAverages(settings.ema_decay))
     if not settings.test_only:
         weights = {name: settings.loss_names[name] for name in settings.active}
         callbacks += [NonFinite(settings.max_nonfinite), ConsoleLine(settings.log_every_n_steps, weights)]

@@ -30,6 +30,7 @@ TASKS = {
     "snli_ve": "task_finetune_snli_ve_base_image384",
     "gqa": "task_finetune_gqa_base_image480",
     "irtr": "task_finetune_irtr_coco_base_image384",
+    "image_classification": "task_finetune_imagenet_base",
 }
 
 

@@ -1,7 +1,8 @@
 """Probes: what frozen features of any block and expert know of labelled images, without training the model.
 
     ROOT/SET/train/CLASS/*.jpg and test/CLASS/*.jpg, or CLIP_benchmark's format with train/ and test/, or
-    ROOT/SET/train.arrow and test.arrow with the columns `image` and `label` (a number from 0)
+    ROOT/SET/train.arrow and test.arrow with the columns `image` and `label` (a number from 0), or what
+    `vlmo.utils.convert labelled_images` wrote (its val is tested on)
 
 A feature is the mean over the patches of a block's output, each dimension standardised by the training images.
 
@@ -18,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vlmo.datasets.checks import find_files
 from vlmo.distributed.wire_format import from_bytes
 from vlmo.errors import VLMoError
 from vlmo.evaluation.chunks import Output, in_chunks
@@ -29,7 +31,7 @@ from vlmo.evaluation.suites.zero_shot import Classified, read_classified
 from vlmo.images import SUFFIXES
 from vlmo.modules.model import VLMoModel
 from vlmo.registry import SUITES
-from vlmo.sources.arrow_tables import ArrowTables
+from vlmo.sources.arrow_tables import ArrowTables, open_table
 
 NEIGHBOURS, TEMPERATURE = 20, 0.07
 WEIGHT_DECAYS = (1e-6, 1e-4, 1e-2, 1.0)
@@ -138,17 +140,22 @@ def _fit(features: Tensor, labels: Tensor, classes: int, decay: float) -> tuple[
 # --- data -------------------------------------------------------------------------------------------------------------
 
 
-def read_labelled(folder: Path, split: str) -> Classified:
-    """Reads a split from folders of classes, tars or a table. Raises VLMoError if there is none of these."""
+def read_labelled(folder: Path, split: str, hashed: bool = True) -> Classified:
+    """Reads a split from folders of classes, tars or tables. Raises VLMoError if there is none of these.
+
+    Args:
+        hashed: False: the hashes of tables, which take as long as reading all of them, are left empty.
+    """
     if (folder / split / "nshards.txt").is_file():
         return read_classified(folder, split)
-    if (table := folder / f"{split}.arrow").is_file():
-        tables = ArrowTables([table], None)
-        labels = [tables.row(row).scalar("label").as_py() for row in range(tables.num_rows)]
+    table = folder / f"{split}.arrow"
+    paths = [table] if table.is_file() else converted_tables(folder, split)
+    if paths:
+        labels = [label for path in paths for label in _labels(path)]
         names = [str(number) for number in range(max(labels, default=-1) + 1)]
-        return Classified(
-            [of_table(tables, row) for row in range(len(labels))], labels, names, {str(table): sha256(table)}
-        )
+        tables = ArrowTables(paths, None)
+        pictures = [of_table(tables, row) for row in range(len(labels))]
+        return Classified(pictures, labels, names, {str(path): sha256(path) if hashed else "" for path in paths})
     names = sorted(path.name for path in (folder / "train").glob("*") if path.is_dir())
     files = [
         (path, label)
@@ -161,11 +168,32 @@ def read_labelled(folder: Path, split: str) -> Classified:
     return Classified([of_file(path) for path, _ in files], [label for _, label in files], names, {})
 
 
+def converted_tables(folder: Path, split: str) -> list[Path]:
+    """Lists what `vlmo.utils.convert labelled_images` wrote, whose val is what a probe is tested on."""
+    (paths,) = find_files(folder, [f"labelled_images_{'val' if split == 'test' else split}_*"]).values()
+    return paths
+
+
+def _labels(path: Path) -> list[int]:
+    """Reads the labels of a table. Raises VLMoError if it has none."""
+    reader = open_table(path)
+    if "label" not in reader.schema.names:
+        raise VLMoError(f"{path}: has no column 'label'; it has {', '.join(reader.schema.names)}")
+    batches = (reader.get_batch(number) for number in range(reader.num_record_batches))
+    return [label for batch in batches for label in batch.column("label").to_pylist()]
+
+
 class FrozenFeatures(Suite):
     """One probe, on each set of data, block and expert."""
 
     of_pairs = False
-    needs = (Need("*/train*", "labelled images: SET/train/CLASS/*.jpg and SET/test/CLASS/*.jpg, tars or train.arrow"),)
+    needs = (
+        Need(
+            "*/*train*",
+            "labelled images: SET/train/CLASS/*.jpg and SET/test/CLASS/*.jpg, tars, train.arrow and test.arrow, or the "
+            "tables of `vlmo.utils.convert labelled_images`",
+        ),
+    )
 
     def __init__(self, meaning: str, probe: Probe) -> None:
         self.meaning, self.probe = meaning, probe
@@ -176,7 +204,8 @@ class FrozenFeatures(Suite):
         blocks = context.blocks or (depth - 1,)
         if not all(0 <= block < depth for block in blocks):
             raise VLMoError(f"--blocks {' '.join(map(str, blocks))}: the model has {depth}, from 0")
-        for folder in sorted({path.parent for path in context.root.glob("*/train*")}):
+        found = [path for name in ("train*", "labelled_images_train_*") for path in context.root.glob(f"*/{name}")]
+        for folder in sorted({path.parent for path in found}):
             train, test = (read_labelled(folder, split) for split in ("train", "test"))
             result.files |= train.files | test.files
             features = [

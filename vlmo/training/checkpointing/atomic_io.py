@@ -24,6 +24,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 
 from vlmo.checkpoints import sharded
+from vlmo.checkpoints.files import TRAINED, to_train
 from vlmo.files import UNFINISHED, atomic_write, sync
 from vlmo.training.checkpointing.background import BackgroundWork, CopyOfGPU, copied_to_cpu
 from vlmo.training.checkpointing.files import remove
@@ -66,7 +67,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         if not self._work:
             write(checkpoint, Path(path))
             return
-        large = (sharded.WEIGHTS, sharded.OPTIMIZERS)  # these change in the step of the optimizer alone
+        large = (sharded.WEIGHTS, sharded.OPTIMIZERS, TRAINED)  # these change in the step of the optimizer alone
         now = {name: value if name in large else copied_to_cpu(value) for name, value in checkpoint.items()}
         self.copied.clear()
         self._work.start(partial(self._copy_and_write, now, Path(path), write, CopyOfGPU()))
@@ -87,7 +88,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """Tensors and plain values alone: a file cannot name code to be run."""
         if sharded.is_sharded(Path(path)):
             return sharded.put_together(sharded.read_rest(Path(path)), sharded.read_whole(Path(path)))
-        return super().load_checkpoint(path, *arguments, **(options | {"weights_only": True}))
+        return to_train(super().load_checkpoint(path, *arguments, **(options | {"weights_only": True})))
 
     def _write_file(self, checkpoint: dict[str, Any], path: Path) -> None:
         try:
