@@ -271,7 +271,7 @@ class Task:
     # --- the run -----------------------------------------------------------------------------------------------------
 
     def chance(self, batches: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-        """What its metrics are for the best model that looks at no input, by metric; those that are unknown are missing.
+        """What its metrics are for the best model that looks at no input, by metric; what is unknown is missing.
 
         Args:
             batches: some of the run's, on the CPU, without images; at least one.

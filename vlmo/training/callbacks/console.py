@@ -20,8 +20,8 @@ from vlmo.training.utilisation import peak_teraflops, teraflops_per_sample
 
 class ConsoleLine(Callback):
     """One line every `every` steps: the loss that is minimised and its parts, with chance where `LearningChecks` says
-    it, norm of the gradient, learning rate, throughput, share of the device's peak (MFU), samples seen, memory, share of
-    time waiting for data, time left.
+    it, norm of the gradient, learning rate, throughput, share of the device's peak (MFU), samples seen, memory, share
+    of time waiting for data, time left.
 
     Only with a line the device is waited for. The throughput is also logged, as `train/samples_per_sec`, MFU as
     `train/mfu`, where the device's peak is known. The time left is that of the steps alone, at the pace of the last.

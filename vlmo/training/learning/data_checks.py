@@ -11,10 +11,11 @@ from vlmo.datasets.text import SPECIAL_TOKENS
 from vlmo.training.learning.seen import Seen
 
 FEW = 32  # samples below which nothing is said
-MANY = 1024  # pairs that the test of whether they belong together wants
+MANY = 512  # images that the test of whether pairs belong together wants
 FLAT = 0.01  # standard deviation of values in [-1, 1] below which there is nothing to see
 IN_RANGE = 1.05  # greatest value of an image normalised with mean and deviation 0.5
 PERMUTATIONS = 50
+RELATED = 3.0  # deviations above which thumbnails and words go together
 BUCKETS = 1024  # of token ids
 
 
@@ -131,8 +132,8 @@ def _copies(seen: Seen, texts: Sequence[np.ndarray], total: int) -> Iterator[Fin
     if met >= 5 and copies > 0.5:
         yield Finding(
             "duplicates",
-            f"the data are there more than once: {met:,} of the first {len(keys):,} samples are copies, image and text, "
-            f"of others among them, about {copies:.1f} copies of each in all; leave them out, or name a data set once "
+            f"the data are there more than once: {met:,} of the first {len(keys):,} samples are copies, image and "
+            f"text, of others among them, about {copies:.1f} copies of each in all; leave them out, or name a data set once "
             "(dataset_weights draws one more often)",
         )
 
@@ -167,12 +168,12 @@ def _masked_labels(seen: Seen) -> Iterator[Finding]:
 
 def _pairs(seen: Seen, texts: Sequence[np.ndarray]) -> Iterator[Finding]:
     score = pairing_score(seen, texts)
-    if score is not None and score < 4:
+    if score is not None and score < RELATED:
         yield Finding(
             "unrelated_pairs",
-            f"the colours of the images say nothing of the words of their captions (z = {score:.1f} over "
-            f"{len(texts):,} pairs; above 4 they do): captions and images seem to be mixed up or shifted; compare some "
-            "rows of the tables",
+            f"the colours of the images say nothing of the words of their captions (z = {score:.1f} over the first "
+            f"{len(texts):,} pairs; above {RELATED:g} they do): captions and images seem to be mixed up or shifted; "
+            "compare some rows of the tables",
         )
 
 
@@ -185,13 +186,16 @@ def pairing_score(seen: Seen, texts: Sequence[np.ndarray]) -> float | None:
     Returns:
         None where there are too few samples, or nothing varies.
     """
-    thumbnails = seen.column("thumbnail")
-    if thumbnails is None or len(texts) < MANY:
+    thumbnails, numbers = seen.column("thumbnail"), seen.column("img_index")
+    if thumbnails is None or numbers is None:
         return None
-    images = thumbnails - thumbnails.mean(0)
-    words = np.zeros((len(texts), BUCKETS), np.float32)
-    for row, ids in zip(words, texts, strict=True):
-        row[ids % BUCKETS] = 1
+    _, first = np.unique(numbers, return_index=True)  # (captions of one image are no independent samples)
+    if len(first) < MANY:
+        return None
+    images = thumbnails[first] - thumbnails[first].mean(0)
+    words = np.zeros((len(first), BUCKETS), np.float32)
+    for row, number in zip(words, first, strict=True):
+        row[texts[number] % BUCKETS] = 1
     words -= words.mean(0)
     draw = np.random.default_rng(0)
     shuffled = [np.square(images[draw.permutation(len(images))].T @ words).sum() for _ in range(PERMUTATIONS)]

@@ -30,6 +30,7 @@ class RunChecks:
         self.warmup = warmup_length(settings.warmup_steps, total)
         self.first: dict[str, float] = {}
         self.last: list[Numbers] = []
+        self.false_negatives: list[float] = []
 
     def findings(self, step: int, numbers: Numbers, chance: Chance) -> Iterator[Finding]:
         """Judges a logged step. `numbers` may lack any."""
@@ -91,11 +92,15 @@ class RunChecks:
 
     def _false_negatives(self, numbers: Numbers) -> Iterator[Finding]:
         for tag, share in numbers.items():
-            if tag.endswith("/false_negatives") and share > 0.2 and self.settings.same_image == "published":
+            if not tag.endswith("/false_negatives") or self.settings.same_image != "published":
+                continue
+            self.false_negatives.append(share)
+            mean = sum(self.false_negatives) / len(self.false_negatives)
+            if len(self.false_negatives) >= 2 * LAST and mean > 0.1:
                 yield Finding(
                     "false_negatives",
-                    f"{tag} is {share:.2f}: that many captions of a pair's own image are in the batch, and are taught "
-                    "to be wrong; give same_image=mask",
+                    f"a pair meets {mean:.2f} other captions of its own image in a batch, which it is taught to be "
+                    "wrong: give same_image=mask",
                 )
 
     def _too_fast(self, step: int, chance: Chance) -> Iterator[Finding]:
@@ -124,8 +129,8 @@ class RunChecks:
             yield Finding(
                 "no_update",
                 f"a step changes the blocks' weights by {max(updates):.1g} of their size, which is nothing: "
-                f"learning_rate={self.settings.learning_rate:g} is too low (or the warm-up of {self.warmup:,} steps too "
-                "long, or what should be trained is frozen)",
+                f"learning_rate={self.settings.learning_rate:g} is too low (or the warm-up of {self.warmup:,} steps "
+                "too long, or what should be trained is frozen)",
             )
 
     def _dead(self, numbers: Numbers) -> Iterator[Finding]:

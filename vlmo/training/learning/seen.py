@@ -54,7 +54,7 @@ class Seen:
         return bool(new)
 
     def column(self, name: str) -> np.ndarray | None:
-        """Gives a field of one value, or of equally many values, a sample, over all batches; None where one lacks it."""
+        """Gives a field that has one value, or always as many, a sample, over all batches; None where one lacks it."""
         if not self.batches or any(name not in batch for batch in self.batches):
             return None
         return torch.cat([batch[name] for batch in self.batches]).numpy()
