@@ -1,4 +1,4 @@
-"""`learning_checks=True`: why a run does not learn, and what to change, in plain sentences (docs/learning_doctor.md)."""
+"""`learning_checks=True`: why a run does not learn and what to change, in plain sentences (docs/learning_doctor.md)."""
 
 import json
 import logging

@@ -133,8 +133,8 @@ def _copies(seen: Seen, texts: Sequence[np.ndarray], total: int) -> Iterator[Fin
         yield Finding(
             "duplicates",
             f"the data are there more than once: {met:,} of the first {len(keys):,} samples are copies, image and "
-            f"text, of others among them, about {copies:.1f} copies of each in all; leave them out, or name a data set once "
-            "(dataset_weights draws one more often)",
+            f"text, of others among them, about {copies:.1f} copies of each in all; leave them out, or name a data set "
+            "once (dataset_weights draws one more often)",
         )
 
 
