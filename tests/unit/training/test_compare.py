@@ -2,6 +2,7 @@
 
 import csv
 import json
+from pathlib import Path
 
 import pytest
 
@@ -9,6 +10,7 @@ from vlmo import doctor
 from vlmo.errors import VLMoError
 from vlmo.training.learning import compare
 
+RECORDED = Path(__file__).parent / "recorded_curves"
 OPTIONS = {"loss_names": {"itc": 1, "mlm": 0}, "batch_size": 64, "datasets": ["coco"]}
 
 
@@ -75,6 +77,18 @@ def test_command(tmp_path, expected, capsys):
     assert doctor.main(["compare", str(bad), "--expected", str(expected / "coco.csv")]) == 1
     assert "LEAVES" in capsys.readouterr().out
     assert doctor.main(["compare", str(tmp_path / "none")]) == 2
+
+
+@pytest.mark.parametrize(
+    "name, left",
+    [("healthy", {}), ("shuffled", {"itc/train/loss": 30, "train/loss": 30, "itc/train/t2i_accuracy": 40})],
+)
+def test_recorded_runs_beside_the_curves_of_the_repository(name, left):
+    """Seed 9 of the recipe `coco`, as it should be, and with the captions shuffled among the images."""
+    chosen, judged, _ = compare.compare(RECORDED / f"{name}.csv", compare.EXPECTED / "coco.csv")
+    assert len(judged) == len(chosen.bands)
+    found = {each.metric: each.left for each in judged if each.left is not None}
+    assert left.items() <= found.items() and bool(found) == bool(left)
 
 
 def test_the_expected_curves_of_the_repository_can_be_read():
