@@ -26,7 +26,8 @@ def options(tmp_path):
 def test_a_run_says_what_chance_is_and_what_is_wrong(options, capsys):
     columns = {"image": [tables.png(row) for row in range(40)], "caption": [["a cat ."] * 2] * 40}
     columns |= {"image_id": list(map(str, range(40))), "split": ["train"] * 40}
-    tables.write_table(Path(options["data_root"], "coco_caption_karpathy_train.arrow"), columns)
+    for split in ("train", "restval"):
+        tables.write_table(Path(options["data_root"], f"coco_caption_karpathy_{split}.arrow"), columns)
     steps = {"max_steps": 8, "log_every_n_steps": 4, "batch_size": 12, "per_gpu_batchsize": 6}
     run(tiny.config("task_mlm_itm_itc_base", **options, **steps, learning_checks=True, peak_teraflops=1.0))
     printed = capsys.readouterr().out
@@ -42,7 +43,7 @@ def test_a_run_says_what_chance_is_and_what_is_wrong(options, capsys):
 
 def test_doctor_learn_names_data_and_overfits(options, capsys):
     words = [f"{name}={value}" for name, value in (tiny.SMALL | options).items()]
-    given = ["learn", "--seconds", "4", "--samples", "4", "--rate", "3e-3", "with"]
+    given = ["learn", "--seconds", "30", "--samples", "4", "--rate", "3e-3", "with"]
     assert doctor.main([*given, "task_finetune_irtr_coco_base_image384", *words]) == 0
     printed = capsys.readouterr().out
     assert "can be driven to zero" in printed

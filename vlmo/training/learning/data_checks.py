@@ -71,7 +71,8 @@ def _images(seen: Seen) -> Iterator[Finding]:
     most = Counter(looks[number] for number in first).most_common(1)[0][1]
     if len(first) >= FEW and most > 0.3 * len(first):
         yield Finding(
-            "constant_images", f"{most / len(first):.0%} of the images are the same one: look at the images of the tables"
+            "constant_images",
+            f"{most / len(first):.0%} of the images are the same one: look at the images of the tables",
         )
         return
     low, high = float(lowest.min()), float(highest.max())

@@ -100,7 +100,7 @@ def one_batch(datamodule: MTDataModule, samples: int) -> Any:
         sample = dataset[(index, settings.seed)]
         if isinstance(sample, Skipped):
             continue
-        marks = {("image", sample.get("img_index")), ("text", sample.get("text", index))}
+        marks = {("image", sample.get("img_index")), ("text", tuple(sample.get("text_ids", (index,))))}
         if known.isdisjoint(marks):
             known |= marks
             kept.append(sample)

@@ -92,7 +92,7 @@ class RunChecks:
 
     def _false_negatives(self, numbers: Numbers) -> Iterator[Finding]:
         for tag, share in numbers.items():
-            if not tag.endswith("/false_negatives") or self.settings.same_image != "published":
+            if not tag.endswith("/false_negatives") or getattr(self.settings, "same_image", "") != "published":
                 continue
             self.false_negatives.append(share)
             mean = sum(self.false_negatives) / len(self.false_negatives)
@@ -146,7 +146,9 @@ class RunChecks:
                     )
 
     def _at_chance(self, step: int, chance: Chance) -> Iterator[Finding]:
-        stuck, fallen, due = [], [], []
+        stuck: list[str] = []
+        fallen: list[str] = []
+        due: list[tuple[str, float, float]] = []
         for task in self.tasks:
             values, expected = self._all(f"{task.name}/train/loss"), chance.get(task.name, {}).get("loss")
             if not values or not expected:
