@@ -59,7 +59,8 @@ class LearningChecks(Callback):
         self._checks = RunChecks(self.settings, pl_module.tasks, int(trainer.estimated_stepping_batches))
         self._start()
         trained = {id(p) for each in trainer.optimizers for group in each.param_groups for p in group["params"]}
-        if any(id(p) in trained for parameters in self._parts.values() for p in parameters.values()):
+        meant = self.settings.freeze or self.settings.lora_rank
+        if not meant and any(id(p) in trained for parameters in self._parts.values() for p in parameters.values()):
             # (else the strategy has tensors of its own)
             self._tell(trainer.global_step, frozen_findings(self._parts, trained))
 
