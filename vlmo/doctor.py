@@ -9,6 +9,12 @@ python -m vlmo.doctor plan [--device NAME ...] [--memory GB ...] [--mfu SHARE] [
 
 Prints what a training run will take, before any device is touched: memory by part, the largest per_gpu_batchsize that
 fits, operations, bytes and disk, and hours (docs/planning.md).
+
+python -m vlmo.doctor learn [--seconds N] [--samples N] [--rate R] with <the same> ...
+python -m vlmo.doctor compare RUN [--expected FILE.csv] [--png FILE]
+
+Two minutes of learning a single batch by heart; a run's curves over those expected of its recipe
+(docs/learning_doctor.md).
 """
 
 import argparse
@@ -348,35 +354,75 @@ def plan_options(words: Sequence[str]) -> argparse.Namespace:
     return options
 
 
-def plan(words: Sequence[str]) -> int:
-    """Prints the plan of a run for what follows `plan` on the command line; returns the exit status."""
+def _settings_of(command: str, words: Sequence[str]) -> tuple[Sequence[str], "Settings"]:
+    """What stands before `with`, and the settings of the run that is named after it. Raises VLMoError if wrong."""
     if "with" not in words:
         raise VLMoError(
-            "plan: of which run? Give its options: python -m vlmo.doctor plan with task_mlm_itm_itc_base ..."
+            f"{command}: of which run? Give its options: python -m vlmo.doctor {command} with task_mlm_itm_itc_base ..."
         )
-    start = list(words).index("with")
-    options = plan_options(words[:start])
-    from vlmo.planning.devices import DEVICES, Device, device
     from vlmo.settings import Settings
 
-    devices = [device(name) for name in options.device]
-    devices += [Device(f"{size:g} GB", size, 0, "") for size in options.memory]
+    start = list(words).index("with")
     config, problems = resolve_leniently(words[start + 1 :])
     settings, wrong = Settings.examine(config)
     if problems + wrong:
         raise VLMoError("\n".join(problems + wrong))
+    return words[:start], settings
+
+
+def plan(words: Sequence[str]) -> int:
+    """Prints the plan of a run for what follows `plan` on the command line; returns the exit status."""
+    given, settings = _settings_of("plan", words)
+    options = plan_options(given)
+    from vlmo.planning.devices import DEVICES, Device, device
+
+    devices = [device(name) for name in options.device]
+    devices += [Device(f"{size:g} GB", size, 0, "") for size in options.memory]
     from vlmo.planning.plan import MFU, plan_run
 
     print(plan_run(settings, devices or list(DEVICES.values()), options.mfu or MFU, options.samples))
     return 0
 
 
+# --- learning ---------------------------------------------------------------------------------------------------------
+
+
+def learn(words: Sequence[str]) -> int:
+    """Overfits one batch of a run, for what follows `learn` on the command line; returns the exit status."""
+    given, settings = _settings_of("learn", words)
+    parser = _OneLine(add_help=False)
+    parser.add_argument("--seconds", type=float, default=120.0)
+    parser.add_argument("--samples", type=int, default=16)
+    parser.add_argument("--rate", type=float)
+    options = parser.parse_args(given)
+    if options.seconds <= 0 or options.samples < 2 or (options.rate is not None and options.rate <= 0):
+        raise VLMoError("learn: --seconds and --rate must be above 0, --samples at least 2")
+    from vlmo.training.learning.overfit import report
+
+    return report(settings, options.seconds, options.samples, options.rate)
+
+
+def compare(words: Sequence[str]) -> int:
+    """Lays a run over expected curves, for what follows `compare`; returns the exit status, 1 if one leaves."""
+    parser = _OneLine(add_help=False)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--expected", type=Path)
+    parser.add_argument("--png", type=Path)
+    options = parser.parse_args(words)
+    from vlmo.training.learning.compare import report
+
+    return report(options.run, options.expected, options.png)
+
+
+COMMANDS = {"plan": plan, "learn": learn, "compare": compare}
+
+
 def main(arguments: Sequence[str]) -> int:
     """Runs the command line; returns the exit status: 0 if all is ready, 2 if there is something to do."""
     print_anything()
-    if arguments and arguments[0] == "plan":
+    if arguments and arguments[0] in COMMANDS:
         try:
-            return plan(arguments[1:])
+            return COMMANDS[arguments[0]](arguments[1:])
         except VLMoError as error:
             return print_error(error)
     if not arguments or arguments[0] != "with":

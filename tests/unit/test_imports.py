@@ -38,6 +38,8 @@ COMMAND = len(LEVELS)
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 # files whose place among their users is not that of what they need
 ROOMS = {"vlmo.modules.vlmo_module": "training"}
+# the console's MFU counts the operations of a step as the plan does
+ROOMS |= {f"vlmo.planning.{name}": "training" for name in ("step", "recording", "compute", "devices")}
 # `VLMoModel.from_pretrained` and `save_pretrained` import what they delegate to when they are called
 UPWARDS = {("vlmo.modules.model", "vlmo.checkpoints.pretrained")}
 NAMES = {"PIL": "pillow", "pkg_resources": "setuptools", "pytorch_lightning": "pytorch-lightning"}

@@ -53,9 +53,12 @@ def _panel(axis: Axes, out: Path, title: str, names: Sequence[str], metric: str,
         kind = "from scratch" if name.endswith("_scratch") else "pre-trained"
         steps, values = read_curve(out, name, metric)
         axis.plot(steps, values, marker="o", markersize=3, color=COLORS[kind], label=kind)
+    steps, values = read_curve(out, names[0], f"{metric}_chance")
+    if steps:
+        axis.plot(steps, values, color="grey", linestyle="--", linewidth=1, label="chance")
     axis.set_title(title, fontsize=11)
     axis.set(xlabel="step", ylabel=label, ylim=(0, None if metric.endswith("/loss") else 1.02))
     axis.grid(alpha=0.3)
     axis.spines[["top", "right"]].set_visible(False)
-    if len(names) > 1:
+    if len(names) > 1 or steps:
         axis.legend(frameon=False)

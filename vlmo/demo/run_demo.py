@@ -41,6 +41,7 @@ COMMON: dict[str, Any] = {
     "max_epoch": 1000,
     "batch_size": 64,
     "per_gpu_batchsize": 64,
+    "learning_checks": True,
 }
 
 
@@ -127,7 +128,7 @@ def _updates(
         "max_steps": steps,
         "warmup_steps": 0.1,
         "val_check_interval": steps,
-        "log_every_n_steps": max(steps // 5, 1),
+        "log_every_n_steps": max(steps // 20, 1),
         "batch_size": size,
         "per_gpu_batchsize": size,
         **stage.options,

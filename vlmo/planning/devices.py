@@ -4,6 +4,7 @@ Peaks are those of dense products of 16-bit numbers that are summed in 32 bits; 
 sparsity alone, half of it.
 """
 
+import re
 from dataclasses import dataclass
 
 from vlmo.errors import VLMoError
@@ -39,6 +40,25 @@ DEVICES = {
         Device("RTX4090", 24, 165, "NVIDIA Ada GPU architecture white paper, appendix A, bf16 with fp32 accumulate"),
     )
 }
+
+
+# what the names that CUDA gives consist of, and nothing else: "NVIDIA H100 80GB HBM3", "NVIDIA A100-SXM4-40GB"
+CUDA_NAMES = {
+    "V100": r"V100-SXM2(-\d+GB)?",
+    "A100-40": r"A100-(SXM4|PCIE)-40GB",
+    "A100-80": r"A100[- ](SXM4[- ])?80GB( PCIe)?",
+    "H100-PCIe": r"H100 PCIe",
+    "H100": r"H100( SXM5)?( 80GB HBM3)?",
+    "H200": r"H200",
+    "L40S": r"L40S",
+    "RTX4090": r"GeForce RTX 4090",
+}
+
+
+def find_device(cuda_name: str) -> Device | None:
+    """Gives the device that CUDA calls by this name; None for one that is not known, or a part of one (MIG)."""
+    names = (name for name, form in CUDA_NAMES.items() if re.fullmatch(f"(NVIDIA |Tesla )?{form}", cuda_name))
+    return DEVICES.get(next(names, ""))
 
 
 def device(name: str) -> Device:

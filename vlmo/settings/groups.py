@@ -330,6 +330,13 @@ class MachineOptions(OptionGroup):
         False, "True: torch.compile of the blocks' parts; the first steps take minutes, the others less time"
     )
     deterministic: bool = option(False, "True: the same run on a GPU gives the same bits, more slowly")
+    learning_checks: bool = option(
+        False,
+        "True: training says in plain sentences why it does not learn, and what chance is (docs/learning_doctor.md)",
+    )
+    peak_teraflops: Positive | None = option(
+        None, "1e12 operations a second of a device at most, of which the console shows the share (MFU); None: known"
+    )
     profile_steps: Count = option(0, "forward passes to profile at the start: a trace and a table in the run's folder")
     precision: Literal[16, 32, "16", "32", "bf16", "auto"] = option(
         16, '"auto": bf16 where the GPU has it, else 16; a CPU runs 16 and auto in 32'

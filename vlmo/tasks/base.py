@@ -270,6 +270,14 @@ class Task:
 
     # --- the run -----------------------------------------------------------------------------------------------------
 
+    def chance(self, batches: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+        """What its metrics are for the best model that looks at no input, by metric; what is unknown is missing.
+
+        Args:
+            batches: some of the run's, on the CPU, without images; at least one.
+        """
+        return {}
+
     @classmethod
     def check(cls, settings: Any) -> list[str]:
         """Problems with the settings of a run that this task is part of, one line each with its remedy."""
@@ -360,6 +368,11 @@ def mean(value: Tensor, count: Tensor | int) -> Measured:
     if isinstance(count, int):  # (as a tensor it would have to be sent to the device)
         return (value * count if count else value.new_zeros(())), count
     return (value * count).where(count > 0, 0.0), count
+
+
+def entropy(shares: Tensor) -> float:
+    """Entropy in nats of (classes,) probabilities, or counts: the cross-entropy of the best constant guess."""
+    return float(torch.special.entr(shares.double() / shares.sum()).sum())
 
 
 def accuracy(predicted: Tensor, labels: Tensor) -> Measured:

@@ -16,7 +16,7 @@ from vlmo.modules.model import Encode, Hidden
 from vlmo.registry import TASKS
 from vlmo.settings.groups import Positive
 from vlmo.settings.option import option
-from vlmo.tasks.base import LabelSmoothing, Step, Task, TaskOutput, accuracy, mean, mean_cross_entropy
+from vlmo.tasks.base import LabelSmoothing, Step, Task, TaskOutput, accuracy, mean, mean_cross_entropy, num_samples
 from vlmo.tasks.contrast_losses import SIGLIP_BIAS, SIGLIP_LOG_SCALE, cross_entropy, siglip
 
 INITIAL_LOG_SCALE = math.log(1 / 0.07)
@@ -244,6 +244,12 @@ class ContrastTask(Task):
         scale = nn.Parameter(torch.tensor(SIGLIP_LOG_SCALE if has_bias else INITIAL_LOG_SCALE))
         bias: dict[str, nn.Module | nn.Parameter] = {f"logit_{branch}bias": nn.Parameter(torch.tensor(SIGLIP_BIAS))}
         return {f"logit_{branch}scale": scale} | (bias if has_bias else {})
+
+    def chance(self, batches: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+        """Any of the texts that are contrasted over all processes could be the image's."""
+        size = max(num_samples(batch) for batch in batches) * self.options.devices * self.options.num_nodes
+        loss = {"loss": math.log(size)} if self.options.contrast_loss == "softmax" else {}
+        return loss | {key: 1 / size for key in self.metrics if key != "loss"}
 
     @property
     def _has_vl_branch(self) -> bool:

@@ -14,7 +14,7 @@ from vlmo.modules.model import Encode, Hidden
 from vlmo.modules.random import fold_in, to_uniform
 from vlmo.registry import TASKS
 from vlmo.settings.option import OptionGroup, option
-from vlmo.tasks.base import Step, Task, TaskOutput, Use, accuracy, mean, mean_cross_entropy
+from vlmo.tasks.base import Step, Task, TaskOutput, Use, accuracy, entropy, mean, mean_cross_entropy
 
 
 class ITMHead(nn.Module):
@@ -171,3 +171,7 @@ class ITM(Task):
         loss = mean_cross_entropy(logits.float(), labels)
         measured = {"loss": mean(loss, len(labels)), "accuracy": accuracy(logits, labels)}
         return TaskOutput(loss, {"logits": logits, "labels": labels}, measured)
+
+    def chance(self, batches: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+        """One pair of three is true."""
+        return {"loss": entropy(torch.tensor([1 / 3, 2 / 3])), "accuracy": 2 / 3}

@@ -1,6 +1,7 @@
 """Masked image modelling (stage 1): hidden patches from those that are shown (BEiT, arXiv 2106.08254)."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Annotated, Any, Literal
 
@@ -103,6 +104,10 @@ class MIM(Task):
         except VLMoError as error:
             return [str(error)]
         return []
+
+    def chance(self, batches: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+        """Pixels of deviation 1, of which a mean says nothing; codes that are all as frequent."""
+        return {"loss": math.log(NUM_CODES) if self.options.mim_target == "dalle" else 1.0}
 
     def derive(self, batch: Batch) -> dict[str, Tensor]:
         positions, kept = locate(batch["patch_mask"])

@@ -14,7 +14,7 @@ from vlmo.modules.linear_cross_entropy import CHUNK, linear_cross_entropy
 from vlmo.modules.model import Encode, Hidden
 from vlmo.modules.transformer import BERT_NORM_EPS
 from vlmo.registry import TASKS
-from vlmo.tasks.base import Step, Task, TaskOutput, Use, accuracy, locate, mean, mean_cross_entropy
+from vlmo.tasks.base import Step, Task, TaskOutput, Use, accuracy, entropy, locate, mean, mean_cross_entropy
 
 STAGE3_WEIGHT = 0.25
 
@@ -76,6 +76,14 @@ class MaskedTokens(Task):
 
     def num_items(self, batch: Batch) -> Tensor | int:
         return (batch["text_labels_mlm"] != IGNORE_INDEX).sum()
+
+    def chance(self, batches: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+        """By how often each token is masked."""
+        labels = torch.cat([batch["text_labels_mlm"].flatten() for batch in batches])
+        counts = labels[labels != IGNORE_INDEX].bincount()
+        if not len(counts):
+            return {}
+        return {"loss": self.weight * entropy(counts), "accuracy": float(counts.max() / counts.sum())}
 
     def loss(self, step: Step, encoded: Sequence[Hidden]) -> TaskOutput:
         """Computes cross-entropy over the masked tokens; the head runs on those alone, being most of the cost.

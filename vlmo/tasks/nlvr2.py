@@ -4,7 +4,7 @@ import csv
 import io
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +19,18 @@ from vlmo.modules.attention import first_positions
 from vlmo.modules.heads import classifier
 from vlmo.modules.model import Encode, Hidden
 from vlmo.registry import TASKS
-from vlmo.tasks.base import LabelSmoothing, Measured, PredictionFiles, Step, Task, TaskOutput, Use, accuracy, mean
+from vlmo.tasks.base import (
+    LabelSmoothing,
+    Measured,
+    PredictionFiles,
+    Step,
+    Task,
+    TaskOutput,
+    Use,
+    accuracy,
+    entropy,
+    mean,
+)
 
 # accuracy on the public test set in percent (paper: table 1), by architecture, at 384 px
 PUBLISHED = {"vlmo_base_patch16": 83.3, "vlmo_base_plus_patch16": 85.1, "vlmo_large_patch16": 86.9}
@@ -141,6 +152,12 @@ class NLVR2(Task):
             for split, rows in (("dev/", dev), ("test/", ~dev)):
                 output.measured |= _measure(split, losses[rows], logits[rows], labels[rows])
         return output
+
+    def chance(self, batches: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+        """The more frequent of true and false."""
+        true = torch.cat([batch["answers"] for batch in batches]).double().mean()
+        shares = torch.stack([true, 1 - true])
+        return {"loss": entropy(shares), "accuracy": float(shares.max())}
 
     @classmethod
     def published(cls, settings: Any) -> dict[str, float]:

@@ -1,7 +1,7 @@
 """Visual question answering as classification over the frequent answers, with soft scores."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -156,6 +156,14 @@ class VQA(Task):
         if len(logits):
             output.measured = {"loss": mean(measured_loss, len(logits)), "score": soft_accuracy(logits, targets)}
         return output
+
+    def chance(self, batches: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+        """The most frequent answer; each answer by its mean score."""
+        number = self.options.vqav2_label_size
+        rows = [dense_targets(b["vqa_labels"], b["vqa_scores"], number, torch.device("cpu")) for b in batches]
+        shares = torch.cat(rows).double().mean(0)
+        loss = torch.special.entr(shares) + torch.special.entr(1 - shares)
+        return {"loss": float(loss.sum()), "score": float(shares.max())}
 
     @classmethod
     def published(cls, settings: Any) -> dict[str, float]:

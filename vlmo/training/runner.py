@@ -36,6 +36,7 @@ from vlmo.training.checkpointing.files import check_resume, resume_path
 from vlmo.training.checkpointing.saved_run import fingerprint
 from vlmo.training.environment import SHARDED, Environment, choose_environment
 from vlmo.training.error_translation import explain_failures
+from vlmo.training.learning.callback import LearningChecks
 from vlmo.training.loggers import build_loggers, check_loggers
 from vlmo.training.optimizer import check_optimizer
 from vlmo.training.preparation import (
@@ -307,7 +308,10 @@ def _callbacks(prepared: Prepared) -> list[Callback]:
         callbacks.append(WeightAverages(settings.ema_decay))
     if not settings.test_only:
         weights = {name: settings.loss_names[name] for name in settings.active}
-        callbacks += [NonFinite(settings.max_nonfinite), ConsoleLine(settings.log_every_n_steps, weights)]
+        callbacks.append(NonFinite(settings.max_nonfinite))
+        if settings.learning_checks and not settings.fast_dev_run:
+            callbacks.append(LearningChecks(settings))
+        callbacks.append(ConsoleLine(settings.log_every_n_steps, weights, settings))
     elif not settings.fast_dev_run and any(task.writes_predictions for task in prepared.model.tasks):
         callbacks.append(Predictions(Path(settings.log_dir), Path(settings.load_path).stem, prepared.label_names))
     if settings.profile_steps:
