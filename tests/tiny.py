@@ -75,6 +75,7 @@ def batch(
         "patch_mask": torch.arange(size * (image_size // 16) ** 2).reshape(size, -1) % 3 == 0,
         "visual_tokens": torch.arange(size * (image_size // 16) ** 2).reshape(size, -1) * 100,
         "label": torch.arange(size) % 5,
+        "sample_key": torch.arange(size) + 100,
         "answers": torch.arange(size) % 2 == 0,
         "entailment": torch.arange(size) % 3,
         "table_name": ["nlvr2_dev" if row % 2 else "nlvr2_test1" for row in range(size)],

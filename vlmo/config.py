@@ -134,6 +134,7 @@ CLASSIFICATION = {  # as BEiT after self-supervised pre-training (100 epochs, 20
     "max_epoch": 100,
     "max_steps": None,
     "warmup_steps": 0.2,
+    "label_smoothing": 0.1,
     "ema_decay": 0.9999,
 }
 

@@ -57,7 +57,7 @@ def test_stage_1_is_trained_as_beit(size):
 def test_image_classification_is_trained_as_beit(size, rate, decay, epochs):
     config = resolve(f"task_finetune_imagenet_{size}")
     expected = {"learning_rate": rate, "layer_decay": decay, "max_epoch": epochs, "batch_size": 1024, "image_size": 224}
-    expected |= {"mixup": 0.8, "cutmix": 1.0, "class_smoothing": 0.1, "weight_decay": 0.05, "decay_power": "cosine"}
+    expected |= {"mixup": 0.8, "cutmix": 1.0, "label_smoothing": 0.1, "weight_decay": 0.05, "decay_power": "cosine"}
     assert {name: config[name] for name in expected} == expected
     results = TASKS["image_classification"].published(Settings.from_config(config))
     assert results == ({"image_classification/test/accuracy": 85.5} if size == "base" else {})

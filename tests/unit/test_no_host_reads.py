@@ -30,6 +30,9 @@ CONFIGS = {
     "irtr": "task_finetune_irtr_coco_base_image384",
     "vqa": "task_finetune_vqa_base_image480",
     "nlvr2": "task_finetune_nlvr2_base_image384",
+    "snli_ve": "task_finetune_snli_ve_base_image384",
+    "gqa": "task_finetune_gqa_base_image480",
+    "image_classification": "task_finetune_imagenet_base",
 }
 
 

@@ -16,9 +16,9 @@ from vlmo.batch import FIELDS, NUMBER, Batch
 from vlmo.files import atomic_write
 from vlmo.modules.model import Encode, Hidden
 from vlmo.registry import TASKS
-from vlmo.settings.groups import NotNegative, PositiveInt, Share
-from vlmo.settings.option import OptionGroup, option
-from vlmo.tasks.base import Measured, PredictionFiles, Step, Task, TaskOutput, Use, accuracy, mean
+from vlmo.settings.groups import NotNegative, PositiveInt
+from vlmo.settings.option import option
+from vlmo.tasks.base import LabelSmoothing, Measured, PredictionFiles, Step, Task, TaskOutput, Use, accuracy, mean
 from vlmo.transforms.classification import seeded
 
 # top-1 accuracy on ImageNet's validation images in percent (paper: section 4.4), at 224 px
@@ -55,7 +55,7 @@ def mixed(image: Tensor, label: Tensor, keys: Tensor, options: Any) -> tuple[Ten
     """
     from timm.data.mixup import Mixup, mixup_target  # here, since importing timm takes longer than all else
 
-    classes, smoothing = options.num_classes, options.class_smoothing
+    classes, smoothing = options.num_classes, options.label_smoothing
     mix = Mixup(options.mixup, options.cutmix, label_smoothing=smoothing, num_classes=classes)
     even = len(label) // 2 * 2
     alone = mixup_target(label[even:], classes, smoothing=smoothing)
@@ -88,13 +88,12 @@ def pooled(hidden: Tensor) -> Tensor:
     return hidden[:, 1:].mean(dim=1)
 
 
-class ClassificationOptions(OptionGroup):
+class ClassificationOptions(LabelSmoothing):
     """Image classification"""
 
     num_classes: PositiveInt = option(1000, "number of classes")
     mixup: NotNegative = option(0.8, "alpha of mixup, which mixes the images of a pass and their labels; 0: off")
     cutmix: NotNegative = option(1.0, "alpha of CutMix, which takes turns with mixup; 0: off")
-    class_smoothing: Share = option(0.1, "share of a label that is spread over all classes in training")
 
 
 @TASKS.register("image_classification")
@@ -162,7 +161,7 @@ class ImageClassification(Task):
     def loss(self, step: Step, encoded: Sequence[Hidden]) -> TaskOutput:
         batch: Any = step.batch
         logits, labels = step.heads["image_classifier"](pooled(encoded[0][0])), batch["label"]
-        smoothing = self.options.class_smoothing if step.training else 0.0
+        smoothing = self.options.label_smoothing if step.training else 0.0
         if "targets" in batch:
             loss = F.cross_entropy(logits.float(), batch["targets"], reduction="sum") / max(len(labels), 1)
         else:

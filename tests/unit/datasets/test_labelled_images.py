@@ -111,7 +111,7 @@ def test_evaluation_mixes_nothing(tmp_path):
 
 @pytest.mark.parametrize("number", [1, 2, 5])
 def test_mixup_by_hand(number):
-    options = Settings.from_config(tiny.config(BASE, cutmix=0, class_smoothing=0.3, num_classes=3))
+    options = Settings.from_config(tiny.config(BASE, cutmix=0, label_smoothing=0.3, num_classes=3))
     image = torch.arange(number).float().view(-1, 1, 1, 1).expand(-1, 3, 8, 8).contiguous()
     label, keys = torch.arange(number) % 3, torch.arange(number) + 40
     before = image.clone()
