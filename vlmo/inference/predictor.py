@@ -144,7 +144,11 @@ class Predictor:
                 "image..." is of images and in the batch under its name, (B, 3, size, size); another one, such as
                 "text", is of texts and in the batch as `text_ids` and `text_masks`, (B, T).
         """
-        results = [function(self.model, batch).float().cpu() for batch in self._batches(columns)]
+        return self.collect(lambda batch: function(self.model, batch), columns)
+
+    def collect(self, function: Callable[[Mapping[str, Any]], Tensor], columns: Mapping[str, Any]) -> Tensor:
+        """Gives `function(batch)` of every batch, concatenated; columns are those of `compute`."""
+        results = [function(batch).float().cpu() for batch in self.batches(columns)]
         return torch.cat(results) if results else torch.empty(0, 2)
 
     def token_ids(self, text: str) -> list[int]:
@@ -169,7 +173,7 @@ class Predictor:
         if layers is not None and not set(layers) <= set(numbers):
             raise VLMoError(f"layers={list(layers)}: the model has {len(numbers)}, from 0")
         layers = numbers if layers is None else list(layers)
-        (batch,) = self._batches({"image": [image], "text": [text]})
+        (batch,) = self.batches({"image": [image], "text": [text]})
         tokens = [self.vocabulary[i] for i in batch["text_ids"][0].tolist()]
         weights = text_to_patches(self.model, batch, layers)
         return AttentionMap(load_image(image, self.image_decoding), tokens, layers, weights)
@@ -224,7 +228,7 @@ class Predictor:
 
     # --- batches -----------------------------------------------------------------------------------------------------
 
-    def _batches(self, columns: Mapping[str, Any]) -> Iterator[dict[str, Tensor]]:
+    def batches(self, columns: Mapping[str, Any]) -> Iterator[dict[str, Tensor]]:
         """Yields the batches on the device; texts are padded to the longest."""
         given = broadcast({name: values for name, values in columns.items() if values is not None})
         rows = [dict(zip(given, values, strict=True)) for values in zip(*given.values(), strict=True)]
