@@ -13,10 +13,10 @@ from torch.export import Dim, ExportedProgram, export
 
 from vlmo.errors import VLMoError
 from vlmo.inference.predictor import Predictor
-from vlmo.inference.uses import ComputesBy, bind, find_use, registered_uses
+from vlmo.inference.uses import ComputesBy, bind, uses_of
 
 EXAMPLE = 2, 6  # samples and tokens that a graph is made with
-EMBEDDINGS = {"embed_images": ("image", "itc_image_proj"), "embed_texts": ("text", "itc_text_proj")}
+EMBEDDINGS: dict[str, tuple[str, ...]] = {"embed_images": ("image",), "embed_texts": ("text",)}
 PLACEHOLDER = "a"  # of an input that nothing is computed of
 
 
@@ -73,13 +73,9 @@ def columns_of(predictor: Predictor) -> dict[str, tuple[str, ...]]:
 
     What takes optional inputs is not among them: it has several forward passes.
     """
-    model = predictor.model
-    found = {name: (column,) for name, (column, head) in EMBEDDINGS.items() if hasattr(model, head)}
-    for name in registered_uses():
-        use = find_use(model, name)
-        if use and hasattr(model, use.head) and not use.optional:
-            found[name] = use.columns
-    return found
+    uses = uses_of(predictor.model)
+    found = {name: uses[name].columns if name in uses else EMBEDDINGS[name] for name in predictor.offers}
+    return {name: columns for name, columns in found.items() if name not in uses or not uses[name].optional}
 
 
 def asked_of(
@@ -95,10 +91,10 @@ def asked_of(
         raise _Asked(function, columns)
 
     listener: Any = ComputesBy(predictor, compute)
-    use = find_use(predictor.model, name)
+    uses = uses_of(predictor.model)
     try:
-        if use:
-            bind(use, listener)(**inputs)
+        if name in uses:
+            bind(uses[name], listener)(**inputs)
         else:
             getattr(Predictor, name)(listener, *inputs.values())
     except _Asked as asked:

@@ -78,7 +78,7 @@ class ExportedPredictor(Predictor):
         }
 
     @property
-    def exported(self) -> list[str]:
+    def offers(self) -> list[str]:
         """Names of the methods that the folder has a graph for."""
         return list(self._graphs)
 

@@ -18,7 +18,7 @@ from vlmo.datasets.text import load_tokenizer, tokenize, tokenizer_of, vocabular
 from vlmo.errors import InputError, VLMoError
 from vlmo.inference.attention_maps import AttentionMap, text_to_patches
 from vlmo.inference.io import load_image
-from vlmo.inference.uses import bind, broadcast, find_use, registered_uses
+from vlmo.inference.uses import bind, broadcast, find_use, registered_uses, uses_of
 from vlmo.modules.model import VLMoModel
 from vlmo.transforms import square_transform
 
@@ -125,6 +125,12 @@ class Predictor:
         if use is None:
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}, and no task offers it")
         return bind(use, self)
+
+    @property
+    def offers(self) -> list[str]:
+        """Names of the methods that the model has the heads for, among those that take rows of inputs."""
+        sides = {"embed_images": "itc_image_proj", "embed_texts": "itc_text_proj"}
+        return [*(name for name, head in sides.items() if hasattr(self.model, head)), *uses_of(self.model)]
 
     def __dir__(self) -> list[str]:
         return sorted({*super().__dir__(), *registered_uses()})

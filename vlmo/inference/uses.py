@@ -27,6 +27,12 @@ def find_use(model: Any, name: str) -> "Use | None":
     return next((use for use in uses if hasattr(model, use.head)), uses[0] if uses else None)
 
 
+def uses_of(model: Any) -> "dict[str, Use]":
+    """Gives the uses that a model has the heads for, by name."""
+    found = {name: find_use(model, name) for name in registered_uses()}
+    return {name: use for name, use in found.items() if use and hasattr(model, use.head)}
+
+
 class ComputesBy:
     """A predictor whose `compute` is another function; all else is the predictor's."""
 

@@ -42,8 +42,8 @@ def numbers(results):
 
 
 def assert_same(exported, model):
-    assert exported.exported == [name for name in INPUTS if name in exported.exported]
-    for name in exported.exported:
+    assert exported.offers == [name for name in INPUTS if name in exported.offers]
+    for name in exported.offers:
         for size in (1, 2, 5):
             given = [column[:size] for column in INPUTS[name]]
             found, expected = (numbers(getattr(each, name)(*given)) for each in (exported, model))
@@ -66,7 +66,7 @@ def test_equal_to_the_model(tmp_path, kind, task):
     model = predictor(task)
     lines = export(model, tmp_path / "out", kind, source="last.ckpt")
     exported = open_predictor(tmp_path / "out", batch_size=3)
-    assert set(exported.exported) == set(columns_of(model)) and len(lines) == len(exported.exported)
+    assert set(exported.offers) == set(columns_of(model)) and len(lines) == len(exported.offers)
     assert_same(exported, model)
     content = json.loads((tmp_path / "out" / "export.json").read_text())
     assert content["image"]["size"] == 32 and content["image"]["mean"] == [0.5] * 3
