@@ -184,7 +184,6 @@ def create_app(predictor: Predictor, limits: Limits = Limits()) -> Any:  # noqa:
     try:
         from fastapi import FastAPI, Request
         from fastapi.responses import JSONResponse, PlainTextResponse
-        from starlette.exceptions import HTTPException
     except ModuleNotFoundError as error:
         raise VLMoError('serving needs FastAPI, which is not installed: pip install "vlmo[serve]"') from error
 
@@ -234,8 +233,9 @@ def create_app(predictor: Predictor, limits: Limits = Limits()) -> Any:  # noqa:
     for path, endpoint in offered.items():
         app.add_api_route(f"/{path}", handle, methods=["POST"], name=path, openapi_extra=_schema(endpoint))
 
-    @app.exception_handler(HTTPException)
-    async def not_found(_: Request, error: HTTPException) -> JSONResponse:
+    @app.exception_handler(404)
+    @app.exception_handler(405)
+    async def not_found(_: Request, error: Any) -> JSONResponse:
         there = ", ".join(f"POST /{path}" for path in offered)
         return JSONResponse(
             {"error": f"{error.detail}; there are {there}, GET /health, GET /metrics"}, error.status_code
