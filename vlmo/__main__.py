@@ -21,7 +21,9 @@ COMMANDS = {
     "doctor": ("vlmo.doctor", "look at everything that a run needs before it starts"),
     "evaluate": ("vlmo.evaluate", "score a checkpoint on suites: retrieval, compositionality, zero-shot, probes"),
     "report": ("vlmo.report", "write the report of a run again, or compare runs on one page"),
-    "checkpoint": ("vlmo.checkpoint", "show what a checkpoint is, or write it in another form"),
+    "checkpoint": ("vlmo.checkpoint", "show and verify a checkpoint, write it in another form, share it"),
+    "export": ("vlmo.export.__main__", "write a checkpoint as graphs for ONNX Runtime or OpenVINO, also in INT8"),
+    "serve": ("vlmo.serve.__main__", "answer requests over HTTP with a checkpoint or an export"),
     "demo": ("vlmo.demo.__main__", "take a small generated world through every stage"),
 }
 

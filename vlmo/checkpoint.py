@@ -6,16 +6,21 @@ python -m vlmo.checkpoint convert FILE FOLDER        model.safetensors, config.j
 python -m vlmo.checkpoint convert FILE OUT.pt --trained-weights    of a run with ema_decay: not the averages
 python -m vlmo.checkpoint convert FOLDER OUT.ckpt    of a sharded run: all of it in one file, optimizer included
 python -m vlmo.checkpoint average OUT FILE FILE ...  the mean of the weights, in a file (.pt) or folder: a model soup
+python -m vlmo.checkpoint verify FILE                hashes, names, shapes, finite weights; status 1 if not whole
+python -m vlmo.checkpoint save-pretrained FILE FOLDER    as convert, with a model card; transformers' AutoModel loads it
+python -m vlmo.checkpoint push FILE OWNER/NAME       the same, to the Hugging Face hub
 
 Adapters (LoRA) are merged wherever weights are written. FILE may be Lightning's, a released one, BEiT's (show only),
 safetensors, a folder of that form or of a sharded run. A folder of safetensors can be given what a released file lacks,
-so that it needs nothing else: --answers FILE, the JSON list of answers beside the tables, and --tokenizer vocab.txt.
---plugins MODULE loads the tasks of a plugin first.
+so that it needs nothing else: --answers FILE, the JSON list of answers beside the tables, and --tokenizer vocab.txt. A
+card takes --license NAME and --results FILE, a JSON object of figures by name. --plugins MODULE loads the tasks of a
+plugin first.
 """
 
 import argparse
 import sys
-from collections.abc import Iterable, Sequence
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,32 +28,23 @@ import torch
 
 from vlmo import plugins
 from vlmo.checkpoints import sharded
-from vlmo.checkpoints.files import read
+from vlmo.checkpoints.card import heads_of, run_of, stage_of, write_card
+from vlmo.checkpoints.files import read, read_json
+from vlmo.checkpoints.hub import push_folder
 from vlmo.checkpoints.loading import vlmo_names
 from vlmo.checkpoints.metadata import Metadata, incompatibilities, vocabulary_hash
 from vlmo.checkpoints.pretrained import infer_metadata, write_folder
+from vlmo.checkpoints.verification import verify
 from vlmo.datasets.label_names import read_label_names
 from vlmo.datasets.text import load_tokenizer, vocabulary_of
 from vlmo.errors import VLMoError, print_anything, print_error
 from vlmo.files import atomic_write
 from vlmo.inference.io import check_output
-from vlmo.registry import TASKS
 
 KINDS = {
     "vlmo": "VLMo",
     "stage1": "VLMo's vision part alone (stage 2 starts from it)",
     "beit": "BEiT (vision only: stage 2 starts from it)",
-}
-NO_HEADS = {  # roots of names that every model has, or that go with a head
-    "transformer",
-    "text_embeddings",
-    "token_type_embeddings",
-    "relative_position_bias_table",
-    "pooler",
-    "logit_scale",
-    "logit_vl_scale",
-    "logit_bias",
-    "logit_vl_bias",
 }
 
 
@@ -61,14 +57,14 @@ def show(path: str) -> str:
     file = read(path)
     metadata = infer_metadata(file)
     tensors, dropped = vlmo_names(file)
-    heads = sorted({name.split(".")[0] for name in tensors} - NO_HEADS)
+    heads = heads_of(tensors)
     count, size = sum(t.numel() for t in tensors.values()), sum(t.nbytes for t in tensors.values())
     dtypes = ", ".join(sorted({str(t.dtype).removeprefix("torch.") for t in tensors.values()}))
     lines = {
         "file": f"{path} ({file.container})",
         "kind": KINDS[file.kind],
         "architecture": metadata.options["model_arch"],
-        "stage": _stage(file.kind, tensors, metadata.tasks, heads),
+        "stage": stage_of(file.kind, tensors, metadata.tasks, heads),
         "resolution": f"{metadata.options['image_size']} px",
         "heads": ", ".join(heads) or "none",
         "weights": f"{count / 1e6:.1f} M in {len(tensors)} tensors, {dtypes}, {size / 1e6:,.0f} MB",
@@ -85,23 +81,6 @@ def show(path: str) -> str:
     elif number := metadata.num_answers:
         lines["answers"] = f"{number}, whose texts are not in the file"
     return "\n".join(f"{name:<13} {text}" for name, text in lines.items())
-
-
-def _stage(kind: str, names: Iterable[str], tasks: Sequence[str], heads: Sequence[str]) -> str:
-    if kind == "beit":
-        return "1 (vision)"
-    unknown = [f"{name} (a task that is not known here: give --plugins)" for name in tasks if name not in TASKS]
-    tuned = [name for name in tasks if name in TASKS and TASKS[name].stage is None]
-    pretrained = sorted(name for name in tasks if name in TASKS and TASKS[name].stage is not None)
-    if tuned or (unknown and not pretrained):
-        return f"fine-tuned for {', '.join(tuned + unknown)}"
-    if kind == "stage1":
-        return "1 (vision)"
-    if heads and not tasks:
-        return "unknown from the heads: no task that is known here has them (give --plugins)"
-    if not any("_vl." in name for name in names):
-        return "2 (language added; no vision-language experts)"
-    return f"3 (pairs: {', '.join(pretrained + unknown) or 'no head'})"
 
 
 def convert(
@@ -216,6 +195,30 @@ def _completed(metadata: Metadata, path: str, answers: str | None, tokenizer: st
     )
 
 
+def save(path: str, folder: Path, name: str, options: argparse.Namespace) -> None:
+    """Writes a folder with a model card in which the model is called `name`.
+
+    Raises:
+        VLMoError: as `convert`, and if the results are no JSON object.
+    """
+    results = read_json(Path(options.results).expanduser()) if options.results else {}
+    convert(path, str(folder), options.answers, options.tokenizer)
+    written = read(folder)
+    assert written.metadata
+    run = run_of(Path(path).expanduser())
+    write_card(folder, written.tensors, written.metadata, name, run, results, options.license)
+
+
+def check(path: str, sha256: str | None) -> int:
+    """Prints what `verify` finds; returns the exit status."""
+    right, wrong = verify(path, sha256)
+    for line in right:
+        print(f"ok     {line}")
+    for line in wrong:
+        print(f"WRONG  {line}")
+    return 1 if wrong else 0
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit status: 0, or 2 after a mistake of the user."""
     print_anything()
@@ -225,15 +228,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("show", help="print what a file is").add_argument("file", metavar="FILE")
+    verifier = commands.add_parser("verify", help="look whether it is whole")
+    verifier.add_argument("file", metavar="FILE")
+    verifier.add_argument("--sha256", metavar="HASH", help="what the file's must be")
     converter = commands.add_parser("convert", help="write the weights in another form")
-    converter.add_argument("file", metavar="FILE")
-    converter.add_argument("out", metavar="OUT", help="FILE.pt, or a folder")
-    converter.add_argument("--answers", metavar="FILE", help="JSON list of the answers, to go into the folder")
-    converter.add_argument("--tokenizer", metavar="NAME", help="vocab.txt, folder or hub name, to go into the folder")
     converter.add_argument("--trained-weights", action="store_true", help="of a run with ema_decay: not the averages")
     averager = commands.add_parser("average", help="write the mean of the weights of several files")
     averager.add_argument("out", metavar="OUT", help="FILE.pt, or a folder")
     averager.add_argument("files", metavar="FILE", nargs="+")
+    saver = commands.add_parser("save-pretrained", help="write a folder with a model card")
+    pusher = commands.add_parser("push", help="upload it to the Hugging Face hub, with a model card")
+    for command, out in ((converter, "FILE.pt, or a folder"), (saver, "a new folder"), (pusher, "OWNER/NAME")):
+        command.add_argument("file", metavar="FILE")
+        command.add_argument("out", metavar="OUT", help=out)
+        command.add_argument("--answers", metavar="FILE", help="JSON list of the answers, to go into the folder")
+        command.add_argument("--tokenizer", metavar="NAME", help="vocab.txt, folder or hub name, to go into the folder")
+    for command in (saver, pusher):
+        command.add_argument("--license", metavar="NAME", help="as the hub spells it, such as mit")
+        command.add_argument("--results", metavar="FILE", help="JSON object of figures by name, for the card")
+    pusher.add_argument("--private", action="store_true", help="for oneself alone")
     for command in commands.choices.values():
         command.add_argument(
             "--plugins", action="append", default=[], metavar="MODULE", help="can be given several times"
@@ -245,6 +258,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             convert(options.file, options.out, options.answers, options.tokenizer, options.trained_weights)
         elif options.command == "average":
             average(options.out, options.files)
+        elif options.command == "verify":
+            return check(options.file, options.sha256)
+        elif options.command == "save-pretrained":
+            save(options.file, Path(options.out).expanduser(), Path(options.out).name, options)
+        elif options.command == "push":
+            with tempfile.TemporaryDirectory() as folder:
+                save(options.file, Path(folder, "model"), options.out, options)
+                print(push_folder(Path(folder, "model"), options.out, options.private or None))
+            return 0
         print(show(options.file if options.command == "show" else options.out))
     except VLMoError as error:
         return print_error(error)

@@ -34,7 +34,7 @@ from PIL import Image
 from vlmo import plugins
 from vlmo.errors import VLMoError, print_anything, print_error
 from vlmo.inference import AttentionMap, Predictor
-from vlmo.inference.io import Row, check_output, image_files, predict_rows, read_rows, write_jsonl, write_npz
+from vlmo.inference.io import Row, check_output, image_files, plain, predict_rows, read_rows, write_jsonl, write_npz
 from vlmo.inference.uses import find_use, registered_uses
 from vlmo.utils.ray_workers import ENGINES, RayWorkers
 
@@ -53,16 +53,7 @@ def use(name: str, predictor: Predictor, options: Options, rows: list[Row]) -> l
         return [result for row in rows for result in use(name, predictor, options, [row])]
     columns = {column: [row[column] for row in rows] for column in known.columns + given[0]}
     results = getattr(predictor, name)(**columns, **{option: getattr(options, option) for option in known.options})
-    return [{known.result: _plain(result)} for result in results]
-
-
-def _plain(result: Any) -> Any:
-    """Gives a result as JSON has it: named tuples are objects, floats are rounded."""
-    if isinstance(result, float):
-        return round(result, 6)
-    if hasattr(result, "_asdict"):
-        return {name: _plain(value) for name, value in result._asdict().items()}
-    return [_plain(each) for each in result] if isinstance(result, list | tuple) else result
+    return [{known.result: plain(result)} for result in results]
 
 
 def attention(predictor: Predictor, options: Options, rows: list[Row]) -> list[Row]:

@@ -58,6 +58,11 @@ INDIRECT = {
     "eccv_caption",
     "peft",
     "gradio",
+    "openvino",
+    "onnxruntime",
+    "nncf",
+    "fastapi",
+    "uvicorn",
 }
 
 

@@ -78,7 +78,7 @@ def read(path: str | Path, trained: bool = False) -> Checkpoint:
         raise VLMoError(f"{path}: is a folder; give {inside} with load_path=FILE")
     if not path.is_file():
         raise VLMoError(f"{path}: no such file; check load_path")
-    content, container = _read_content(path)
+    content, container = read_content(path)
     own = content.get(TRAINED) if trained and isinstance(content, Mapping) else {}
     if own is None or not isinstance(own, Mapping):
         raise VLMoError(f"{path}: holds no averages of weights: its weights are those of the optimizer")
@@ -115,7 +115,7 @@ def _read_folder(folder: Path) -> Checkpoint:
     """Weights in one file, or in several that an index lists."""
     names: dict[str, Any] = {}
     if not (folder / WEIGHTS_FILE).is_file():
-        names = _read_json(folder / INDEX_FILE).get("weight_map") or {}
+        names = read_json(folder / INDEX_FILE).get("weight_map") or {}
     files = sorted(set(names.values())) or [WEIGHTS_FILE]
     tensors: dict[str, Tensor] = {}
     for file in files:
@@ -136,7 +136,7 @@ def _read_sharded(folder: Path) -> Checkpoint:
 
 def _folder_metadata(folder: Path) -> Metadata | None:
     """What config.json and vocab.txt say; None beside the weights of another project."""
-    content = _read_json(folder / CONFIG_FILE) if (folder / CONFIG_FILE).is_file() else {}
+    content = read_json(folder / CONFIG_FILE) if (folder / CONFIG_FILE).is_file() else {}
     if "vlmo_version" not in content:
         return None
     vocabulary = None
@@ -147,7 +147,8 @@ def _folder_metadata(folder: Path) -> Metadata | None:
     return Metadata.from_dict(content | {"vocabulary": vocabulary}, folder / CONFIG_FILE)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """Reads an object; an empty one where the file holds something else. Raises VLMoError if it is not JSON."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -155,8 +156,8 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _read_content(path: Path) -> tuple[Any, str]:
-    """What the file holds, and "safetensors" or "plain"."""
+def read_content(path: Path) -> tuple[Any, str]:
+    """Reads what the file holds, and says "safetensors" or "plain". Raises VLMoError if it is damaged."""
     try:
         with path.open("rb") as file:
             start = file.read(10)

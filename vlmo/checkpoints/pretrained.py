@@ -2,6 +2,7 @@
 
 import json
 import logging
+import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,9 @@ from torch import Tensor
 
 from vlmo import __version__
 from vlmo.checkpoints import files, loading
+from vlmo.checkpoints.card import file_sha256, write_card
 from vlmo.checkpoints.files import Checkpoint
+from vlmo.checkpoints.hub import push_folder
 from vlmo.checkpoints.lora import merge_adapters
 from vlmo.checkpoints.metadata import Metadata, size_options, vocabulary_hash
 from vlmo.checkpoints.resizing import BEIT_OTHER_ROWS, TABLE, VLMO_OTHER_ROWS, window_of
@@ -23,6 +26,17 @@ log = logging.getLogger(__name__)
 
 MAX_SHARD_SIZE = "2GB"  # what no host and no file system refuses
 TOKENIZER = "bert-base-uncased"  # of files that do not say
+HASHES = "weights_sha256"  # of config.json: hashes by file
+# what has transformers' AutoModel load a folder
+AUTO_FILE = "modeling_vlmo.py"
+AUTO_MODULE = """# For transformers.AutoModel.from_pretrained(FOLDER, trust_remote_code=True); needs the package vlmo.
+from vlmo.inference.auto_model import VLMoAutoModel, VLMoConfig  # noqa: F401
+"""
+AUTO_CONFIG = {
+    "model_type": "vlmo",
+    "architectures": ["VLMoAutoModel"],
+    "auto_map": {"AutoConfig": "modeling_vlmo.VLMoConfig", "AutoModel": "modeling_vlmo.VLMoAutoModel"},
+}
 
 
 def load_pretrained(
@@ -48,6 +62,17 @@ def load_pretrained(
 def save_pretrained(model: Any, folder: str | Path, max_shard_size: int | str | None = None) -> None:
     """Writes the model as a folder (see `VLMoModel.save_pretrained`)."""
     write_folder(merge_adapters(model.state_dict()), metadata_of(model), folder, max_shard_size or MAX_SHARD_SIZE)
+
+
+def push_to_hub(
+    model: Any, repository: str, private: bool | None, results: Mapping[str, float] | None, licence: str | None
+) -> str:
+    """Uploads the model with a card (see `VLMoModel.push_to_hub`)."""
+    with tempfile.TemporaryDirectory() as folder:
+        save_pretrained(model, folder)
+        tensors = merge_adapters(model.state_dict())
+        write_card(Path(folder), tensors, metadata_of(model), repository, {}, results or {}, licence)
+        return push_folder(Path(folder), repository, private)
 
 
 def metadata_of(model: Any) -> Metadata:
@@ -182,7 +207,9 @@ def write_folder(
     config = folder / files.CONFIG_FILE
     config.unlink(missing_ok=True)  # written last: without it, what lies here is unfinished
     save_torch_state_dict(dict(tensors), folder, max_shard_size=max_shard_size)
-    content = {"vlmo_version": __version__} | metadata.to_dict()
+    content = {"vlmo_version": __version__} | AUTO_CONFIG | metadata.to_dict()
+    content[HASHES] = {path.name: file_sha256(path) for path in sorted(folder.glob("model*.safetensors"))}
+    (folder / AUTO_FILE).write_text(AUTO_MODULE, encoding="utf-8")
     del content["vocabulary"]  # a file of its own
     (folder / files.VOCABULARY_FILE).unlink(missing_ok=True)
     if metadata.vocabulary:

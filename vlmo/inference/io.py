@@ -149,6 +149,15 @@ def check_output(path: Path, option: str) -> None:
         raise VLMoError(f"{option} {path}: cannot be written ({error.strerror}); give another name") from error
 
 
+def plain(result: Any) -> Any:
+    """Gives a result as JSON has it: named tuples are objects, floats are rounded."""
+    if isinstance(result, float):
+        return round(result, 6)
+    if hasattr(result, "_asdict"):
+        return {name: plain(value) for name, value in result._asdict().items()}
+    return [plain(each) for each in result] if isinstance(result, list | tuple) else result
+
+
 def write_jsonl(rows: Iterable[Row], path: str | None) -> int:
     """Writes an object a line, as they come (None: to the standard output). Returns how many have an error."""
     errors = 0

@@ -18,7 +18,7 @@ from vlmo.datasets.text import load_tokenizer, tokenize, tokenizer_of, vocabular
 from vlmo.errors import InputError, VLMoError
 from vlmo.inference.attention_maps import AttentionMap, text_to_patches
 from vlmo.inference.io import load_image
-from vlmo.inference.uses import bind, broadcast, find_use, registered_uses
+from vlmo.inference.uses import bind, broadcast, find_use, registered_uses, uses_of
 from vlmo.modules.model import VLMoModel
 from vlmo.transforms import square_transform
 
@@ -126,6 +126,12 @@ class Predictor:
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}, and no task offers it")
         return bind(use, self)
 
+    @property
+    def offers(self) -> list[str]:
+        """Names of the methods that the model has the heads for, among those that take rows of inputs."""
+        sides = {"embed_images": "itc_image_proj", "embed_texts": "itc_text_proj"}
+        return [*(name for name, head in sides.items() if hasattr(self.model, head)), *uses_of(self.model)]
+
     def __dir__(self) -> list[str]:
         return sorted({*super().__dir__(), *registered_uses()})
 
@@ -144,7 +150,11 @@ class Predictor:
                 "image..." is of images and in the batch under its name, (B, 3, size, size); another one, such as
                 "text", is of texts and in the batch as `text_ids` and `text_masks`, (B, T).
         """
-        results = [function(self.model, batch).float().cpu() for batch in self._batches(columns)]
+        return self.collect(lambda batch: function(self.model, batch), columns)
+
+    def collect(self, function: Callable[[Mapping[str, Any]], Tensor], columns: Mapping[str, Any]) -> Tensor:
+        """Gives `function(batch)` of every batch, concatenated; columns are those of `compute`."""
+        results = [function(batch).float().cpu() for batch in self.batches(columns)]
         return torch.cat(results) if results else torch.empty(0, 2)
 
     def token_ids(self, text: str) -> list[int]:
@@ -169,7 +179,7 @@ class Predictor:
         if layers is not None and not set(layers) <= set(numbers):
             raise VLMoError(f"layers={list(layers)}: the model has {len(numbers)}, from 0")
         layers = numbers if layers is None else list(layers)
-        (batch,) = self._batches({"image": [image], "text": [text]})
+        (batch,) = self.batches({"image": [image], "text": [text]})
         tokens = [self.vocabulary[i] for i in batch["text_ids"][0].tolist()]
         weights = text_to_patches(self.model, batch, layers)
         return AttentionMap(load_image(image, self.image_decoding), tokens, layers, weights)
@@ -224,7 +234,7 @@ class Predictor:
 
     # --- batches -----------------------------------------------------------------------------------------------------
 
-    def _batches(self, columns: Mapping[str, Any]) -> Iterator[dict[str, Tensor]]:
+    def batches(self, columns: Mapping[str, Any]) -> Iterator[dict[str, Tensor]]:
         """Yields the batches on the device; texts are padded to the longest."""
         given = broadcast({name: values for name, values in columns.items() if values is not None})
         rows = [dict(zip(given, values, strict=True)) for values in zip(*given.values(), strict=True)]

@@ -27,6 +27,22 @@ def find_use(model: Any, name: str) -> "Use | None":
     return next((use for use in uses if hasattr(model, use.head)), uses[0] if uses else None)
 
 
+def uses_of(model: Any) -> "dict[str, Use]":
+    """Gives the uses that a model has the heads for, by name."""
+    found = {name: find_use(model, name) for name in registered_uses()}
+    return {name: use for name, use in found.items() if use and hasattr(model, use.head)}
+
+
+class ComputesBy:
+    """A predictor whose `compute` is another function; all else is the predictor's."""
+
+    def __init__(self, predictor: Any, compute: Callable[..., Any]) -> None:
+        self._predictor, self.compute = predictor, compute
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._predictor, name)
+
+
 def bind(use: "Use", predictor: Any) -> Callable[..., Any]:
     """Makes a method of a use: one input gives one result, lists give a list; what is one goes with each of many."""
     signature = inspect.signature(use.run)

@@ -67,7 +67,7 @@ def rows_at(x: Tensor, positions: Tensor) -> Tensor:
 
 def first_positions(like: Tensor) -> Tensor:
     """Gives (B, 1) zeros for `like` (B, ...): the query position of [CLS] alone."""
-    return torch.zeros(len(like), 1, dtype=torch.long, device=like.device)
+    return torch.zeros(like.shape[0], 1, dtype=torch.long, device=like.device)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, padding: Tensor | None) -> Tensor:
@@ -82,10 +82,12 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, padding: Tensor
         (B, H, Q, d)
     """
     keys = k.shape[2]
-    if not len(q):  # by hand: some kernels refuse a batch without samples, others then give the bias no gradient
+    if not q.shape[0]:  # by hand: some kernels refuse a batch without samples, others then give the bias no gradient
         scores = q @ k.transpose(-2, -1)
         return (scores if bias is None else scores + bias[..., :keys]).softmax(dim=-1) @ v
-    if bias is not None and q.device.type == "cpu" and bias.shape[:3] == (1, q.shape[1], keys):
+    # (a graph that leaves PyTorch has its operations alone)
+    own = q.device.type == "cpu" and not torch.compiler.is_exporting()
+    if own and bias is not None and bias.shape[:3] == (1, q.shape[1], keys):
         return _attend(q, k, v, bias[..., :keys], padding)
     parts = [part.to(q.dtype) for part in (bias, padding) if part is not None]
     mask = sum(parts[1:], parts[0])[..., :keys] if parts else None  # sliced after the sum: its rows stay aligned
@@ -170,6 +172,11 @@ def _differentiate(ctx, gradient: Tensor):  # type: ignore[no-untyped-def]
 _attend.register_autograd(_differentiate, setup_context=_save)
 
 
+def _rest_of_row(length: int) -> int:
+    """How many entries a row of a mask is filled up with; none in a graph that is exported."""
+    return 0 if torch.compiler.is_exporting() else -length % ALIGNED
+
+
 class AttentionMasks(nn.Module):
     """Makes what is added to the attention scores of every block: the relative position bias, and -inf on padding.
 
@@ -222,14 +229,14 @@ class AttentionMasks(nn.Module):
         if text_mask is None:
             return biases, None
         after = self.num_image_tokens if modality == "vl" else 0
-        after += -(text_mask.shape[1] + after) % ALIGNED
+        after += _rest_of_row(text_mask.shape[1] + after)
         padded = F.pad(text_mask == 0, (0, after), value=False)
         return biases, torch.zeros(padded.shape, device=padded.device).masked_fill(padded, -torch.inf)[:, None, None]
 
     def _biases(self, table: Tensor, modality: Modality, text_len: int) -> list[Tensor]:
         """Gathers, for each block, (1, heads, S, S')."""
         index = self._index(modality, text_len)
-        index = F.pad(index, (0, -len(index) % ALIGNED))
+        index = F.pad(index, (0, _rest_of_row(index.shape[0])))
         bias = F.embedding(index, table)  # (S, S', depth * heads)
         return list(bias.permute(2, 0, 1).contiguous().unsqueeze(0).chunk(self.depth, dim=1))
 
@@ -237,9 +244,8 @@ class AttentionMasks(nn.Module):
         """Gives rows of the table, (S, S) int64; shorter texts leave out the rows and columns that they lack."""
         if modality == "image":
             return self.get_buffer("image_index")
-        if modality == "text":
-            return self.get_buffer("text_index")[:text_len, :text_len]
-        joint = self.get_buffer("joint_index")
-        tokens = torch.arange(len(joint), device=joint.device)
-        kept = torch.cat([tokens[:text_len], tokens[self.max_text_len :]])
-        return joint[kept][:, kept]
+        index = self.get_buffer("text_index" if modality == "text" else "joint_index")
+        kept = torch.arange(text_len, device=index.device)
+        if modality == "vl":
+            kept = torch.cat([kept, torch.arange(self.max_text_len, index.shape[0], device=index.device)])
+        return index[kept][:, kept]

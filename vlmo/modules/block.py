@@ -35,8 +35,11 @@ class FeedForward(nn.Module):
 
 
 def leaves_out_rows(x: Tensor) -> bool:
-    """Tells whether rows that nothing reads are left out: on a CPU. A GPU would be waited for to say how many stay."""
-    return x.device.type == "cpu"
+    """Tells whether rows that nothing reads are left out: on a CPU. A GPU would be waited for to say how many stay.
+
+    (Nor by a graph that is exported: its shapes follow from those of its inputs alone.)
+    """
+    return x.device.type == "cpu" and not torch.compiler.is_exporting()
 
 
 class DropPath(nn.Module):

@@ -328,6 +328,27 @@ class VLMoModel(nn.Module):
 
         save_pretrained(self, folder, max_shard_size)
 
+    def push_to_hub(
+        self,
+        repository: str,
+        private: bool | None = None,
+        results: Mapping[str, float] | None = None,
+        licence: str | None = None,
+    ) -> str:
+        """Uploads the folder of `save_pretrained` with a model card to the Hugging Face hub; returns its address.
+
+        Args:
+            repository: "owner/name", made where it is not there.
+            results: figures for the card, by name.
+            licence: as the hub spells it, such as "mit".
+
+        Raises:
+            VLMoError: if one may not write there, or the hub does not answer.
+        """
+        from vlmo.checkpoints.pretrained import push_to_hub
+
+        return push_to_hub(self, repository, private, results, licence)
+
 
 def _check_image_size(model_arch: str, image_size: int) -> None:
     patch = ARCHITECTURES[model_arch].get("patch_size", PATCH_SIZE)

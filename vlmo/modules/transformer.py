@@ -183,7 +183,7 @@ class MultiWayTransformer(nn.Module):
         patches = self.patch_embed(image)
         if patch_mask is not None and mask_token is not None:
             patches = torch.where(patch_mask.unsqueeze(-1), mask_token.to(patches.dtype), patches)
-        x = torch.cat([self.cls_token.expand(len(image), -1, -1).to(patches.dtype), patches], dim=1)
+        x = torch.cat([self.cls_token.expand(image.shape[0], -1, -1).to(patches.dtype), patches], dim=1)
         return x if self.pos_embed is None else x + self.pos_embed
 
     def encode(

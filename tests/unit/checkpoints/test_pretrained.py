@@ -65,7 +65,8 @@ def test_what_names_and_shapes_tell(arch):
 
 def test_folder_holds_what_it_needs(tmp_path, vqa):
     vqa.save_pretrained(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.safetensors", "vocab.txt"]
+    files = ["config.json", "model.safetensors", "modeling_vlmo.py", "vocab.txt"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == files
     assert (tmp_path / "vocab.txt").read_text().splitlines() == WORDS
     content = json.loads((tmp_path / "config.json").read_text())
     assert content["answers"] == ANSWERS and content["image_size"] == 32

@@ -50,7 +50,7 @@ def by_hand(predictor):
             found[name].append(float(one @ other.t()))
         probability = predictor.match(picked, caption)
         found["itm"].append(np.log(probability / (1 - probability)))
-        (batch,) = predictor._batches({"image": [picked], "text": [caption]})
+        (batch,) = predictor.batches({"image": [picked], "text": [caption]})
         ids, total = batch["text_ids"], []
         for position in range(1, ids.shape[1] - 1):
             masked = ids.clone()

@@ -1,0 +1,1 @@
+"""Checkpoints as graphs that other runtimes take: ONNX, OpenVINO, torch.export."""
