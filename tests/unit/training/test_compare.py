@@ -96,3 +96,12 @@ def test_the_expected_curves_of_the_repository_can_be_read():
     assert {"coco", "demo_stage3"} <= names
     for name in names:
         assert "train/loss" in compare.Expected.read(compare.EXPECTED / f"{name}.csv").bands
+
+
+def test_a_run_of_the_recipe_has_its_bands_in_the_report():
+    options = json.loads((compare.EXPECTED / "coco.json").read_text())["options"]
+    settings = options | {"load_path": "", "datasets": list(options["datasets"])}
+    bands = compare.bands_of(settings)
+    assert {"itc/train/loss", "train/loss"} <= set(bands)
+    assert all(low <= high for _, low, high in bands["itc/train/loss"])
+    assert compare.bands_of(settings | {"batch_size": 7}) == {}

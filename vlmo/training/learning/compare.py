@@ -126,6 +126,16 @@ def choose(settings: Mapping[str, Any], folder: Path = EXPECTED) -> Expected:
     return min(same, key=lambda each: len(differences(settings, each)))
 
 
+def bands_of(settings: Mapping[str, Any], folder: Path = EXPECTED) -> dict[str, list[tuple[float, float, float]]]:
+    """Gives step, lower and upper end by log tag, of the recipe whose options a run has; none if there is none."""
+    found = (Expected.read(path) for path in sorted(folder.glob("*.csv")))
+    own = next((each for each in found if not differences(settings, each)), None)
+    bands = own.bands.items() if own else ()
+    return {
+        tag: list(zip(step.tolist(), low.tolist(), high.tolist(), strict=True)) for tag, (step, _, low, high) in bands
+    }
+
+
 def _active(loss_names: Mapping[str, float]) -> set[str]:
     return {name for name, weight in loss_names.items() if weight}
 

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from vlmo.pages import Chart, Line
-from vlmo.training.run_report.expected import Band, expected_bands
+from vlmo.training.learning.compare import bands_of
 from vlmo.training.run_report.history import History
 from vlmo.training.summary import SIDES, SPLITS
 
@@ -39,8 +39,8 @@ def charts_of(history: History) -> list[Chart]:
     """Gives the charts of one run: training and validation together, with what chance gives and what is expected."""
     panels: dict[str, list[Line]] = {}
     levels: dict[str, dict[str, float]] = {}
-    bands: dict[str, dict[str, Band]] = {}
-    expected = expected_bands(history.settings)
+    bands: dict[str, dict[str, list[tuple[float, float, float]]]] = {}
+    expected = bands_of(history.settings)
     for tag, curve in history.curves.items():
         if not (place := panel_of(tag)):
             continue
