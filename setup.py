@@ -39,6 +39,7 @@ setup(
             "nncf>=2.15",
         ],
         "serve": ["fastapi>=0.115", "uvicorn>=0.30"],
+        "docs": ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.27", "nbclient>=0.10", "ipykernel>=6.29"],
         "wandb": ["wandb>=0.16"],
         "mlflow": ["mlflow>=2.9"],
         "comet": ["comet_ml>=3.44"],
