@@ -31,7 +31,7 @@ from vlmo.settings import Settings
 REPOSITORY = Path(__file__).parents[1]
 COMMENT = re.compile(r"<!-- (not run|run with): (.+?) -->\s*$")
 LAUNCHERS = {"torchrun", "srun", "mpirun"}
-OTHERS = {*"cp eval git img2dataset mkdocs mypy pre-commit ruff .".split(), ".venv/bin/pip"}
+OTHERS = {".", ".venv/bin/pip", "cp", "eval", "git", "img2dataset", "mkdocs", "mypy", "pre-commit", "ruff"}
 PROGRAMS = {"python", "pip", "vlmo", ".venv/bin/python", *LAUNCHERS, *OTHERS}
 MODULES = {module.removesuffix(".__main__"): name for name, (module, _) in COMMANDS.items()}
 

@@ -37,7 +37,7 @@ from vlmo.checkpoints.pretrained import infer_metadata, write_folder
 from vlmo.checkpoints.verification import verify
 from vlmo.datasets.label_names import read_label_names
 from vlmo.datasets.text import load_tokenizer, vocabulary_of
-from vlmo.errors import VLMoError, print_anything, print_error
+from vlmo.errors import VLMoError, called_as, print_anything, print_error
 from vlmo.files import atomic_write
 from vlmo.inference.io import check_output
 
@@ -223,8 +223,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit status: 0, or 2 after a mistake of the user."""
     print_anything()
     assert __doc__
+    called = called_as("vlmo.checkpoint")
     parser = argparse.ArgumentParser(
-        prog="python -m vlmo.checkpoint", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=called,
+        description=__doc__.replace("python -m vlmo.checkpoint", called),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("show", help="print what a file is").add_argument("file", metavar="FILE")

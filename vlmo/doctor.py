@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 # The packages themselves are one of the things to look at: whatever needs one is imported where it is used.
-from vlmo.errors import VLMoError, print_anything, print_error
+from vlmo.errors import VLMoError, called_as, print_anything, print_error
 from vlmo.training.checklist import Checklist
 
 if TYPE_CHECKING:
@@ -426,7 +426,7 @@ def main(arguments: Sequence[str]) -> int:
         except VLMoError as error:
             return print_error(error)
     if not arguments or arguments[0] != "with":
-        print(__doc__)
+        print((__doc__ or "").replace("python -m vlmo.doctor", called_as("vlmo.doctor")))
         return 0 if set(arguments) <= {"-h", "--help"} else 2
     return examine(arguments[1:])
 

@@ -1,6 +1,7 @@
 """What is meant for the person at the keyboard, and how a command tells it."""
 
 import sys
+from pathlib import Path
 
 
 class VLMoError(ValueError):
@@ -29,6 +30,17 @@ class Stopped(Exception):
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message)
         self.status = 128 + signal_number
+
+
+def called_as(module: str) -> str:
+    """Gives what a command was called by: `vlmo convert`, or `python -m vlmo.utils.convert`.
+
+    Args:
+        module: as `python -m` takes it; its last part is the command's name.
+    """
+    program = Path(sys.argv[0])
+    under_one_name = program.stem == "vlmo" or program.parts[-2:] == ("vlmo", "__main__.py")
+    return f"vlmo {module.rpartition('.')[2]}" if under_one_name else f"python -m {module}"
 
 
 def print_anything() -> None:

@@ -32,7 +32,7 @@ import torch.distributed as dist
 
 from vlmo import __version__, plugins
 from vlmo.checkpoints.pretrained import resolve_path
-from vlmo.errors import VLMoError, print_anything, print_error
+from vlmo.errors import VLMoError, called_as, print_anything, print_error
 from vlmo.evaluation.pair_scores import OF_PAIRS, Scorer
 from vlmo.evaluation.report import table, write_json, write_report
 from vlmo.evaluation.suites.base import Context, Result, sha256
@@ -253,8 +253,11 @@ def _positive(text: str) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     assert __doc__
+    called = called_as("vlmo.evaluate")
     parser = argparse.ArgumentParser(
-        prog="python -m vlmo.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=called,
+        description=__doc__.replace("python -m vlmo.evaluate", called),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("checkpoint", nargs="?", metavar="CKPT", help="file, folder or name on the hub")
     parser.add_argument("--suite", nargs="+", action="extend", default=[], metavar="NAME", help="what to measure")

@@ -32,7 +32,7 @@ import torch
 from PIL import Image
 
 from vlmo import plugins
-from vlmo.errors import VLMoError, print_anything, print_error
+from vlmo.errors import VLMoError, called_as, print_anything, print_error
 from vlmo.inference import AttentionMap, Predictor
 from vlmo.inference.io import Row, check_output, image_files, plain, predict_rows, read_rows, write_jsonl, write_npz
 from vlmo.inference.uses import find_use, registered_uses
@@ -155,8 +155,11 @@ def positive_int(text: str) -> int:
 
 def _parser(commands: Mapping[str, Command]) -> argparse.ArgumentParser:
     assert __doc__
+    called = called_as("vlmo.predict")
     parser = argparse.ArgumentParser(
-        prog="python -m vlmo.predict", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=called,
+        description=__doc__.replace("python -m vlmo.predict", called),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     _add_plugins(parser)
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -208,7 +211,7 @@ def _add_plugins(parser: argparse.ArgumentParser) -> None:
 
 def _plugins(arguments: Sequence[str] | None) -> list[str]:
     """Finds the plugins among the arguments: they are loaded before it is known what commands there are."""
-    parser = argparse.ArgumentParser("python -m vlmo.predict", add_help=False, allow_abbrev=False)
+    parser = argparse.ArgumentParser(called_as("vlmo.predict"), add_help=False, allow_abbrev=False)
     _add_plugins(parser)
     return parser.parse_known_args(arguments)[0].plugins
 

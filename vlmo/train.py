@@ -20,7 +20,7 @@ from vlmo.config import ex, explain  # before sacred itself: silences what its i
 # isort: split
 from sacred.utils import SacredError
 
-from vlmo.errors import Stopped, VLMoError, print_anything, print_error
+from vlmo.errors import Stopped, VLMoError, called_as, print_anything, print_error
 
 
 @ex.main
@@ -36,7 +36,8 @@ def command_line(argv: list[str]) -> int:
     print_anything()
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.INFO)
     if not argv[1:] or {"-h", "--help"} & set(argv):
-        print(__doc__)
+        called = called_as("vlmo.train")
+        print(__doc__ if called.startswith("python") else (__doc__ or "").replace("python run.py", called))
         return 0
     debug = "-d" in argv or "--debug" in argv
     ex.current_run = None  # one that this process had before would decide how errors are shown

@@ -1,5 +1,6 @@
 """`vlmo`: every command under one name, what a shell completes, and a package that works away from the checkout."""
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -28,6 +29,24 @@ def test_every_command_has_help(command, capsys):
     except SystemExit as end:  # (of argparse)
         assert end.code == 0
     assert len(capsys.readouterr().out) > 100
+
+
+@pytest.mark.parametrize("program", ["/usr/bin/vlmo", "/site-packages/vlmo/__main__.py"])
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_is_of_the_command_that_was_called(command, program, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [program, command, "--help"])
+    with contextlib.suppress(SystemExit):
+        main(sys.argv[1:])
+    shown = capsys.readouterr().out
+    assert f"vlmo {command}" in shown
+    assert f"python -m {COMMANDS[command][0].removesuffix('.__main__')} " not in shown
+
+
+def test_help_of_a_module_is_of_the_module(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["/site-packages/vlmo/evaluate.py", "--help"])
+    with pytest.raises(SystemExit):
+        main(["evaluate", "--help"])
+    assert capsys.readouterr().out.startswith("usage: python -m vlmo.evaluate ")
 
 
 def test_version(capsys):
@@ -59,16 +78,36 @@ def test_options_from_a_file(name, text, tmp_path, capsys):
     assert ("itc = 0.5" in shown) == (name == "o.yaml")
 
 
+TYPED = [
+    (["vlmo", "che"], "checkpoint"),
+    (["vlmo", "train", "wi"], "with"),
+    (["vlmo", "train", "with", "task_finetune_nlvr2_large_im"], "task_finetune_nlvr2_large_image384"),
+    (["vlmo", "doctor", "with", "task_mim_base", "per_gpu_b"], "per_gpu_batchsize="),
+]
+
+
+@pytest.mark.skipif(shutil.which("zsh") is None, reason="zsh is not installed")
+@pytest.mark.parametrize("typed, found", TYPED)
+def test_zsh_completes(typed, found, tmp_path, capsys):
+    """In a shell at a terminal of its own, with the words, a tab and a return typed into it."""
+    assert main(["completion", "zsh"]) == 0
+    (tmp_path / "completion").write_text(capsys.readouterr().out)
+    script = f"""
+        zmodload zsh/zpty
+        zpty shell 'TERM=dumb COLUMNS=200 zsh -f -i'
+        zpty -w shell 'PS1=; cd {tmp_path}; autoload -Uz compinit && compinit -u -D && source completion; echo re""ady'
+        zpty -r -m shell shown '*ready*'
+        zpty -w shell 'vlmo() {{ print -r -- "$@" > typed; }}'
+        zpty -w shell '{" ".join(typed)}'$'\\t'
+        for i in {{1..100}}; do [[ -s {tmp_path}/typed ]] && break; sleep 0.05; done
+        zpty -d shell
+    """
+    subprocess.run(["zsh", "-f", "-c", script], capture_output=True, text=True, timeout=60)
+    assert (tmp_path / "typed").read_text().split() == [*typed[1:-1], found]
+
+
 @pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not installed")
-@pytest.mark.parametrize(
-    "typed, found",
-    [
-        (["vlmo", "che"], "checkpoint"),
-        (["vlmo", "train", "wi"], "with"),
-        (["vlmo", "train", "with", "task_finetune_nlvr2_large_im"], "task_finetune_nlvr2_large_image384"),
-        (["vlmo", "doctor", "with", "task_mim_base", "per_gpu_b"], "per_gpu_batchsize="),
-    ],
-)
+@pytest.mark.parametrize("typed, found", TYPED)
 def test_bash_completes(typed, found, capsys):
     assert main(["completion", "bash"]) == 0
     script = capsys.readouterr().out

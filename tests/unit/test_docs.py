@@ -1,5 +1,7 @@
 """Every code block of the documentation is run or checked, or says why not; every extra is documented."""
 
+import re
+
 import pytest
 
 from tests.code_blocks import REPOSITORY, Block, blocks, extras, is_run, pages, problems
@@ -41,7 +43,8 @@ def test_blocks_are_found(tmp_path, monkeypatch):
     monkeypatch.setattr("tests.code_blocks.REPOSITORY", tmp_path)
     page = tmp_path / "page.md"
     page.write_text(
-        "Words\n\n    vlmo --help\n\n- a list\n  goes on\n\n      vlmo demo\n\n<!-- not run: why -->\n```bash\nmake\n```\n"
+        "Words\n\n    vlmo --help\n\n- a list\n  goes on\n\n      vlmo demo\n\n"
+        "<!-- not run: why -->\n```bash\nmake\n```\n"
         "\n<!-- run with: a=1 -->\n\n```python\nx = 1\n```\nend\n\n```\nplain\n```\n"
     )
     found = [(block.kind, block.text, block.mark, block.said) for block in blocks(page)]
@@ -52,6 +55,15 @@ def test_blocks_are_found(tmp_path, monkeypatch):
         ("python", "x = 1", "run with", "a=1"),
         ("text", "plain", "", ""),
     ]
+
+
+def test_the_code_of_the_paper_is_there():
+    for line in (REPOSITORY / "docs/paper.md").read_text().splitlines():
+        for file, names in re.findall(r"\(\.\./(vlmo/[\w/]+\.py)\)((?:,? `[\w.]+`)*)", line):
+            source = (REPOSITORY / file).read_text()
+            for name in re.findall(r"`([\w.]+)`", names):
+                last = name.split(".")[-1]
+                assert re.search(rf"(def|class) {last}\b|^ *{last}\b.* = ", source, re.MULTILINE), f"{file}: {name}"
 
 
 def test_every_extra_is_documented():
