@@ -50,6 +50,8 @@ def on_page_markdown(markdown: str, page: Page, **_: object) -> str:
     here = page.file.src_uri
     if here.startswith("source/"):
         return markdown  # (somebody else's links stay as they are written)
+    if here == "index.md":
+        page.meta["hide"] = ["navigation"]  # a list of one
     start = posixpath.dirname(here)
 
     def rewrite(match: re.Match[str]) -> str:

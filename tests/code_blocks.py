@@ -31,7 +31,7 @@ from vlmo.settings import Settings
 REPOSITORY = Path(__file__).parents[1]
 COMMENT = re.compile(r"<!-- (not run|run with): (.+?) -->\s*$")
 LAUNCHERS = {"torchrun", "srun", "mpirun"}
-OTHERS = {".", ".venv/bin/pip", "cp", "eval", "git", "img2dataset", "mkdocs", "mypy", "pre-commit", "ruff"}
+OTHERS = {".", ".venv/bin/pip", "cat", "cp", "eval", "git", "img2dataset", "mkdir", "mkdocs", "mypy", "pre-commit", "ruff"}
 PROGRAMS = {"python", "pip", "vlmo", ".venv/bin/python", *LAUNCHERS, *OTHERS}
 MODULES = {module.removesuffix(".__main__"): name for name, (module, _) in COMMANDS.items()}
 
@@ -134,7 +134,7 @@ def commands(text: str) -> Iterator[list[str]]:
     text = re.sub(r"<<'?(\w+)'?\n.*?\n\1\n?", "\n", text, flags=re.DOTALL)
     text = re.sub(r" *\\\n *", " ", text)
     text = text.replace("[--", "[ --").replace("]", " ]") if "[--" in text else text
-    text = re.sub(r"<[^<>\n]*>", "PLACEHOLDER", text)
+    text = re.sub(r"\$\([^()\n]*\)|<[^<>\n]*>", "PLACEHOLDER", text)
     variables: dict[str, str] = {}
 
     def assign(match: re.Match[str]) -> str:
@@ -254,7 +254,7 @@ def wrong_run(words: list[str]) -> Iterator[str]:
         yield from (f"there is no plugin {name}" for name, file in files if not file)
         own += "".join(file.read_text() for _, file in files if file)
         words.remove(word)
-    known = [word for word in words if f'"{word}"' not in own]
+    known = [word for word in words if f'"{word}"' not in own and word != "PLACEHOLDER"]
     if not any("=" not in word for word in known):
         known.insert(0, "task_mlm_itm_itc_base")
     try:

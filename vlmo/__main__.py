@@ -31,7 +31,7 @@ COMMANDS = {
 COMPLETION = """
 _vlmo() {
     local word=${COMP_WORDS[COMP_CWORD]} words="@commands@"
-    case " ${COMP_WORDS[*]:1:COMP_CWORD-1} " in
+    case " ${COMP_WORDS[*]:1:$((COMP_CWORD - 1))} " in
         *" with "*) words="@words@" ;;
         *" train "*|*" doctor "*) words="with print_config --help" ;;
         *" completion "*) words="bash zsh" ;;

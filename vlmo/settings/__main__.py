@@ -4,6 +4,7 @@ python -m vlmo.settings > docs/options.md
 """
 
 import json
+import re
 from typing import Any
 
 from vlmo.registry import TASKS
@@ -31,7 +32,10 @@ def page() -> str:
             for annotation in group.model_fields[name].metadata:
                 if isinstance(annotation, NamesOf):
                     allowed = allowed.replace("text", f"{annotation.registry.what} name")
-            cells = (f"`{name}`", allowed, f"`{shown(defaults[name])}`", schema["description"])
+            meaning = re.sub(
+                "}_|_{", lambda found: found[0].replace("_", r"\_"), schema["description"]
+            )  # (no emphasis)
+            cells = (f"`{name}`", allowed, f"`{shown(defaults[name])}`", meaning)
             lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
         lines.append("")
     return "\n".join(lines)
