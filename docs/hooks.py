@@ -29,6 +29,7 @@ PAGES = {
     "SECURITY.md": "security.md",
 }
 LINK = re.compile(r"(?<=\]\()(?!https?:|mailto:|#)([^)\s#]+)")
+WIDTH = {"COLUMNS": "110", "NO_COLOR": "1"}
 LANGUAGES = {".py": "python", ".sh": "bash", ".yml": "yaml", ".cff": "yaml", ".toml": "toml", ".json": "json"}
 
 
@@ -136,16 +137,15 @@ def helps(main, name: str) -> Iterator[tuple[str, str]]:
     for parser in asked[:1]:
         for action in parser._actions:
             if isinstance(action, argparse._SubParsersAction):
-                names = [choice.dest for choice in action._choices_actions]
-                for sub in names:
-                    yield f"vlmo {name} {sub}", action.choices[sub].format_help().rstrip()
+                for sub in [choice.dest for choice in action._choices_actions]:
+                    with mock.patch.dict(os.environ, WIDTH):
+                        yield f"vlmo {name} {sub}", action.choices[sub].format_help().rstrip()
 
 
 def printed(main, arguments: list[str]) -> str:
     """Calls the command line in this process and gives what it prints."""
     out = io.StringIO()
-    called = {"COLUMNS": "110", "NO_COLOR": "1"}
-    patches = mock.patch.dict(os.environ, called), mock.patch.object(sys, "argv", ["vlmo", *arguments])
+    patches = mock.patch.dict(os.environ, WIDTH), mock.patch.object(sys, "argv", ["vlmo", *arguments])
     with patches[0], patches[1], contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):
         main(arguments)
     return out.getvalue().rstrip()
