@@ -59,10 +59,10 @@ def on_page_markdown(markdown: str, page: Page, **_: object) -> str:
         path = resolved(match[1], here)
         if path in PAGES:
             target = PAGES[path]
-        elif path.startswith("docs/"):
-            target = path.removeprefix("docs/")
         elif elsewhere(match[1], here):
             target = source_page(path)
+        elif path.startswith("docs/"):
+            target = path.removeprefix("docs/")
         else:
             return match[1]  # (mkdocs says that it leads nowhere)
         return posixpath.relpath(target, start or ".")
@@ -77,10 +77,12 @@ def resolved(link: str, page: str) -> str:
 
 
 def elsewhere(link: str, page: str) -> str | None:
-    """Gives the path of a file or folder outside of docs/ that has no page of its own; None for all other links."""
+    """Gives the path of a folder, or of a file outside of docs/, that has no page of its own; None for other links."""
     path = resolved(link, page)
-    outside = not path.startswith(("docs/", "../")) and path not in PAGES
-    return path if outside and (REPOSITORY / path).exists() and not page.startswith("source/") else None
+    if path in PAGES or path.startswith("../") or page.startswith("source/"):
+        return None
+    place = REPOSITORY / path
+    return path if place.is_dir() or (place.exists() and not path.startswith("docs/")) else None
 
 
 def source_page(path: str) -> str:
@@ -91,8 +93,10 @@ def shown(path: str) -> str:
     """Gives a page with the content of a file, or of the files of a folder."""
     place = REPOSITORY / path
     if place.is_dir():
-        names = sorted(each.name for each in place.iterdir() if each.suffix in LANGUAGES and each.stem != "__init__")
-        return f"# `{path}/`\n" + "".join(f"\n## `{name}`\n\n{_fenced(place / name)}" for name in names)
+        files = sorted(each for each in place.iterdir() if each.is_file() and each.stem != "__init__")
+        parts = (_fenced(file) if file.suffix in LANGUAGES else "(Not shown here.)\n" for file in files)
+        bodies = (f"\n## `{file.name}`\n\n{part}" for file, part in zip(files, parts, strict=True))
+        return f"# `{path}/`\n" + "".join(bodies)
     if place.suffix == ".ipynb":
         cells = json.loads(place.read_text(encoding="utf-8"))["cells"]
         texts = ("".join(cell["source"]) for cell in cells)

@@ -31,7 +31,20 @@ from vlmo.settings import Settings
 REPOSITORY = Path(__file__).parents[1]
 COMMENT = re.compile(r"<!-- (not run|run with): (.+?) -->\s*$")
 LAUNCHERS = {"torchrun", "srun", "mpirun"}
-OTHERS = {".", ".venv/bin/pip", "cat", "cp", "eval", "git", "img2dataset", "mkdir", "mkdocs", "mypy", "pre-commit", "ruff"}
+OTHERS = {
+    ".",
+    ".venv/bin/pip",
+    "cat",
+    "cp",
+    "eval",
+    "git",
+    "img2dataset",
+    "mkdir",
+    "mkdocs",
+    "mypy",
+    "pre-commit",
+    "ruff",
+}
 PROGRAMS = {"python", "pip", "vlmo", ".venv/bin/python", *LAUNCHERS, *OTHERS}
 MODULES = {module.removesuffix(".__main__"): name for name, (module, _) in COMMANDS.items()}
 
@@ -222,16 +235,20 @@ class _Parsed(Exception):
 
 def parsed(name: str, arguments: list[str]) -> str:
     """Gives what the parser of a command says about the arguments; "" if it takes them."""
-    parse = argparse.ArgumentParser.parse_args
+    parse = {name: getattr(argparse.ArgumentParser, name) for name in ("parse_args", "parse_intermixed_args")}
     if "--plugins" in arguments:  # they may bring commands
         return "" if plugin_file(arguments[arguments.index("--plugins") + 1]) else "there is no such plugin"
 
-    def stop(parser: Any, *given: Any, **options: Any) -> Any:
-        parse(parser, *given, **options)
-        raise _Parsed
+    def stop(name: str) -> Any:
+        def parse_and_stop(parser: Any, *given: Any, **options: Any) -> Any:
+            parse[name](parser, *given, **options)
+            raise _Parsed
+
+        return parse_and_stop
 
     told = io.StringIO()
-    with mock.patch.object(argparse.ArgumentParser, "parse_args", stop), contextlib.redirect_stderr(told):
+    stops = {name: stop(name) for name in parse}
+    with mock.patch.multiple(argparse.ArgumentParser, **stops), contextlib.redirect_stderr(told):
         try:
             main([name, *arguments])
         except _Parsed:
