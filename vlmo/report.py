@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from vlmo.errors import VLMoError, print_anything, print_error
+from vlmo.errors import VLMoError, called_as, print_anything, print_error
 
 COMPARISON = "comparison.html"
 
@@ -21,8 +21,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit status: 0, or 2 after a mistake."""
     print_anything()
     assert __doc__
+    called = called_as("vlmo.report")
     parser = argparse.ArgumentParser(
-        prog="python -m vlmo.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=called,
+        description=__doc__.replace("python -m vlmo.report", called),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("runs", nargs="+", metavar="RUN", help="folders or checkpoints of runs")
     parser.add_argument(

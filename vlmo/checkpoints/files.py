@@ -20,7 +20,6 @@ from torch import Tensor
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from vlmo.checkpoints.metadata import METADATA_KEY, Metadata, vocabulary_hash
-from vlmo.checkpoints.sharded import WEIGHTS, is_sharded, read_rest, read_whole, weights
 from vlmo.errors import VLMoError
 
 DEEPSPEED_WEIGHTS = "checkpoint/mp_rank_00_model_states.pt"  # in the folders that Lightning writes with ZeRO 1 and 2
@@ -68,8 +67,11 @@ def read(path: str | Path, trained: bool = False) -> Checkpoint:
         raise VLMoError(f"{path}: is a folder, which holds one set of weights; the two of ema_decay are in a file")
     if (path / WEIGHTS_FILE).is_file() or (path / INDEX_FILE).is_file():
         return _read_folder(path)
-    if path.is_dir() and is_sharded(path):
-        return _read_sharded(path)
+    if path.is_dir():
+        from vlmo.checkpoints import sharded  # (late: torch.distributed.checkpoint takes most of a second to import)
+
+        if sharded.is_sharded(path):
+            return _read_sharded(path)
     if (path / DEEPSPEED_WEIGHTS).is_file():
         path = path / DEEPSPEED_WEIGHTS
     if path.is_dir():
@@ -128,6 +130,8 @@ def _read_folder(folder: Path) -> Checkpoint:
 
 
 def _read_sharded(folder: Path) -> Checkpoint:
+    from vlmo.checkpoints.sharded import WEIGHTS, read_rest, read_whole, weights
+
     content = read_rest(folder).get(METADATA_KEY)
     tensors = weights(read_whole(folder, WEIGHTS))
     metadata = Metadata.from_dict(content, folder) if content else None
