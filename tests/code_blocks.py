@@ -147,6 +147,7 @@ def commands(text: str) -> Iterator[list[str]]:
     text = re.sub(r"<<'?(\w+)'?\n.*?\n\1\n?", "\n", text, flags=re.DOTALL)
     text = re.sub(r" *\\\n *", " ", text)
     text = text.replace("[--", "[ --").replace("]", " ]") if "[--" in text else text
+    text = re.sub(r"([\w.]+)(?:\|[\w.]+)+", r"\1", text)  # one of several
     text = re.sub(r"\$\([^()\n]*\)|<[^<>\n]*>", "PLACEHOLDER", text)
     variables: dict[str, str] = {}
 
@@ -158,10 +159,8 @@ def commands(text: str) -> Iterator[list[str]]:
     text = re.sub(r'^(\w+)="([^"]*)"$', assign, text, flags=re.MULTILINE)
     text = re.sub(r"\$(\w+)", lambda match: variables.get(match[1], "PLACEHOLDER"), text)
     for line in text.splitlines():
-        lexer = shlex.shlex(line, posix=True, punctuation_chars=";&|")
-        lexer.whitespace_split, lexer.commenters = True, "#"
         words: list[str] = []
-        for word in [*lexer, ";"]:
+        for word in [*shlex.split(line, comments=True), ";"]:
             if set(word) <= set(";&|"):
                 while words and re.match(r"\w+=", words[0]):
                     words.pop(0)

@@ -88,20 +88,24 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, padding: Tensor
     # (a graph that leaves PyTorch has its operations alone)
     own = q.device.type == "cpu" and not torch.compiler.is_exporting()
     if own and bias is not None and bias.shape[:3] == (1, q.shape[1], keys):
-        return _attend(q, k, v, bias[..., :keys], padding)
+        # (calling the operator imports torch's compiler, a second that a prediction need not wait)
+        plain = not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        return (_attend_in_chunks if plain else _attend)(q, k, v, bias[..., :keys], padding)
     parts = [part.to(q.dtype) for part in (bias, padding) if part is not None]
     mask = sum(parts[1:], parts[0])[..., :keys] if parts else None  # sliced after the sum: its rows stay aligned
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
 
-@torch.library.custom_op("vlmo::attend", mutates_args=(), device_types="cpu")
-def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, padding: Tensor | None) -> Tensor:
+def _attend_in_chunks(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, padding: Tensor | None) -> Tensor:
     out = _empty(q)
     for samples, heads in _chunks(q):  # (a mask of the whole batch would be B times the bias)
         part = samples, heads
         mask = _mask(bias, padding, samples, heads).to(q.dtype)
         out[part] = F.scaled_dot_product_attention(q[part], k[part], v[part], attn_mask=mask)
     return out
+
+
+_attend = torch.library.custom_op("vlmo::attend", _attend_in_chunks, mutates_args=(), device_types="cpu")
 
 
 def _chunks(q: Tensor) -> Iterator[tuple[slice, slice]]:
