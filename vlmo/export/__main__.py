@@ -30,7 +30,7 @@ from torch import Tensor
 from vlmo import __version__, plugins
 from vlmo.checkpoints.files import VOCABULARY_FILE
 from vlmo.checkpoints.pretrained import metadata_of
-from vlmo.errors import VLMoError, print_anything, print_error
+from vlmo.errors import VLMoError, called_as, print_anything, print_error
 from vlmo.export.formats import QUANTIZERS, WRITERS, require_packages
 from vlmo.export.forward_passes import ForwardPass, asked_of, columns_of, forward_passes
 from vlmo.export.loss_of_int8 import losses
@@ -154,8 +154,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit status: 0, or 2 after a mistake of the user."""
     print_anything()
     assert __doc__
+    called = called_as("vlmo.export")
     parser = argparse.ArgumentParser(
-        prog="python -m vlmo.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=called,
+        description=__doc__.replace("python -m vlmo.export", called),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("checkpoint", metavar="CKPT", help="file, folder or name on the hub")
     parser.add_argument("out", metavar="OUT", help="a new folder")

@@ -19,7 +19,7 @@ import sys
 from collections.abc import Sequence
 
 from vlmo import plugins
-from vlmo.errors import VLMoError, print_anything, print_error
+from vlmo.errors import VLMoError, called_as, print_anything, print_error
 from vlmo.inference.exported import is_export, open_predictor
 from vlmo.serve.app import Limits, create_app
 
@@ -30,8 +30,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     assert __doc__
     limits = Limits()
+    called = called_as("vlmo.serve")
     parser = argparse.ArgumentParser(
-        prog="python -m vlmo.serve", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=called,
+        description=__doc__.replace("python -m vlmo.serve", called),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("model", metavar="CKPT_OR_EXPORT", help="file, folder or name on the hub")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen to (127.0.0.1; 0.0.0.0: all)")
