@@ -203,8 +203,8 @@ class VLMoModel(nn.Module):
         keys: Tensor | None = None,
     ) -> Hidden:
         """Encodes texts through the language experts: (B, T) twice -> hidden states (B, T, D), as `encode_image`."""
+        x = self.embed_text(ids, keys)  # (first, as it says what is too long)
         biases, padding = self.attention_masks(self.relative_position_bias_table, "text", text_masks)
-        x = self.embed_text(ids, keys)
         return self.transformer.encode(x, biases, "text", 0, vl_branch, padding, positions, keys)
 
     def encode_pair(self, ids: Tensor, text_masks: Tensor, image: Tensor, token_type: int = 1) -> Tensor:
