@@ -30,7 +30,8 @@ def test_shape_type_and_range(key, autocontrast, picture):
         image = transform(picture)
         assert type(image) is torch.Tensor  # no subclass that would spread through the model
         assert image.shape == (3, 48, 48) and image.dtype == torch.float32 and image.is_contiguous()
-        assert -1 <= image.min() < image.max() <= 1
+        if key != "classification_randaug":  # (which fills what it erases with noise of deviation 1)
+            assert -1 <= image.min() < image.max() <= 1
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "I;16", "I", "F"])
