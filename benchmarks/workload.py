@@ -114,6 +114,7 @@ class Samples(Dataset):
         chosen = draw.choice(np.arange(1, length - 1), max(1, round(s.mlm_prob * (length - 2))), replace=False)
         labels[chosen], masked[chosen] = ids[chosen], MASK
         sample: dict[str, Any] = {"text_ids": ids, "text_ids_mlm": masked, "text_labels_mlm": labels}
+        sample["image_key"] = index // 2  # two captions an image
         if "textmlm" not in s.active:
             names = ("image_0", "image_1") if "nlvr2" in s.active else ("image",)
             pixels = (3, s.image_size, s.image_size)
