@@ -204,6 +204,8 @@ def test_a_checkpoint_with_adapters_is_used_merged(adapted, tmp_path):
 
 
 def test_adapters_that_cannot_be(monkeypatch):
+    pytest.importorskip("peft")
+
     def problems(*named, **options):
         return Settings.examine(tiny.config(*named, lora_rank=4, **options))[1]
 
