@@ -158,7 +158,6 @@ def _emoji(folder: Path, packages: Path) -> World:
     words = len(vocabulary.read_text().splitlines())
     augmented = {"train_transform_keys": ["square_transform_randaug"], "max_text_len": 24, "image_size": 64}
     recall = {"get_recall_metric": True, "datasets": ["coco"]}
-    # of about 160 held-out concepts
     return World(
         "emoji",
         _options(arrow, vocabulary, words, **augmented),

@@ -37,7 +37,7 @@ from vlmo.checkpoints.pretrained import infer_metadata, write_folder
 from vlmo.checkpoints.verification import verify
 from vlmo.datasets.label_names import read_label_names
 from vlmo.datasets.text import load_tokenizer, vocabulary_of
-from vlmo.errors import VLMoError, called_as, print_anything, print_error
+from vlmo.errors import VLMoError, command_parser, print_anything, print_error
 from vlmo.files import atomic_write
 from vlmo.inference.io import check_output
 
@@ -222,13 +222,7 @@ def check(path: str, sha256: str | None) -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit status: 0, or 2 after a mistake of the user."""
     print_anything()
-    assert __doc__
-    called = called_as("vlmo.checkpoint")
-    parser = argparse.ArgumentParser(
-        prog=called,
-        description=__doc__.replace("python -m vlmo.checkpoint", called),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("vlmo.checkpoint", __doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("show", help="print what a file is").add_argument("file", metavar="FILE")
     verifier = commands.add_parser("verify", help="look whether it is whole")

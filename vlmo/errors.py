@@ -1,5 +1,6 @@
 """What is meant for the person at the keyboard, and how a command tells it."""
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -41,6 +42,21 @@ def called_as(module: str) -> str:
     program = Path(sys.argv[0])
     under_one_name = program.stem == "vlmo" or program.parts[-2:] == ("vlmo", "__main__.py")
     return f"vlmo {module.rpartition('.')[2]}" if under_one_name else f"python -m {module}"
+
+
+def command_parser(module: str, description: str | None) -> argparse.ArgumentParser:
+    """Makes the parser of a command, which names itself as it was called.
+
+    Args:
+        module: see `called_as`.
+        description: of the module, in which the command stands as `python -m` runs it.
+    """
+    called = called_as(module)
+    return argparse.ArgumentParser(
+        called,
+        description=(description or "").replace(f"python -m {module}", called),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
 
 
 def print_anything() -> None:

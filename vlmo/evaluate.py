@@ -32,7 +32,7 @@ import torch.distributed as dist
 
 from vlmo import __version__, plugins
 from vlmo.checkpoints.pretrained import resolve_path
-from vlmo.errors import VLMoError, called_as, print_anything, print_error
+from vlmo.errors import VLMoError, command_parser, print_anything, print_error
 from vlmo.evaluation.pair_scores import OF_PAIRS, Scorer
 from vlmo.evaluation.report import table, write_json, write_report
 from vlmo.evaluation.suites.base import Context, Result, sha256
@@ -252,13 +252,7 @@ def _positive(text: str) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    assert __doc__
-    called = called_as("vlmo.evaluate")
-    parser = argparse.ArgumentParser(
-        prog=called,
-        description=__doc__.replace("python -m vlmo.evaluate", called),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("vlmo.evaluate", __doc__)
     parser.add_argument("checkpoint", nargs="?", metavar="CKPT", help="file, folder or name on the hub")
     parser.add_argument("--suite", nargs="+", action="extend", default=[], metavar="NAME", help="what to measure")
     parser.add_argument("--data", metavar="ROOT", help="folder that the suites' data lie in")

@@ -32,7 +32,7 @@ import torch
 from PIL import Image
 
 from vlmo import plugins
-from vlmo.errors import VLMoError, called_as, print_anything, print_error
+from vlmo.errors import VLMoError, called_as, command_parser, print_anything, print_error
 from vlmo.inference import AttentionMap, Predictor
 from vlmo.inference.io import Row, check_output, image_files, plain, predict_rows, read_rows, write_jsonl, write_npz
 from vlmo.inference.uses import find_use, registered_uses
@@ -154,13 +154,7 @@ def positive_int(text: str) -> int:
 
 
 def _parser(commands: Mapping[str, Command]) -> argparse.ArgumentParser:
-    assert __doc__
-    called = called_as("vlmo.predict")
-    parser = argparse.ArgumentParser(
-        prog=called,
-        description=__doc__.replace("python -m vlmo.predict", called),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("vlmo.predict", __doc__)
     _add_plugins(parser)
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, command in commands.items():

@@ -7,12 +7,11 @@ A run is its folder (LOG_DIR/NAME/version_K), a checkpoint in it, or LOG_DIR/NAM
 The page is one file that needs no network. See docs/report.md.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from vlmo.errors import VLMoError, called_as, print_anything, print_error
+from vlmo.errors import VLMoError, command_parser, print_anything, print_error
 
 COMPARISON = "comparison.html"
 
@@ -20,13 +19,7 @@ COMPARISON = "comparison.html"
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit status: 0, or 2 after a mistake."""
     print_anything()
-    assert __doc__
-    called = called_as("vlmo.report")
-    parser = argparse.ArgumentParser(
-        prog=called,
-        description=__doc__.replace("python -m vlmo.report", called),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("vlmo.report", __doc__)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="folders or checkpoints of runs")
     parser.add_argument(
         "--out",

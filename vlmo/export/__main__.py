@@ -15,7 +15,6 @@ file with the columns of the uses (image, text, question, ...; `label` where the
 images. Every second row calibrates (the first 300); with the others the loss of recall and accuracy is measured.
 """
 
-import argparse
 import json
 import logging
 import sys
@@ -30,7 +29,7 @@ from torch import Tensor
 from vlmo import __version__, plugins
 from vlmo.checkpoints.files import VOCABULARY_FILE
 from vlmo.checkpoints.pretrained import metadata_of
-from vlmo.errors import VLMoError, called_as, print_anything, print_error
+from vlmo.errors import VLMoError, command_parser, print_anything, print_error
 from vlmo.export.formats import QUANTIZERS, WRITERS, require_packages
 from vlmo.export.forward_passes import ForwardPass, asked_of, columns_of, forward_passes
 from vlmo.export.loss_of_int8 import losses
@@ -153,13 +152,7 @@ def describe(predictor: Predictor, out: Path, kind: str, graphs: dict[str, Any],
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit status: 0, or 2 after a mistake of the user."""
     print_anything()
-    assert __doc__
-    called = called_as("vlmo.export")
-    parser = argparse.ArgumentParser(
-        prog=called,
-        description=__doc__.replace("python -m vlmo.export", called),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("vlmo.export", __doc__)
     parser.add_argument("checkpoint", metavar="CKPT", help="file, folder or name on the hub")
     parser.add_argument("out", metavar="OUT", help="a new folder")
     parser.add_argument("--format", choices=list(WRITERS), required=True)

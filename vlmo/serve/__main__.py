@@ -13,13 +13,12 @@ that come together are computed together. The server listens to this machine alo
 knows no users and no encryption, for which a proxy stands before it.
 """
 
-import argparse
 import logging
 import sys
 from collections.abc import Sequence
 
 from vlmo import plugins
-from vlmo.errors import VLMoError, called_as, print_anything, print_error
+from vlmo.errors import VLMoError, command_parser, print_anything, print_error
 from vlmo.inference.exported import is_export, open_predictor
 from vlmo.serve.app import Limits, create_app
 
@@ -28,14 +27,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line until it is interrupted; returns the exit status: 0, or 2 after a mistake of the user."""
     print_anything()
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
-    assert __doc__
     limits = Limits()
-    called = called_as("vlmo.serve")
-    parser = argparse.ArgumentParser(
-        prog=called,
-        description=__doc__.replace("python -m vlmo.serve", called),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("vlmo.serve", __doc__)
     parser.add_argument("model", metavar="CKPT_OR_EXPORT", help="file, folder or name on the hub")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen to (127.0.0.1; 0.0.0.0: all)")
     parser.add_argument("--port", type=int, default=8000)

@@ -16,7 +16,7 @@ from functools import partial
 from types import ModuleType
 from typing import Any
 
-from vlmo.errors import VLMoError, called_as, print_anything, print_error
+from vlmo.errors import VLMoError, command_parser, print_anything, print_error
 from vlmo.utils import (
     index_sources,
     write_coco_karpathy,
@@ -104,9 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     """One sub-command a data set; its options are the keyword arguments of its `make_arrow`."""
     formatter = argparse.RawDescriptionHelpFormatter
-    called = called_as("vlmo.utils.convert")
-    description = str(__doc__).replace("python -m vlmo.utils.convert", called)
-    parser = argparse.ArgumentParser(called, description=description, formatter_class=formatter)
+    parser = command_parser("vlmo.utils.convert", __doc__)
     commands = parser.add_subparsers(metavar="SET", required=True)
     for name, module in SETS.items():
         summary = (module.__doc__ or "").splitlines()[0]
