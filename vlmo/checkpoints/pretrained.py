@@ -14,7 +14,7 @@ from vlmo import __version__
 from vlmo.checkpoints import files, loading
 from vlmo.checkpoints.card import file_sha256, write_card
 from vlmo.checkpoints.files import Checkpoint
-from vlmo.checkpoints.hub import push_folder
+from vlmo.checkpoints.hub import push_folder, reason_of
 from vlmo.checkpoints.lora import merge_adapters
 from vlmo.checkpoints.metadata import Metadata, size_options, vocabulary_hash
 from vlmo.checkpoints.resizing import BEIT_OTHER_ROWS, TABLE, VLMO_OTHER_ROWS, window_of
@@ -105,10 +105,9 @@ def resolve_path(path_or_hub_id: str | Path) -> Path:
     except (HFValidationError, RepositoryNotFoundError) as error:
         raise VLMoError(f"{name}: no file or folder, and not on the Hugging Face hub") from error
     except Exception as error:  # what the hub's HTTP library raises has changed with every major version
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise VLMoError(
-            f"{name}: no file or folder here, and the Hugging Face hub does not answer ({reason}); give a local path, "
-            "or download it once where there is a network"
+            f"{name}: no file or folder here, and the Hugging Face hub does not answer ({reason_of(error)}); give a "
+            "local path, or download it once where there is a network"
         ) from error
 
 

@@ -52,6 +52,10 @@ def _decisions(model: Predictor, exported: Predictor, name: str, columns: Sequen
             sum(_is(each[0], row[TRUTH]) for each, row in zip(side, rows, strict=True)) / len(rows) for side in both
         ]
         said = f"accuracy {_change(*right)}, {said}"
+        truths = [_is(True, row[TRUTH]) for row in rows]
+        if isinstance(both[0][0][0], bool) and 0 < sum(truths) < len(truths):
+            areas = [_area([score for _, score in side], truths) for side in both]
+            said = f"area under the ROC curve {_change(*areas)}, {said}"
     return f"{said} ({len(rows)} rows)"
 
 
@@ -65,6 +69,13 @@ def _is(decision: Any, label: Any) -> bool:
     if isinstance(decision, bool):
         return decision == (str(label).lower() in ("true", "1", "yes"))
     return decision == label
+
+
+def _area(scores: Sequence[float], truths: Sequence[bool]) -> float:
+    """Gives how often a row that is true scores above one that is not, whatever score would divide them."""
+    true, false = (torch.tensor([s for s, t in zip(scores, truths, strict=True) if t is side]) for side in (True, False))
+    above, equal = true[:, None] > false, true[:, None] == false
+    return (above.float() + equal.float() / 2).mean().item()
 
 
 def _recalls(model: Predictor, exported: Predictor, pairs: Sequence[Row]) -> list[tuple[float, float]]:

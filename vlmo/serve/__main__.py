@@ -13,14 +13,19 @@ that come together are computed together. The server listens to this machine alo
 knows no users and no encryption, for which a proxy stands before it.
 """
 
+import contextlib
 import logging
+import socket
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 
 from vlmo import plugins
 from vlmo.errors import VLMoError, command_parser, print_anything, print_error
 from vlmo.inference.exported import is_export, open_predictor
 from vlmo.serve.app import Limits, create_app
+
+GRACE = 30  # seconds that requests have to come to their end when the server is stopped
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -31,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = command_parser("vlmo.serve", __doc__)
     parser.add_argument("model", metavar="CKPT_OR_EXPORT", help="file, folder or name on the hub")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen to (127.0.0.1; 0.0.0.0: all)")
-    parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument("--port", type=int, default=8000, help="(8000; 0: any that is free)")
     parser.add_argument("--batch-size", type=int, default=limits.batch_size, help="most requests of a batch")
     parser.add_argument("--wait-ms", type=float, default=1000 * limits.wait, help="that a request waits for others")
     parser.add_argument("--queue", type=int, default=limits.queue, help="requests that may wait; then 429")
@@ -43,19 +48,45 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--plugins", action="append", default=[], metavar="MODULE", help="can be given several times")
     options = parser.parse_args(arguments)
     try:
-        plugins.load(options.plugins)
-        names = {} if is_export(options.model) else {"tokenizer": options.tokenizer, "answers": options.answers}
-        predictor = open_predictor(options.model, options.threads, batch_size=options.batch_size, **names)
-        limits = Limits(options.max_body, options.max_pixels, options.queue, options.batch_size, options.wait_ms / 1000)
-        app = create_app(predictor, limits)
-        if not predictor.offers:
-            raise VLMoError(f"{options.model}: has no head to serve")
+        require_packages()
+        with bound(options.host, options.port) as listener:
+            plugins.load(options.plugins)
+            names = {} if is_export(options.model) else {"tokenizer": options.tokenizer, "answers": options.answers}
+            predictor = open_predictor(options.model, options.threads, batch_size=options.batch_size, **names)
+            if not predictor.offers:
+                raise VLMoError(f"{options.model}: has no head to serve")
+            wait = options.wait_ms / 1000
+            limits = Limits(options.max_body, options.max_pixels, options.queue, options.batch_size, wait)
+            app = create_app(predictor, limits)
+            import uvicorn
+
+            config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=GRACE)
+            listener.listen()
+            print(f"http://{options.host}:{listener.getsockname()[1]}: {', '.join(predictor.offers)}", flush=True)
+            with contextlib.suppress(KeyboardInterrupt):
+                uvicorn.Server(config).run([listener])
     except VLMoError as error:
         return print_error(error)
-    import uvicorn
-
-    uvicorn.run(app, host=options.host, port=options.port, log_level="warning")
     return 0
+
+
+def require_packages() -> None:
+    """Raises VLMoError if a package that serving needs is not installed."""
+    missing = [name for name in ("fastapi", "uvicorn") if find_spec(name) is None]
+    if missing:
+        raise VLMoError(f'serving needs {", ".join(missing)}, not installed: pip install "vlmo[serve]"')
+
+
+def bound(host: str, port: int) -> socket.socket:
+    """Takes an address, before a model is loaded. Raises VLMoError if it is another's, or there is none."""
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except (OSError, OverflowError) as error:
+        listener.close()
+        raise VLMoError(f"--host {host} --port {port}: cannot be listened to ({error}); give another") from error
+    return listener
 
 
 if __name__ == "__main__":

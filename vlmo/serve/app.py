@@ -184,6 +184,7 @@ def create_app(predictor: Predictor, limits: Limits = Limits()) -> Any:  # noqa:
     try:
         from fastapi import FastAPI, Request
         from fastapi.responses import JSONResponse, PlainTextResponse
+        from starlette.requests import ClientDisconnect
     except ModuleNotFoundError as error:
         raise VLMoError('serving needs FastAPI, which is not installed: pip install "vlmo[serve]"') from error
 
@@ -211,7 +212,16 @@ def create_app(predictor: Predictor, limits: Limits = Limits()) -> Any:  # noqa:
         endpoint = offered[path]
         row, options = await asyncio.to_thread(parse, endpoint, body, limits.pixels, predictor.image_decoding)
         kind = path, tuple(options.items()), tuple(row)
-        return {endpoint.result: await asyncio.wrap_future(batcher.submit(kind, row))}
+        computed = asyncio.wrap_future(batcher.submit(kind, row))
+        gone = asyncio.ensure_future(request.receive())  # (after the body comes nothing but that the client has gone)
+        try:
+            await asyncio.wait((computed, gone), return_when=asyncio.FIRST_COMPLETED)
+            if not computed.done():
+                raise ClientDisconnect
+            return {endpoint.result: computed.result()}
+        finally:
+            gone.cancel()
+            computed.cancel()
 
     async def handle(request: Request) -> JSONResponse:
         path, start = request.url.path.strip("/"), time.perf_counter()
@@ -224,6 +234,8 @@ def create_app(predictor: Predictor, limits: Limits = Limits()) -> Any:  # noqa:
             response = JSONResponse(said, 429, {"Retry-After": "1"})
         except VLMoError as error:
             response = JSONResponse({"error": str(error)}, 400)
+        except ClientDisconnect:  # nobody reads it; it is counted, under the number that proxies use
+            response = JSONResponse({"error": "the client has gone"}, 499)
         except Exception:
             log.exception(f"/{path}")
             response = JSONResponse({"error": "the server failed; its log says why"}, 500)

@@ -50,7 +50,7 @@ class Batcher:
         return len(self._queue)
 
     def submit(self, kind: Hashable, row: Any) -> "Future[Any]":
-        """Puts a row in the queue. Raises Busy if it is full."""
+        """Puts a row in the queue; if the result is cancelled before its turn, nothing is computed. Raises Busy if full."""
         with self._changed:
             if len(self._queue) >= self._limit or self._closed:
                 raise Busy
@@ -68,8 +68,10 @@ class Batcher:
 
     def _work(self) -> None:
         while batch := self._next():
-            self.sizes[len(batch)] = self.sizes.get(len(batch), 0) + 1
-            self._settle(batch)
+            wanted = [each for each in batch if each.result.set_running_or_notify_cancel()]
+            if wanted:
+                self.sizes[len(wanted)] = self.sizes.get(len(wanted), 0) + 1
+                self._settle(wanted)
 
     def _next(self) -> list[_Waiting]:
         """Waits for a batch; none when closed."""

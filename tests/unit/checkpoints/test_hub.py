@@ -1,17 +1,16 @@
 """Sharing: folders that AutoModel loads, the hub (a stand-in on this machine), cards, and whether files are whole."""
 
-import base64
 import hashlib
-import json
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+import time
 
 import pytest
 import torch
 
 from tests import tiny
+from tests.hub import Hub
 from tests.tables import VOCABULARY, picture
 from vlmo import checkpoint
+from vlmo.checkpoints import pretrained
 from vlmo.checkpoints.verification import verify
 from vlmo.errors import VLMoError
 from vlmo.inference import Predictor
@@ -20,94 +19,21 @@ from vlmo.modules.model import VLMoModel
 WORDS = list(dict.fromkeys(VOCABULARY))
 IMAGES = [picture(seed) for seed in range(2)]
 TEXTS = ["the red cat", "a dog runs on the table"]
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
-
-
-class Hub(BaseHTTPRequestHandler):
-    """The few requests that pushing and loading small files makes."""
-
-    protocol_version = "HTTP/1.1"
-    files: dict[str, dict[str, bytes]] = {}  # by repository
-
-    def do_POST(self):
-        size = int(self.headers.get("Content-Length") or 0)
-        body, parts = self.rfile.read(size), self.path.strip("/").split("?")[0].split("/")
-        url = f"http://127.0.0.1:{self.server.server_port}"
-        if parts[:3] == ["api", "repos", "create"]:
-            asked = json.loads(body)
-            name = f"{asked['organization']}/{asked['name']}"
-            self.files.setdefault(name, {})
-            return self.answer({"url": f"{url}/{name}", "name": name})
-        if parts[:2] == ["api", "validate-yaml"]:
-            return self.answer({"errors": [], "warnings": []})
-        name = "/".join(parts[2:4])
-        if name not in self.files:
-            return self.answer({"error": "Repository not found"}, 404, {"X-Error-Code": "RepoNotFound"})
-        if parts[4] == "preupload":
-            files = [
-                {"path": each["path"], "uploadMode": "regular", "shouldIgnore": False}
-                for each in json.loads(body)["files"]
-            ]
-            return self.answer({"files": files})
-        for line in map(json.loads, body.decode().splitlines()):
-            if line["key"] == "file":
-                self.files[name][line["value"]["path"]] = base64.b64decode(line["value"]["content"])
-        return self.answer({"success": True, "commitOid": COMMIT, "commitUrl": f"{url}/{name}/commit/{COMMIT}"})
-
-    def do_GET(self):
-        parts = self.path.split("?")[0].strip("/").split("/")
-        name = "/".join(parts[2:4] if parts[0] == "api" else parts[:2])
-        if name not in self.files:
-            return self.answer({"error": "Repository not found"}, 404, {"X-Error-Code": "RepoNotFound"})
-        files = self.files[name]
-        if parts[0] != "api":  # owner/name/resolve/commit/file
-            data = files.get("/".join(parts[4:]))
-            if data is None:
-                return self.answer({"error": "Entry not found"}, 404, {"X-Error-Code": "EntryNotFound"})
-            return self.answer(data, 200, {"ETag": f'"{hashlib.sha1(data).hexdigest()}"', "X-Repo-Commit": COMMIT})
-        if len(parts) > 4 and parts[4] == "tree":
-            oids = {path: hashlib.sha1(data).hexdigest() for path, data in files.items()}
-            return self.answer([{"type": "file", "path": p, "size": len(d), "oid": oids[p]} for p, d in files.items()])
-        siblings = [{"rfilename": path} for path in files]
-        return self.answer(
-            {"id": name, "modelId": name, "sha": COMMIT, "private": False, "tags": [], "siblings": siblings}
-        )
-
-    do_HEAD = do_GET
-
-    def answer(self, content, status=200, headers=None):
-        data = content if isinstance(content, bytes) else json.dumps(content).encode()
-        self.send_response(status)
-        for key, value in {
-            "Content-Length": str(len(data)),
-            "Content-Type": "application/json",
-            **(headers or {}),
-        }.items():
-            self.send_header(key, value)
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(data)
-
-    def log_message(self, *_):
-        pass
 
 
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
     from huggingface_hub import constants
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    server.daemon_threads = True
-    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-    url = f"http://127.0.0.1:{server.server_port}"
-    monkeypatch.setattr(constants, "ENDPOINT", url)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
+    server = Hub()
+    monkeypatch.setattr(constants, "ENDPOINT", server.url)
+    address = server.url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(Hub, "files", {})
-    yield Hub.files
-    server.shutdown()
-    server.server_close()
+    yield server
+    server.close()
 
 
 @pytest.fixture(scope="module")
@@ -126,18 +52,67 @@ def assert_same(found, expected):
     assert torch.equal(found.embed_texts(TEXTS), expected.embed_texts(TEXTS))
 
 
-def test_push_and_load(hub, model):
+def test_push_and_load(hub, model, tmp_path):
     assert model.push_to_hub("me/model", results={"R@1": 57.2}, licence="mit").endswith("/me/model")
-    assert set(hub["me/model"]) == {"README.md", "config.json", "model.safetensors", "modeling_vlmo.py", "vocab.txt"}
-    card = hub["me/model"]["README.md"].decode()
+    names = {"README.md", "config.json", "model.safetensors", "modeling_vlmo.py", "vocab.txt"}
+    assert set(hub.files["me/model"]) == names and hub.large("me/model") == {"model.safetensors"}
+    card = hub.content("me/model", "README.md").decode()
     for said in ("license: mit", "R@1 | 57.2", "fine-tuned for vqa", "model.answer(image, question)", '"me/model"'):
         assert said in card
-    assert hashlib.sha256(hub["me/model"]["model.safetensors"]).hexdigest() in card
+    assert hashlib.sha256(hub.content("me/model", "model.safetensors")).hexdigest() in card
     assert_same(Predictor.from_pretrained("me/model"), Predictor(model))
+    model.save_pretrained(tmp_path / "folder")
+    (loaded,) = (tmp_path / "cache").rglob("model.safetensors")
+    assert loaded.read_bytes() == (tmp_path / "folder" / "model.safetensors").read_bytes()
+
+
+def test_weights_in_several_files(hub, model, monkeypatch):
+    monkeypatch.setattr(pretrained, "MAX_SHARD_SIZE", "1MB")
+    model.push_to_hub("me/model")
+    assert len(hub.large("me/model")) > 2
+    assert_same(Predictor.from_pretrained("me/model"), Predictor(model))
+
+
+@pytest.mark.parametrize(
+    "refused, said",
+    [
+        ({"create": 401}, "hf auth login"),
+        ({"create": 403}, "hf auth login"),
+        ({"batch": 403}, "hf auth login"),
+        ({"commit": 401}, "hf auth login"),
+        ({"create": 404}, "no such owner"),
+        ({"preupload": 400}, r"\(Bad request: no\)"),
+    ],
+)
+def test_what_the_hub_refuses_is_said_in_a_line(hub, model, refused, said):
+    hub.refused = refused
+    with pytest.raises(VLMoError, match=said) as raised:
+        model.push_to_hub("me/model")
+    assert "me/model" in str(raised.value) and "\n" not in str(raised.value)
+    assert not hub.files.get("me/model")
+
+
+def test_names_that_there_are_not(hub, model):
     with pytest.raises(VLMoError, match="not on the Hugging Face hub"):
         VLMoModel.from_pretrained("me/other")
     with pytest.raises(VLMoError, match="no name on the hub"):
         model.push_to_hub("not a/name at all")
+
+
+def test_interrupted_transfers(hub, model, monkeypatch):
+    monkeypatch.setattr(time, "sleep", lambda _: None)  # (before it tries again, for up to a minute)
+    hub.interrupted = 100
+    with pytest.raises(VLMoError, match="me/model: .*model.safetensors.* push it again") as raised:
+        model.push_to_hub("me/model")
+    assert "\n" not in str(raised.value) and hub.files["me/model"] == {}  # no half of a model
+    hub.interrupted = 1
+    model.push_to_hub("me/model")
+    hub.interrupted = 100
+    with pytest.raises(VLMoError, match="me/model: .* does not answer") as raised:
+        VLMoModel.from_pretrained("me/model")
+    assert "\n" not in str(raised.value)
+    hub.interrupted = 1
+    assert_same(Predictor.from_pretrained("me/model"), Predictor(model))
 
 
 def test_auto_model(model, tmp_path, monkeypatch):
@@ -177,7 +152,8 @@ def test_commands(model, tmp_path, hub, capsys):
         assert said in card
     assert checkpoint.main(["verify", str(tmp_path / "folder")]) == 0
     assert checkpoint.main(["push", str(tmp_path / "last.ckpt"), "me/pushed", *words]) == 0
-    assert hub["me/pushed"]["model.safetensors"] == (tmp_path / "folder" / "model.safetensors").read_bytes()
+    pushed = hub.content("me/pushed", "model.safetensors")
+    assert pushed == (tmp_path / "folder" / "model.safetensors").read_bytes()
     capsys.readouterr()
 
 
