@@ -73,7 +73,9 @@ def _is(decision: Any, label: Any) -> bool:
 
 def _area(scores: Sequence[float], truths: Sequence[bool]) -> float:
     """Gives how often a row that is true scores above one that is not, whatever score would divide them."""
-    true, false = (torch.tensor([s for s, t in zip(scores, truths, strict=True) if t is side]) for side in (True, False))
+    true, false = (
+        torch.tensor([s for s, t in zip(scores, truths, strict=True) if t is side]) for side in (True, False)
+    )
     above, equal = true[:, None] > false, true[:, None] == false
     return (above.float() + equal.float() / 2).mean().item()
 
