@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-EXTRAS = (
-    "fastapi starlette uvicorn httpx onnx onnxscript onnxruntime openvino nncf gradio peft hf_xet "
-    "moto boto3 s3fs aiohttp eccv_caption simplejpeg ray wandb mlflow comet_ml trackio deepspeed fairscale"
-).split()
+EXTRAS = [
+    *("fastapi", "starlette", "uvicorn", "httpx", "onnx", "onnxscript", "onnxruntime", "openvino", "nncf"),
+    *("gradio", "peft", "hf_xet", "moto", "boto3", "s3fs", "aiohttp", "eccv_caption", "simplejpeg"),
+    *("ray", "wandb", "mlflow", "comet_ml", "trackio", "deepspeed", "fairscale"),
+]
 # (as the import system has it of a package that is not there: `import` and `find_spec` both find nothing)
 WITHOUT = f"import sys; sys.modules.update(dict.fromkeys({EXTRAS}))\n"
 

@@ -50,7 +50,7 @@ class Batcher:
         return len(self._queue)
 
     def submit(self, kind: Hashable, row: Any) -> "Future[Any]":
-        """Puts a row in the queue; if the result is cancelled before its turn, nothing is computed. Raises Busy if full."""
+        """Puts a row in the queue, which leaves it uncomputed if its result is cancelled. Raises Busy if it is full."""
         with self._changed:
             if len(self._queue) >= self._limit or self._closed:
                 raise Busy
