@@ -42,11 +42,11 @@ def linear_layers(model: VLMoModel, batch_size: int) -> tuple[nn.Module, Tensor]
     return nn.Sequential(*(layer for pair in pairs for layer in pair)).eval(), torch.randn(batch_size, tokens, width)
 
 
-def gflop(run: Callable[[], Tensor], batch_size: int) -> float:
-    """Counts the operations of an image's matrix products in PyTorch (attention's, 4 % of base, are not among them)."""
+def gflop(module: nn.Module, batch: Tensor) -> float:
+    """Counts the operations of an image's matrix products (attention's, 4 % of base, are not among them)."""
     with FlopCounterMode(display=False) as counter:
-        run()
-    return counter.get_total_flops() / batch_size / 1e9
+        module(batch)
+    return counter.get_total_flops() / len(batch) / 1e9
 
 
 def main() -> None:
@@ -73,7 +73,7 @@ def main() -> None:
         return layers(tokens)
 
     runs: dict[str, Callable[[], Tensor]] = {"PyTorch fp32": eager, "PyTorch linear layers": alone}
-    encoder_gflop, layers_gflop = gflop(eager, options.batch_size), gflop(alone, options.batch_size)
+    encoder_gflop, layers_gflop = gflop(each, image), gflop(layers, tokens)
     with tempfile.TemporaryDirectory() as folder:
         exported = each.graph()
         with torch.no_grad():
