@@ -62,6 +62,7 @@ INDIRECT = {
     "onnxruntime",
     "nncf",
     "fastapi",
+    "starlette",  # (what FastAPI is made of)
     "uvicorn",
 }
 
