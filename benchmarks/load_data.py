@@ -32,9 +32,11 @@ import torch
 from PIL import Image, ImageEnhance, ImageOps
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
+from transformers import BertTokenizer
 
 from vlmo.config import resolve
 from vlmo.datamodules.multitask_datamodule import MTDataModule
+from vlmo.text import vocabulary_of
 
 SIZE, BATCH, TEXT_LEN = 224, 32, 40
 CLOCK = time.process_time  # of this process alone: what else runs does not count
@@ -216,7 +218,8 @@ def make_loaders(root: Path) -> dict[str, Iterable[dict[str, Any]]]:
         module = MTDataModule(resolve("task_mlm_itm_itc_base", decode_at_scale=at_scale, **options))
         module.setup("fit")
         found[name] = module.train_dataloader()
-    published = PublishedDataset(root / "coco_caption_karpathy_train.arrow", module.tokenizer)
+    words = BertTokenizer(vocab={token: index for index, token in enumerate(vocabulary_of(module.tokenizer))})
+    published = PublishedDataset(root / "coco_caption_karpathy_train.arrow", words)
     plain = DataLoader(published, BATCH, shuffle=True, collate_fn=published.collate, drop_last=True)
     found = {"published": plain} | found
     if find_spec("webdataset"):

@@ -28,11 +28,11 @@ from PIL import Image
 from pytorch_lightning import Callback, Trainer
 
 from vlmo.config import resolve
-from vlmo.datasets.text import TokenMasker
 from vlmo.demo.prepare import Prepared, prepare, train_vocabulary
 from vlmo.demo.raw_layout import Sizes
 from vlmo.demo.run_demo import COMMON
 from vlmo.registry import TRANSFORMS
+from vlmo.text import TokenMasker
 from vlmo.training.learning.callback import LearningChecks
 from vlmo.training.learning.seen import LIMIT
 from vlmo.training.runner import build_trainer

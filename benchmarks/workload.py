@@ -18,9 +18,9 @@ from torch.utils.data import DataLoader, Dataset
 from vlmo.batch import FIELDS
 from vlmo.config import resolve
 from vlmo.datamodules.collate import Collator
-from vlmo.datasets.text import load_tokenizer
 from vlmo.registry import TASKS
 from vlmo.settings import Settings
+from vlmo.text import load_tokenizer
 
 # Tokens of a text, [CLS] and [SEP] included, with BERT's vocabulary: the middle of each twentieth of
 # "books": the 50,349 sentences of four novels of Project Gutenberg (mean 27.4);
@@ -79,7 +79,7 @@ def text_lengths(settings: Settings, texts: str | None) -> tuple[Sequence[int], 
         found, source = LENGTHS[kind], f"recorded of {kind}"
     else:
         tokenizer = load_tokenizer(settings.tokenizer)
-        found, source = [len(ids) for ids in tokenizer(read_texts(Path(texts)))["input_ids"]], Path(texts).name
+        found, source = [len(tokenizer(text)["input_ids"]) for text in read_texts(Path(texts))], Path(texts).name
     return [min(length, settings.max_text_len) for length in found], f"{source}, mean {np.mean(found):.1f} tokens"
 
 

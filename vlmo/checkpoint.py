@@ -35,11 +35,11 @@ from vlmo.checkpoints.loading import vlmo_names
 from vlmo.checkpoints.metadata import Metadata, incompatibilities, vocabulary_hash
 from vlmo.checkpoints.pretrained import infer_metadata, write_folder
 from vlmo.checkpoints.verification import verify
-from vlmo.datasets.label_names import read_label_names
-from vlmo.datasets.text import load_tokenizer, vocabulary_of
 from vlmo.errors import VLMoError, command_parser, print_anything, print_error
 from vlmo.files import atomic_write
 from vlmo.inference.io import check_output
+from vlmo.label_names import read_label_names
+from vlmo.text import load_tokenizer, vocabulary_of
 
 KINDS = {
     "vlmo": "VLMo",

@@ -25,12 +25,12 @@ from vlmo.config import resolve
 from vlmo.datamodules.collate import Collator
 from vlmo.datasets.base_dataset import Skipped
 from vlmo.datasets.checks import check_tables
-from vlmo.datasets.label_names import read_label_names
-from vlmo.datasets.text import TokenMasker, load_tokenizer
 from vlmo.errors import VLMoError
 from vlmo.images import UndecodableImage, decode_image
+from vlmo.label_names import read_label_names
 from vlmo.registry import DATASETS
 from vlmo.settings import Settings
+from vlmo.text import TokenMasker, load_tokenizer
 from vlmo.training.checkpointing.files import newest_intact
 from vlmo.transforms import keys_to_transforms
 from vlmo.utils import write_own_captions, write_own_vqa

@@ -24,8 +24,8 @@ MODULES = [".".join(path.relative_to(REPOSITORY).with_suffix("").parts).removesu
 # and data nothing of the model. Whatever is not named here is a command: it may import everything, nothing imports it.
 LEVELS = [
     ("errors", "files", "images"),
-    ("batch", "registry", "plugins", "pages"),
-    ("distributed", "settings", "sources", "transforms"),
+    ("batch", "registry", "plugins", "pages", "label_names"),
+    ("distributed", "settings", "sources", "text", "transforms"),
     ("config", "datasets", "modules"),
     ("checkpoints", "evaluation", "utils"),
     ("tasks",),
@@ -46,7 +46,6 @@ NAMES = {"PIL": "pillow", "pkg_resources": "setuptools", "pytorch_lightning": "p
 # What a requirement itself requires, and what is asked for only by those who use it.
 INDIRECT = {
     "huggingface_hub",
-    "tokenizers",
     "packaging",
     "deepspeed",
     "fairscale",

@@ -45,7 +45,7 @@ def plain(*tasks, **options):
         ("from vlmo.modules.model import VLMoModel", set()),
         ("from vlmo.modules import VLMoModel", set()),
         ("from vlmo import VLMoModel", set()),
-        ("from vlmo.inference import Predictor", {"matplotlib"}),
+        ("from vlmo.inference import Predictor", {"matplotlib", "pyarrow", "huggingface_hub"}),
     ],
 )
 def test_imports_nothing_heavy(statement, further):

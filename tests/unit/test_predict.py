@@ -5,6 +5,7 @@ import errno
 import importlib
 import json
 import runpy
+import subprocess
 import sys
 import tempfile
 
@@ -104,6 +105,18 @@ def test_attention_as_picture_and_as_weights(folder, run, tmp_path):
     weights = np.load(tmp_path / "a.npz")
     np.testing.assert_allclose(weights["weights"], shown.weights, atol=1e-6)
     assert weights["tokens"].tolist() == shown.tokens
+
+
+def test_imports_what_it_needs_alone(folder):
+    """No framework of training, no data sets, nothing of transformers: they would take as long as the rest."""
+    heavy = {"pytorch_lightning", "sacred", "transformers", "huggingface_hub", "torchmetrics", "timm", "torchvision"}
+    heavy |= {"pyarrow", "pandas", "scipy", "matplotlib", "torch._dynamo", "torch._inductor", "sympy"}
+    arguments = ["answer", "--checkpoint", str(folder / "vqa"), "--image", images(folder)[0], "--question", "is it red"]
+    code = f"import sys; from vlmo.predict import main; main({arguments}); print(*sys.modules)"
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    answer, modules = printed.splitlines()
+    assert "answers" in json.loads(answer)
+    assert not heavy & set(modules.split())
 
 
 # --- many -------------------------------------------------------------------------------------------------------------

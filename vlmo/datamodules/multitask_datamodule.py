@@ -28,12 +28,12 @@ from vlmo.datamodules.windows import PIECES, WindowedOrder
 from vlmo.datasets.base_dataset import BaseDataset, Beside, ConcatDataset, ImageView, PairView, TextView
 from vlmo.datasets.checks import check_tables, split_files, split_tables
 from vlmo.datasets.masked_images import MaskedImages, PatchMasker
-from vlmo.datasets.text import TokenMasker, load_tokenizer
 from vlmo.distributed.collectives import rank, world_size
 from vlmo.errors import VLMoError
 from vlmo.registry import DATASETS, TASKS
 from vlmo.settings import PATCH_SIZE, Settings
 from vlmo.tasks.base import Task
+from vlmo.text import Tokenizer, TokenMasker, load_tokenizer
 from vlmo.transforms import keys_to_transforms
 from vlmo.transforms.square import CropAtScale
 
@@ -70,8 +70,8 @@ class MTDataModule(LightningDataModule):
         self._seen: SeenSamples | None = None
 
     @cached_property
-    def tokenizer(self) -> Any:
-        """BERT's fast tokenizer. Raises VLMoError if it cannot be had."""
+    def tokenizer(self) -> Tokenizer:
+        """BERT's. Raises VLMoError if it cannot be had."""
         # samples are tokenised one by one in the workers; said here, tokenizers has no warning to give after the fork
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         return load_tokenizer(self.settings.tokenizer)

@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from vlmo.batch import Field
-from vlmo.datasets.text import TokenMasker, tokenize
 from vlmo.images import UndecodableImage, decode_image, image_key
 from vlmo.sources.arrow_tables import RowLocation, Tables, open_tables
+from vlmo.text import TokenMasker, tokenize
 from vlmo.transforms.square import CropAtScale
 
 Transform = Callable[[Image.Image], Tensor]

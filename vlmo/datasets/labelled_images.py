@@ -8,8 +8,8 @@ import pyarrow.compute as pc
 
 from vlmo.batch import NUMBER, VALUES, Field
 from vlmo.datasets.base_dataset import DatasetSpec
-from vlmo.datasets.label_names import read_label_names
 from vlmo.datasets.masked_images import ImageDataset
+from vlmo.label_names import read_label_names
 from vlmo.registry import DATASETS, TASKS
 from vlmo.sources.arrow_tables import RowLocation, open_table
 

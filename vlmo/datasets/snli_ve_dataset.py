@@ -6,10 +6,8 @@ from typing import Any, ClassVar
 from vlmo.batch import NUMBER, VALUES, Field
 from vlmo.datasets.base_dataset import BaseDataset, DatasetSpec
 from vlmo.errors import VLMoError
-from vlmo.registry import DATASETS
+from vlmo.registry import DATASETS, TASKS
 from vlmo.sources.arrow_tables import RowLocation
-
-LABELS = ("entailment", "neutral", "contradiction")
 
 
 class SNLIVEDataset(BaseDataset):
@@ -25,10 +23,11 @@ class SNLIVEDataset(BaseDataset):
     fields: ClassVar[Mapping[str, Field]] = {"entailment": NUMBER, "pair_id": VALUES}
 
     def targets(self, location: RowLocation) -> dict[str, Any]:
+        known = TASKS["snli_ve"].labels
         label, pair = location.list_item("labels"), location.list_item("pair_ids")
-        if label not in LABELS:
-            raise VLMoError(f"{location.path}: the label of {pair} is {label!r}; labels are {', '.join(LABELS)}")
-        return {"entailment": LABELS.index(label), "pair_id": pair}
+        if label not in known:
+            raise VLMoError(f"{location.path}: the label of {pair} is {label!r}; labels are {', '.join(known)}")
+        return {"entailment": known.index(label), "pair_id": pair}
 
 
 DATASETS.register("snli_ve")(

@@ -11,8 +11,8 @@ import torch
 
 from vlmo.batch import FLAG, NUMBER, VALUES, Field
 from vlmo.datasets.base_dataset import BaseDataset, DatasetSpec
-from vlmo.datasets.label_names import read_label_names
 from vlmo.errors import VLMoError
+from vlmo.label_names import read_label_names
 from vlmo.registry import DATASETS
 from vlmo.sources.arrow_tables import RowLocation, flat_columns
 

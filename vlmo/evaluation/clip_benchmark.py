@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from vlmo.datasets.text import load_tokenizer, tokenize, tokenizer_of
 from vlmo.errors import VLMoError
 from vlmo.evaluation.pair_scores import OF_FEATURES
 from vlmo.modules.model import VLMoModel
+from vlmo.text import load_tokenizer, tokenize, tokenizer_of
 from vlmo.transforms import square_transform
 
 

@@ -12,23 +12,20 @@ Of a checkpoint without the heads of a score, that score is left out (`Scorer.ab
 import hashlib
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from vlmo.datasets.text import tokenize
 from vlmo.distributed.wire_format import from_bytes, to_bytes
 from vlmo.evaluation.chunks import Output, Store, in_chunks
 from vlmo.evaluation.pictures import Picture
 from vlmo.modules.attention import first_positions
 from vlmo.modules.model import Encode, VLMoModel
+from vlmo.text import Tokenizer, tokenize
 from vlmo.transforms import square_transform
-
-if TYPE_CHECKING:
-    from transformers import BertTokenizer
 
 # what a model must have at its root for each
 HEADS = {
@@ -60,7 +57,7 @@ class Scorer:
     """
 
     def __init__(
-        self, model: VLMoModel, tokenizer: "BertTokenizer | None", batch_size: int = 32, decoding: str = "correct"
+        self, model: VLMoModel, tokenizer: Tokenizer | None, batch_size: int = 32, decoding: str = "correct"
     ) -> None:
         self.model, self.batch_size, self.decoding = model, batch_size, decoding
         self.tokenizer: Any = tokenizer

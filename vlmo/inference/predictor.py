@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -13,17 +13,14 @@ from torch.nn.utils.rnn import pad_sequence
 from vlmo import plugins as plugin_modules
 from vlmo.checkpoints.metadata import incompatibilities
 from vlmo.checkpoints.pretrained import metadata_of
-from vlmo.datasets.label_names import read_label_names
-from vlmo.datasets.text import load_tokenizer, tokenize, tokenizer_of, vocabulary_of
 from vlmo.errors import InputError, VLMoError
 from vlmo.inference.attention_maps import AttentionMap, text_to_patches
 from vlmo.inference.io import load_image
 from vlmo.inference.uses import bind, broadcast, find_use, registered_uses, uses_of
+from vlmo.label_names import read_label_names
 from vlmo.modules.model import VLMoModel
+from vlmo.text import Tokenizer, load_tokenizer, tokenize, tokenizer_of, vocabulary_of
 from vlmo.transforms import square_transform
-
-if TYPE_CHECKING:
-    from transformers import BertTokenizer
 
 READERS = 4  # threads that decode and resize images
 
@@ -260,7 +257,7 @@ class Predictor:
         }
 
 
-def _choose_tokenizer(model: VLMoModel, name_or_path: str | Path | None) -> "BertTokenizer":
+def _choose_tokenizer(model: VLMoModel, name_or_path: str | Path | None) -> Tokenizer:
     """Gives the tokenizer that is asked for, which must be the model's; else the checkpoint's."""
     if name_or_path is None and model.vocabulary:
         return tokenizer_of(model.vocabulary)

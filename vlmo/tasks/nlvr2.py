@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlmo.batch import FIELDS, FLAG, VALUES
-from vlmo.datasets.nlvr2_dataset import set_of
 from vlmo.files import atomic_write
 from vlmo.modules.attention import first_positions
 from vlmo.modules.heads import classifier
@@ -71,6 +70,8 @@ def consistency(statements: Sequence[Statement]) -> float | None:
     A sentence is used with several pairs of one set (the second part of the identifier). Pairs that cannot be decoded
     are left out. None if there is nothing predicted, or identifiers are of another form.
     """
+    from vlmo.datasets.nlvr2_dataset import set_of  # here: whoever only predicts needs no data sets
+
     right: dict[tuple[str, str], bool] = {}
     for statement in statements:
         place = set_of(statement.identifier)

@@ -10,13 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlmo.batch import FIELDS, IGNORE_INDEX, NUMBER
-from vlmo.datasets.snli_ve_dataset import LABELS
 from vlmo.files import atomic_write
 from vlmo.modules.attention import first_positions
 from vlmo.modules.heads import classifier
 from vlmo.modules.model import Encode, Hidden
 from vlmo.registry import TASKS
 from vlmo.tasks.base import LabelSmoothing, PredictionFiles, Step, Task, TaskOutput, Use, accuracy, mean
+
+LABELS = ("entailment", "neutral", "contradiction")  # in the order of their numbers
 
 
 class Judged(NamedTuple):
@@ -46,6 +47,7 @@ class SNLIVE(Task):
     """Cross-entropy over the three labels."""
 
     name = "snli_ve"
+    labels = LABELS
     datasets = frozenset({"snli_ve"})
     paths = ("pair", "pooler")
     head_group = True

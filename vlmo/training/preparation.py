@@ -13,12 +13,12 @@ from pytorch_lightning import Trainer
 
 from vlmo.checkpoints.metadata import Metadata, incompatibilities
 from vlmo.datamodules.multitask_datamodule import MTDataModule
-from vlmo.datasets.text import vocabulary_of
 from vlmo.distributed.first_process import is_first_process
 from vlmo.errors import VLMoError
 from vlmo.files import atomic_write
 from vlmo.registry import TASKS
 from vlmo.settings import Settings
+from vlmo.text import vocabulary_of
 
 log = logging.getLogger(__name__)
 

@@ -20,7 +20,7 @@ LAYOUT = """
   flickr30k-images/*.jpg
 """
 SPLITS = ("train", "dev", "test")
-LABELS = ("entailment", "neutral", "contradiction")  # as in vlmo/datasets/snli_ve_dataset.py (which needs torch)
+LABELS = ("entailment", "neutral", "contradiction")  # as in vlmo/tasks/snli_ve.py (which needs torch)
 UNDECIDED = "-"
 SCHEMA = pa.schema(
     {

@@ -13,10 +13,10 @@ from vlmo.datamodules import multitask_datamodule
 from vlmo.datamodules.multitask_datamodule import MTDataModule
 from vlmo.datasets import base_dataset
 from vlmo.datasets.base_dataset import BaseDataset, DatasetSpec
-from vlmo.datasets.text import TokenMasker
 from vlmo.errors import VLMoError
 from vlmo.images import decode_image
 from vlmo.registry import DATASETS
+from vlmo.text import TokenMasker
 from vlmo.transforms.square import CropAtScale
 
 

@@ -15,9 +15,9 @@ from tests.conftest import GOLDENS
 from vlmo.batch import FIELDS
 from vlmo.datasets.base_dataset import BaseDataset, ImageView, Skipped, TextView
 from vlmo.datasets.nlvr2_dataset import NUMBERS_KEY
-from vlmo.datasets.text import TokenMasker, load_tokenizer
 from vlmo.errors import VLMoError
 from vlmo.registry import DATASETS
+from vlmo.text import TokenMasker, load_tokenizer
 
 ORIGINAL = GOLDENS / "converters" / "original_arrow"
 TRANSFORM = v2.Compose([v2.RandomCrop(16), v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True)])

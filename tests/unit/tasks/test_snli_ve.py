@@ -8,9 +8,8 @@ import pytest
 import torch
 
 from tests import tiny
-from vlmo.datasets.snli_ve_dataset import LABELS
 from vlmo.tasks.base import TaskOutput
-from vlmo.tasks.snli_ve import SNLIVE, entail
+from vlmo.tasks.snli_ve import LABELS, SNLIVE, entail
 
 NAMED = "task_finetune_snli_ve_base_image384"
 

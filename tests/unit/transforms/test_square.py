@@ -78,7 +78,7 @@ def test_evaluation_transform_is_torchvisions_to_the_last_bit(size):
 
 
 def test_evaluation_imports_nothing_heavy():
-    code = "import sys; from vlmo.transforms import square_transform; import vlmo.datasets.text, vlmo.images; "
+    code = "import sys; from vlmo.transforms import square_transform; import vlmo.text, vlmo.images; "
     code += "square_transform(32); print(*{name.split('.')[0] for name in sys.modules})"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not {"torchvision", "timm", "transformers", "torchmetrics", "pytorch_lightning"} & set(loaded)

@@ -8,8 +8,8 @@ import torch
 from tests import tables
 from tests.unit.utils.raw import image_bytes, read_rows, write_images, write_lines
 from vlmo.datasets.nlvr2_dataset import NLVR2Dataset, sentence_numbers
-from vlmo.datasets.text import TokenMasker, load_tokenizer
 from vlmo.errors import VLMoError
+from vlmo.text import TokenMasker, load_tokenizer
 from vlmo.utils import (
     write_coco_karpathy,
     write_conceptual_caption,

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from vlmo.batch import IGNORE_INDEX
-from vlmo.datasets.text import SPECIAL_TOKENS
+from vlmo.text import SPECIAL_TOKENS
 from vlmo.training.learning.seen import Seen
 
 FEW = 32  # samples below which nothing is said

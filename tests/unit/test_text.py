@@ -8,14 +8,16 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import BertTokenizer
 
-from vlmo.datasets.text import TokenMasker, load_tokenizer, tokenize
 from vlmo.errors import VLMoError
+from vlmo.text import TokenMasker, load_tokenizer, tokenize, tokenizer_of, vocabulary_of
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 PIECES = ["a", "cafe", "the", "cat", "un", "##believ", "##able", "##s", ",", "'", "x", "##x"]
 FILLERS = [f"word{i}" for i in range(300)] + [f"##piece{i}" for i in range(150)]
 VOCAB = SPECIAL + PIECES + FILLERS
+VOCAB_IDS = {token: index for index, token in enumerate(VOCAB)}
 
 
 @pytest.fixture(scope="module")
@@ -46,11 +48,77 @@ def test_text_is_cut_with_its_ends_kept(tokenizer):
     assert tokens(tokenizer, "the cat the cat the cat", 8) == "[CLS] the cat the cat the cat [SEP]"
 
 
+LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
+PUBLISHED = [*VOCAB, *(each for each in LETTERS if each not in VOCAB), *(f"##{each}" for each in LETTERS[:-1])]
+PUBLISHED = [*dict.fromkeys(PUBLISHED), *"中日ßı한й🙂¿-[]", "##ß", "##ᆫ", "[unused0]"]
+SPACES = [
+    "",
+    " ",
+    "\t\r\n\x0b\xa0\u3000",
+    "\0\x01\x7f\x85",
+    "\ufeff\ufffd",
+    "a\u200bcat",
+    "a\u200dcat",
+    "a\xadcat",
+    "\u2028",
+]
+ACCENTS = ["CAFÉ", "cafe\u0301", "\u0301", "ÀÉÎÕÜ", "İı", "ß ẞ", "ﬁ ǅ", "Ａｂｃ", "Й", "Å \u212b", "ﾊﾟ", "x²", "١٢"]
+SCRIPTS = [
+    "中cat日",
+    "日本語の文",
+    "한국어",
+    "\U00020000中",
+    "ภาษาไทย",
+    "שלום",
+    "🙂👨\u200d👩\u200d👧",
+    "\U000e0041",
+    "\U0010ffff",
+]
+SIGNS = ["don't", "e-mail...", "a_b #1 ##s ##", "¿que?", "1,000.50", "«a»", "$^`|~+=<>"]
+MARKS = ["[MASK]", "a[MASK]cat", "[mask]", "[ MASK ]", "[CLS][SEP] [PAD] [UNK]", "[MASK", "[unused0]", "[Mask]s"]
+LONG = ["a" * 100, "a" * 101, "x" * 5000, "the cat " * 300, "unbelievables" * 8]
+PARTS = [*PUBLISHED, *SPACES, *ACCENTS, *SCRIPTS, *SIGNS, *MARKS]
+any_text = st.text() | st.lists(st.sampled_from(PARTS) | st.text(max_size=5)).map("".join)
+
+
+@pytest.fixture(scope="module")
+def both():
+    """The tokenizer and its oracle."""
+    ids = {token: index for index, token in enumerate(PUBLISHED)}
+    return tokenizer_of(PUBLISHED), BertTokenizer(vocab=ids, do_lower_case=True)
+
+
+@pytest.mark.parametrize("text", [*SPACES, *ACCENTS, *SCRIPTS, *SIGNS, *MARKS, *LONG], ids=ascii)
+def test_odd_texts_have_the_ids_of_transformers(both, text):
+    own, published = both
+    assert own(text)["input_ids"] == published(text)["input_ids"]
+
+
+@settings(max_examples=200)
+@given(any_text, st.integers(2, 40))
+def test_any_text_has_the_ids_of_transformers(both, text, longest):
+    own, published = both
+    assert own(text)["input_ids"] == published(text)["input_ids"]
+    cut = {"truncation": True, "max_length": longest}
+    assert own(text, **cut)["input_ids"] == published(text, **cut)["input_ids"]
+
+
+def test_what_else_is_that_of_transformers(both):
+    own, published = both
+    ids = list(range(len(PUBLISHED)))
+    assert len(own) == len(published) == len(ids)
+    assert own.convert_ids_to_tokens(ids) == published.convert_ids_to_tokens(ids) == vocabulary_of(own)
+    assert own.convert_ids_to_tokens(7) == published.convert_ids_to_tokens(7)
+    assert sorted(own.all_special_ids) == sorted(published.all_special_ids)
+    for name in ("pad_token_id", "cls_token_id", "sep_token_id", "mask_token_id"):
+        assert getattr(own, name) == getattr(published, name)
+
+
 def test_folder_with_vocab_or_with_tokenizer_json(vocab_file, tokenizer, tmp_path):
     text = "The unbelievable CAFÉ"
     expected = tokenize(tokenizer, text, 40)
     assert tokenize(load_tokenizer(str(vocab_file.parent)), text, 40) == expected
-    tokenizer.save_pretrained(tmp_path)  # transformers 5 writes tokenizer.json and no vocab.txt
+    BertTokenizer(vocab=VOCAB_IDS).save_pretrained(tmp_path)  # transformers 5 writes tokenizer.json and no vocab.txt
     assert not (tmp_path / "vocab.txt").exists()
     assert tokenize(load_tokenizer(tmp_path), text, 40) == expected
     assert tokenize(load_tokenizer(tmp_path / "tokenizer.json"), text, 40) == expected

@@ -1,31 +1,62 @@
 """Text: the lower-casing BERT tokenizer, token ids of one text, and the masking for masked language modelling."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import tokenizers
 
 from vlmo.batch import IGNORE_INDEX
 from vlmo.errors import VLMoError
-
-if TYPE_CHECKING:
-    from transformers import BertTokenizer
 
 VOCAB_FILES = ("vocab.txt", "tokenizer.json")
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
-def load_tokenizer(name_or_path: str | Path) -> "BertTokenizer":
+class Tokenizer:
+    """The lower-casing BERT WordPiece tokenizer: ids are those of `transformers.BertTokenizer(vocab=vocabulary)`.
+
+    The library that does the work there does it here. Of the methods there are those that are needed, under the same
+    names: importing transformers for them would take half as long as importing torch.
+
+    Args:
+        vocabulary: token -> id, the special tokens among them.
+    """
+
+    def __init__(self, vocabulary: Mapping[str, int]) -> None:
+        self._tokenizer = tokenizers.Tokenizer(tokenizers.models.WordPiece(dict(vocabulary), unk_token="[UNK]"))
+        self._tokenizer.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=True)  # (and without accents)
+        self._tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+        self._tokenizer.add_special_tokens(list(SPECIAL_TOKENS))  # known within a text, as in "a [MASK] cat"
+        self.all_special_ids: list[Any] = [self._tokenizer.token_to_id(token) for token in SPECIAL_TOKENS]
+        self.pad_token_id, _, self.cls_token_id, self.sep_token_id, self.mask_token_id = self.all_special_ids
+
+    def __len__(self) -> int:
+        return int(self._tokenizer.get_vocab_size())
+
+    def __call__(self, text: str, truncation: bool = False, max_length: int | None = None) -> dict[str, list[int]]:
+        """Gives `input_ids`: [CLS], the text's tokens and [SEP]; with `truncation` at most `max_length` of them."""
+        ids = self._tokenizer.encode(text, add_special_tokens=False).ids
+        if truncation and max_length is not None:
+            ids = ids[: max(max_length - 2, 0)]
+        return {"input_ids": [self.cls_token_id, *ids, self.sep_token_id]}
+
+    def convert_ids_to_tokens(self, ids: int | Iterable[int]) -> Any:
+        """Gives the token of an id, or the list of those of several."""
+        if isinstance(ids, int):
+            return self._tokenizer.id_to_token(ids)
+        return [self._tokenizer.id_to_token(int(each)) for each in ids]
+
+
+def load_tokenizer(name_or_path: str | Path) -> Tokenizer:
     """Load a lower-casing BERT WordPiece tokenizer.
 
     From a vocabulary file (one token a line, or a `tokenizer.json`), a folder that holds `vocab.txt` or
     `tokenizer.json`, or a name on the Hugging Face hub (its cache is used first). Raises VLMoError if there is none,
     if it is no BERT vocabulary or a cased one, or if the hub cannot be reached.
     """
-    from transformers import BertTokenizer
-
     path = Path(name_or_path).expanduser()
     if path.is_dir():
         files = [path / name for name in VOCAB_FILES if (path / name).is_file()]
@@ -36,7 +67,7 @@ def load_tokenizer(name_or_path: str | Path) -> "BertTokenizer":
         path = _from_hub(str(name_or_path))
     vocabulary = _read_vocab(path)
     _refuse_cased(path, vocabulary)
-    return BertTokenizer(vocab=vocabulary, do_lower_case=True)
+    return Tokenizer(vocabulary)
 
 
 def _refuse_cased(path: Path, vocabulary: Iterable[str]) -> None:
@@ -74,14 +105,12 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def tokenizer_of(vocabulary: Sequence[str]) -> "BertTokenizer":
+def tokenizer_of(vocabulary: Sequence[str]) -> Tokenizer:
     """Makes the lower-casing BERT WordPiece tokenizer of these tokens, in the order of their ids."""
-    from transformers import BertTokenizer
-
-    return BertTokenizer(vocab={token: index for index, token in enumerate(vocabulary)}, do_lower_case=True)
+    return Tokenizer({token: index for index, token in enumerate(vocabulary)})
 
 
-def vocabulary_of(tokenizer: "BertTokenizer") -> list[str]:
+def vocabulary_of(tokenizer: Tokenizer) -> list[str]:
     """Lists the tokenizer's tokens in the order of their ids."""
     return list(tokenizer.convert_ids_to_tokens(list(range(len(tokenizer)))))
 
@@ -135,7 +164,7 @@ def _read_vocab(path: Path) -> dict[str, int]:
     return vocab
 
 
-def tokenize(tokenizer: "BertTokenizer", text: str, max_text_len: int) -> list[int]:
+def tokenize(tokenizer: Tokenizer, text: str, max_text_len: int) -> list[int]:
     """Ids of [CLS], the text's tokens and [SEP], the text cut so that all are at most `max_text_len`."""
     return tokenizer(text, truncation=True, max_length=max_text_len)["input_ids"]
 
@@ -148,7 +177,7 @@ class TokenMasker:
     with probability `mlm_prob`. Of the masked tokens 80 % become [MASK], 10 % a random token and 10 % stay.
     """
 
-    def __init__(self, tokenizer: "BertTokenizer", mlm_prob: float, whole_word: bool) -> None:
+    def __init__(self, tokenizer: Tokenizer, mlm_prob: float, whole_word: bool) -> None:
         self.mlm_prob = mlm_prob
         self.whole_word = whole_word
         self.mask_id = tokenizer.mask_token_id
