@@ -53,15 +53,7 @@ PUBLISHED = [*VOCAB, *(each for each in LETTERS if each not in VOCAB), *(f"##{ea
 PUBLISHED = [*dict.fromkeys(PUBLISHED), *"中日ßı한й🙂¿-[]", "##ß", "##ᆫ", "[unused0]"]
 SPACES = ["", " ", "\t\r\n\x0b\xa0\u3000", "\0\x01\x7f\x85", "a\ufeff\ufffdb", "a\u200bcat a\u200dcat", "a\xadb\u2028c"]
 ACCENTS = ["CAFÉ", "cafe\u0301", "\u0301", "ÀÉÎÕÜ", "İı", "ß ẞ", "ﬁ ǅ", "Ａｂｃ", "Й", "Å \u212b", "ﾊﾟ", "x²", "١٢"]
-SCRIPTS = [
-    "中cat日",
-    "日本語の文",
-    "한국어",
-    "\U00020000中",
-    "ภาษาไทย שלום",
-    "🙂👨\u200d👩\u200d👧",
-    "\U000e0041\U0010ffff",
-]
+SCRIPTS = ["中cat日\U00020000", "日本語 한국어", "ภาษาไทย שלום", "🙂👨\u200d👩\u200d👧", "\U000e0041\U0010ffff"]
 SIGNS = ["don't", "e-mail...", "a_b #1 ##s ##", "¿que?", "1,000.50", "«a»", "$^`|~+=<>"]
 MARKS = ["[MASK]", "a[MASK]cat", "[mask]", "[ MASK ]", "[CLS][SEP] [PAD] [UNK]", "[MASK", "[unused0]", "[Mask]s"]
 LONG = ["a" * 100, "a" * 101, "x" * 5000, "the cat " * 300, "unbelievables" * 8]
