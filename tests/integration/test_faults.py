@@ -1,4 +1,4 @@
-"""Faults while a run trains, and what it does about each (docs/training.md: When something goes wrong)."""
+"""Faults while a run trains, and what it does about each (docs/resume.md)."""
 
 import contextlib
 import errno

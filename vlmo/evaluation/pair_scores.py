@@ -1,6 +1,6 @@
 """How well an image and a text go together, by each of the four scores that a fusion model has.
 
-    cosine      of the contrastive features of the V- and the L-FFN (paper: section 3.2)
+    cosine      of the contrastive features of the V- and the L-FFN (paper: Image-Text Contrast)
     cosine_vl   of those of the VL-FFN branch
     itm         log-odds of a match, by the head of image-text matching
     mlm         mean over the text's tokens of log p(token | the other tokens, image): each token is masked in turn, the

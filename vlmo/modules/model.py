@@ -183,7 +183,7 @@ class VLMoModel(nn.Module):
         """Encodes images through the vision experts: (B, 3, size, size) -> hidden states (B, I, D) or (B, R, D).
 
         Args:
-            vl_branch: also give those of the vision-language experts (paper: section 3.2).
+            vl_branch: also give those of the vision-language experts (as the published code contrasts them).
             token_type, positions, keys: as of `Encode`.
         """
         return self._encode_embedded_image(self.embed_image(image, token_type), vl_branch, positions, keys)

@@ -1,4 +1,6 @@
-"""The multiway transformer: shared self-attention, one feed-forward expert a modality (paper: section 3.1, figure 2).
+"""The multiway transformer: shared self-attention, one feed-forward expert a modality.
+
+Paper: Mixture-of-Modality-Experts Transformer, equations 1 and 2.
 
 A sequence is text [CLS] w1 .. wT, or an image [CLS] p1 .. pN, or a pair: the text followed by the image. Every block
 attends over the whole sequence with the same weights. Its feed-forward part is an expert of the modality: text tokens
@@ -200,7 +202,7 @@ class MultiWayTransformer(nn.Module):
         """Applies all blocks and the last norm to one sequence; with `vl_branch` also its vision-language view.
 
         The vision-language view of a single modality leaves the hidden state before the first VL block and passes the
-        remaining blocks again, with the VL expert (paper: section 3.2, the features of the VL-FFN branch).
+        remaining blocks again, with the VL expert: the features of the VL-FFN branch.
 
         Args:
             x: (B, S, D) embeddings.

@@ -21,7 +21,7 @@ from vlmo.settings.option import option
 from vlmo.tasks.base import LabelSmoothing, Measured, PredictionFiles, Step, Task, TaskOutput, Use, accuracy, mean
 from vlmo.transforms.classification import seeded
 
-# top-1 accuracy on ImageNet's validation images in percent (paper: section 4.4), at 224 px
+# top-1 accuracy on ImageNet's validation images in percent (paper: Experiments), at 224 px
 PUBLISHED = {"vlmo_base_patch16": 85.5}
 PUBLISHED_AT, PUBLISHED_CLASSES = 224, 1000
 SHOWN = 5  # classes of an image in the file of predictions, and those that top-5 accuracy looks at

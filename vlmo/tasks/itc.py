@@ -1,4 +1,4 @@
-"""Image-text contrast (stage 3): which text belongs to which image? (Paper: section 3.2.)"""
+"""Image-text contrast (stage 3): which text belongs to which image? (Paper: Pre-Training Tasks, Image-Text Contrast.)"""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -45,7 +45,7 @@ def contrast(
     decoupled: bool = False,
     smoothing: float = 0.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Computes InfoNCE over the pairs of all processes, both ways (paper: equations 2 and 3).
+    """Computes InfoNCE over the pairs of all processes, both ways (paper: Image-Text Contrast).
 
     Captions of one image are taken for strangers of it there. With `same_image` they are not: they are left out of the
     denominators, or (`positive`) are right answers too, and the loss is the mean over them, as of Supervised

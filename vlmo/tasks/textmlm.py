@@ -1,4 +1,4 @@
-"""Masked language modelling on text alone (stage 2; paper: section 3.3)."""
+"""Masked language modelling on text alone (stage 2; paper: Stagewise Pre-Training)."""
 
 from typing import Any
 

@@ -203,7 +203,7 @@ def choose_cluster(settings: Settings) -> ClusterEnvironment | None:
     ):
         raise VLMoError(
             f"num_nodes={settings.num_nodes}: nothing starts the processes of the other nodes; use torchrun, srun or "
-            "mpirun (docs/training.md, Many devices), or set MASTER_ADDR, MASTER_PORT and NODE_RANK on every node"
+            "mpirun (docs/many_devices.md), or set MASTER_ADDR, MASTER_PORT and NODE_RANK on every node"
         )
     _check_leftovers(settings)
     if settings.devices * settings.num_nodes > 1 and "LOCAL_RANK" not in variables:
