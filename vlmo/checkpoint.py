@@ -122,7 +122,7 @@ def average(out: str, paths: Sequence[str]) -> None:
     """
     target = _new(out)
     if target.suffix == ".ckpt":
-        raise VLMoError(f"{out}: give FILE.pt, or the name of a folder; a mean of weights is no run to go on with")
+        raise VLMoError(f"{out}: give FILE.pt, or the name of a folder; a mean of weights cannot be resumed")
     if len(paths) < 2:
         raise VLMoError("average: a mean needs two files or more")
     models = [_read_model(path) for path in paths]

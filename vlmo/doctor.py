@@ -219,7 +219,7 @@ class RunChecks:
                 label_names = self.datamodule.label_names()
             anew = self.model.heads_to_reset(self.loaded, label_names)
             for beginning, why in anew.items():
-                log.warning(f"{beginning}* starts new: {why}")
+                log.warning(f"{beginning}* is initialised anew: {why}")
             _, report = checkpoint.adapt(self.loaded, self.model.state_dict(), anew)
             yield from str(report).splitlines()[1:]
             heads = [head for task in self.model.tasks for head in task.required_heads]
@@ -270,7 +270,7 @@ class RunChecks:
         if number * size > free:
             raise VLMoError(
                 f"log_dir={self.settings.log_dir}: {plan}, and has {_gigabytes(free)} free; give another log_dir, or "
-                "validate more rarely (val_check_interval)"
+                "validate less often (val_check_interval)"
             )
         yield plan
 
@@ -333,7 +333,7 @@ class _OneLine(argparse.ArgumentParser):
     """A parser that says what is wrong in one line."""
 
     def error(self, message: str) -> NoReturn:
-        raise VLMoError(f"{message}: python -m vlmo.doctor --help says what there is")
+        raise VLMoError(f"{message}: python -m vlmo.doctor --help lists the options")
 
 
 def plan_options(words: Sequence[str]) -> argparse.Namespace:

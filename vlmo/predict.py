@@ -238,7 +238,7 @@ def _check_output(path: Path, command: str, rows: int) -> None:
     if command == "attention" and (path.is_dir() or not path.suffix):
         folder = next(each for each in (path.absolute(), *path.absolute().parents) if each.exists())
         if not folder.is_dir():
-            raise VLMoError(f"--output {path}: {folder} is no folder")
+            raise VLMoError(f"--output {path}: {folder} is not a folder")
         check_output(folder / "a.png", "--output")
         return
     if command == "attention":

@@ -174,7 +174,7 @@ def test_disk_without_a_byte_left(go, small_disk, through, caplog, monkeypatch):
 
 
 def test_log_dir_that_cannot_be_written_to(go):
-    with pytest.raises(VLMoError, match="log_dir=/proc/self/result: .* is no folder that can be written to"):
+    with pytest.raises(VLMoError, match="log_dir=/proc/self/result: .* cannot be written to"):
         go(TEXT, log_dir=Path("/proc/self/result"), **OPTIONS)
 
 
@@ -301,7 +301,7 @@ def signalled(monkeypatch):
 def test_told_to_stop(go, tmp_path, signalled, through, number):
     options = OPTIONS | {"checkpoint_every_n_steps": None}
     signalled(number, 1)
-    with pytest.raises(Stopped, match=f"stopped by {number.name} at step 2; saved .*step=2.ckpt; to go on") as stopped:
+    with pytest.raises(Stopped, match=f"stopped by {number.name} at step 2; saved .*; to continue") as stopped:
         go(TEXT, log_dir=tmp_path, **options)
     assert stopped.value.status == 128 + number
     signalled(number)
@@ -399,7 +399,7 @@ def test_step_without_numbers_is_skipped(go, broken, caplog, gradient):
     steps = [weights(run.folder / "checkpoints" / f"epoch=0-step={step}.ckpt") for step in (1, 2, 3)]
     assert equal(steps[0], steps[1]) and not equal(steps[1], steps[2])
     what = "gradient" if gradient else "loss"
-    assert f"step 1, rank 0: the {what} is no number, the step is skipped; samples " in caplog.text
+    assert f"step 1, rank 0: the {what} is inf or NaN, the step is skipped; samples " in caplog.text
     (line,) = (run.folder / "nonfinite_steps.txt").read_text().splitlines()
     samples = [int(number) for number in line.rpartition("samples ")[2].split(", ")]
     assert len(samples) == 2 and all(0 <= number < 10 for number in samples)

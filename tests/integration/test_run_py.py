@@ -130,7 +130,7 @@ def test_more_gpus_than_there_are(mistake):
 def test_data_root(mistake, tmp_path):
     assert mistake(data_root="''") == ["data_root: is empty; pass data_root=FOLDER, the folder of the .arrow files"]
     (line,) = mistake(data_root=tmp_path / "absent")
-    assert line == f"data_root: {tmp_path / 'absent'} is no folder; pass the folder of the .arrow files"
+    assert line == f"data_root: {tmp_path / 'absent'} is not a folder; pass the folder of the .arrow files"
 
 
 def test_missing_and_damaged_tables_are_all_named(mistake, data, tmp_path):

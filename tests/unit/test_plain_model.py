@@ -136,7 +136,7 @@ def test_tasks_and_options_over_those_of_the_file(tmp_path, caplog):
     assert VLMoModel.from_pretrained(tmp_path).vqa_classifier[-1].out_features == 7
     model = VLMoModel.from_pretrained(tmp_path, task="itc", image_size=48, drop_path_rate=0.1)
     assert model.image_size == 48 and [task.name for task in model.tasks] == ["itc"]
-    assert "itc_text_proj" in caplog.text and "start new" in caplog.text
+    assert "itc_text_proj" in caplog.text and "initialised anew" in caplog.text
     assert model.image_features(torch.zeros(1, 3, 48, 48)).shape == (1, 96)
     for wrong, message in ({"task": "itcc"}, "itcc"), ({"image_siz": 48}, "image_siz: there is no such option"):
         with pytest.raises(VLMoError, match=message):

@@ -83,7 +83,7 @@ def read(path: str | Path, trained: bool = False) -> Checkpoint:
     content, container = read_content(path)
     own = content.get(TRAINED) if trained and isinstance(content, Mapping) else {}
     if own is None or not isinstance(own, Mapping):
-        raise VLMoError(f"{path}: holds no averages of weights: its weights are those of the optimizer")
+        raise VLMoError(f"{path}: has no averaged weights; its weights are those of the optimizer")
     metadata = _folder_metadata(path.parent) if path.name == WEIGHTS_FILE else None
     if isinstance(content, Mapping):
         if METADATA_KEY in content and not isinstance(content[METADATA_KEY], Tensor):
@@ -100,7 +100,7 @@ def read(path: str | Path, trained: bool = False) -> Checkpoint:
         if isinstance(name, str) and isinstance(value, Tensor) and value.layout is torch.strided and not value.is_meta
     }
     if not tensors:
-        raise VLMoError(f"{path}: holds no named tensors, so it is no checkpoint; give another load_path")
+        raise VLMoError(f"{path}: has no named tensors, so it is not a checkpoint; give another load_path")
     return Checkpoint(path, recognise(tensors), container, tensors, metadata)
 
 
@@ -181,7 +181,7 @@ def read_content(path: Path) -> tuple[Any, str]:
             f"{path}: cannot be read, it is truncated, damaged or no checkpoint ({path.stat().st_size:,} bytes: "
             f"{_reason(error)}); copy or download it again, or give another load_path"
         ) from error
-    raise VLMoError(f"{path}: is no file of torch or safetensors, it starts with {start!r}; give another load_path")
+    raise VLMoError(f"{path}: is not a file of torch or safetensors, it starts with {start!r}; give another load_path")
 
 
 def is_refused(error: BaseException | None) -> bool:

@@ -92,7 +92,8 @@ def load_weights(
     """Loads a file into the model; the names of classes and tokens come along. Arguments and errors as of `load`."""
     model.load_report = report = load(model, source, required, anew)
     for beginning, why in anew.items():
-        log.warning(f"{source.path if isinstance(source, Checkpoint) else source}: {beginning}* starts new: {why}")
+        path = source.path if isinstance(source, Checkpoint) else source
+        log.warning(f"{path}: {beginning}* is initialised anew: {why}")
     if report.metadata:
         model.vocabulary = report.metadata.vocabulary
         heads = tuple(head for task in model.tasks if task.named_classes for head in task.required_heads)

@@ -55,7 +55,7 @@ def load_pretrained(
     model = cls.build(tasks, kept | dict(options))  # type: ignore[attr-defined]
     report = loading.load_weights(model, source)
     if report.new:
-        log.warning(f"{path_or_hub_id}: some weights are not in it and start new\n{report}")
+        log.warning(f"{path_or_hub_id}: some weights are not in it and are initialised anew\n{report}")
     return model.eval()
 
 

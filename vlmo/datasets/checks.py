@@ -118,7 +118,7 @@ def _check_root(
         return
     root = Path(data_root).expanduser()
     if not root.is_dir():
-        findings.problems.append(f"data_root: {root} is no folder; pass the folder of the .arrow files")
+        findings.problems.append(f"data_root: {root} is not a folder; pass the folder of the .arrow files")
         return
     for name, spec in specs.items():
         _check_dataset(root, name, spec, splits, settings, findings)

@@ -178,7 +178,7 @@ class ModelOptions(OptionGroup):
     load_path: PathText = option("", "checkpoint to start from: a VLMo or BEiT file")
     reset_heads: bool | Literal["auto"] = option(
         "auto",
-        "whether heads of downstream tasks start new although load_path has them: True: always (as published), "
+        "whether heads of downstream tasks are initialised anew although in load_path: True: always (as published), "
         '"auto": where they are for other classes, False: never',
     )
     freeze: tuple[str, ...] = option(

@@ -1,4 +1,4 @@
-"""Image-text contrast (stage 3): which text belongs to which image? (Paper: Pre-Training Tasks, Image-Text Contrast.)"""
+"""Image-text contrast (stage 3): which text belongs to which image? (Paper: Image-Text Contrast.)"""
 
 import math
 from collections.abc import Mapping, Sequence

@@ -45,7 +45,7 @@ def _explanation(error: Exception, settings: Settings, trainer: Trainer) -> str 
     if isinstance(error, RuntimeError | OSError) and "Too many open files" in f"{error} {error.__cause__}":
         return (
             f"too many files are open at step {trainer.global_step + 1}: raise the limit, such as ulimit -n 65536, or "
-            f"lower num_workers (now {settings.num_workers}). To go on from the last checkpoint: "
+            f"lower num_workers (now {settings.num_workers}). To continue from the last checkpoint: "
             "resume_during_training=True"
         )
     if _is_of_a_loader_process(error):

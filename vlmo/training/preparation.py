@@ -76,8 +76,7 @@ def check_log_dir(settings: Settings) -> None:
             pass
     except OSError as error:
         raise VLMoError(
-            f"log_dir={settings.log_dir}: {folder} is no folder that can be written to ({error.strerror}); give "
-            "another log_dir"
+            f"log_dir={settings.log_dir}: {folder} cannot be written to ({error.strerror}); give another log_dir"
         ) from error
 
 

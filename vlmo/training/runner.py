@@ -215,7 +215,7 @@ def _train(prepared: Prepared, trainer: pl.Trainer) -> dict[str, float]:
     if trainer.is_global_zero and trainer.global_step == checkpoints.resumed_at:
         log.warning(
             f"nothing was left to train: {prepared.resumed_from} has all {trainer.global_step:,} steps (max_steps="
-            f"{settings.max_steps}, max_epoch={settings.max_epoch}); raise max_steps to go on"
+            f"{settings.max_steps}, max_epoch={settings.max_epoch}); raise max_steps to train on"
         )
     ended_between_validations = trainer.global_step != checkpoints.validated_at
     if ended_between_validations and datamodule.has("val"):

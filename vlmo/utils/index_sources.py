@@ -37,7 +37,8 @@ def make_indices(
     try:
         for name in sources:
             if parse(name).kind not in SOURCES:
-                raise VLMoError(f"{name}: is no source; sources begin with {', '.join(f'{kind}:' for kind in SOURCES)}")
+                kinds = ", ".join(f"{kind}:" for kind in SOURCES)
+                raise VLMoError(f"{name}: is not a source; sources begin with {kinds}")
             spec = DATASETS[name]
             for split in spec.splits:
                 files = spec.format.files(spec.location, split, options)

@@ -49,7 +49,7 @@ def test_shards_are_found_in_numerical_order(tmp_path):
 
 def test_data_root_is_needed(tmp_path):
     assert "data_root: is empty" in check("", "coco").problems[0]
-    assert "is no folder" in check(tmp_path / "absent", "coco").problems[0]
+    assert "is not a folder" in check(tmp_path / "absent", "coco").problems[0]
 
 
 def test_all_missing_files_are_listed_with_what_makes_them(tmp_path):

@@ -30,9 +30,9 @@ def test_only_numbers_are_taken(caplog):
     assert step(callback, [1.0, 2.0], 1e18)
     assert callback.skipped == 0
     assert not step(callback, [1.0, math.nan], 1.0)
-    assert "step 7, rank 0: the loss is no number, the step is skipped; samples 5, 6 (1 skipped so far)" in caplog.text
+    assert "step 7, rank 0: the loss is inf or NaN, the step is skipped; samples 5, 6 (1 skipped so far)" in caplog.text
     assert not step(callback, [1.0, 2.0], math.inf)
-    assert "the gradient is no number, the step is skipped; samples 3, 4, 5, 6 (2 skipped so far)" in caplog.text
+    assert "the gradient is inf or NaN, the step is skipped; samples 3, 4, 5, 6 (2 skipped so far)" in caplog.text
     assert not step(callback, [math.inf, math.nan], math.nan)
     assert callback.skipped == 3
 

@@ -36,7 +36,7 @@ def test_another_number_does_not(folder):
 
 
 def test_another_strategy_does_not_and_deepspeed_takes_its_own_alone(folder, tmp_path):
-    with pytest.raises(VLMoError, match="is DeepSpeed's, and another strategy cannot go on from it"):
+    with pytest.raises(VLMoError, match="is DeepSpeed's, and another strategy cannot resume it"):
         check(folder, strategy="fsdp2", num_gpus=2)
-    with pytest.raises(VLMoError, match="is not DeepSpeed's, and it cannot go on from it"):
+    with pytest.raises(VLMoError, match="is not DeepSpeed's, and it cannot resume it"):
         check(tmp_path / "a.ckpt", **ZERO, num_gpus=2)

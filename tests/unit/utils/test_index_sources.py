@@ -26,7 +26,7 @@ def test_it_indexes_prints_and_goes_on(tmp_path, capsys):
     assert (tmp_path / "0.tar.index").stat().st_mtime_ns == before
 
 
-@pytest.mark.parametrize("name, message", [("coco", "is no source"), ("tar:/nowhere/0.tar", "is missing")])
+@pytest.mark.parametrize("name, message", [("coco", "is not a source"), ("tar:/nowhere/0.tar", "is missing")])
 def test_what_it_refuses(name, message, capsys):
     assert main(["index", name]) == 2
     assert message in capsys.readouterr().err

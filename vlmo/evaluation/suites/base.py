@@ -139,7 +139,7 @@ class Suite:
     def check(self, name: str, root: Path) -> None:
         """Raises VLMoError if something is missing, saying what to download and where to put it."""
         if not root.is_dir():
-            raise VLMoError(f"--data {root}: is no folder; give the one that the data of the suites lies in")
+            raise VLMoError(f"--data {root}: is not a folder; give the one that holds the data of the suites")
         missing = [need for need in self.needs if not need.there(root)]
         if missing:
             lines = [f"suite {name}: {root / need.where} is missing: {need.source}" for need in missing]

@@ -87,7 +87,7 @@ Reader = Callable[[Path], Questions]
 def _below(root: Path, name: Any, where: Path) -> Path:
     """Gives the file of that name below a folder. Raises VLMoError if it leads out of it."""
     if not isinstance(name, str) or Path(name).is_absolute() or ".." in Path(name).parts:
-        raise VLMoError(f"{where}: {name!r} is no name of an image below {root}")
+        raise VLMoError(f"{where}: {name!r} is not the name of an image below {root}")
     return root / name
 
 

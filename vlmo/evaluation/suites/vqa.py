@@ -49,7 +49,7 @@ def read_questions(path: Path) -> Questions:
     places = [tables.text(number) for number in range(tables.num_texts)]
     labels = [place.list_item("answer_labels") for place in places]
     if None in labels:
-        raise VLMoError(f"{path}: holds no answers; it must be a table of validation")
+        raise VLMoError(f"{path}: has no answers; it must be a validation table")
     scores = [place.list_item("answer_scores") for place in places]
     return Questions(
         [of_table(tables, row) for row in range(tables.num_rows)],

@@ -176,13 +176,13 @@ class NonFinite(Callback):
         self._report(trainer.global_step, what, [number for part in samples for number in part.tolist()])
         if self._in_a_row >= self.max_nonfinite:
             raise VLMoError(
-                f"{self._in_a_row} steps in a row had a loss or gradient that is no number (max_nonfinite="
+                f"{self._in_a_row} steps in a row had a loss or gradient that is inf or NaN (max_nonfinite="
                 f"{self.max_nonfinite}): lower learning_rate, set gradient_clip_val or precision=bf16, or look at the "
                 f"samples that {self.FILE} names; the checkpoints are of before"
             )
 
     def _report(self, step: int, what: str, numbers: list[int]) -> None:
-        line = f"step {step}, rank {rank()}: the {what} is no number, the step is skipped; samples "
+        line = f"step {step}, rank {rank()}: the {what} is inf or NaN, the step is skipped; samples "
         shown = ", ".join(map(str, numbers[:SHOWN_NUMBERS])) + (", ..." if len(numbers) > SHOWN_NUMBERS else "")
         log.warning(f"{line}{shown} ({self.skipped} skipped so far)")
         if self._folder:

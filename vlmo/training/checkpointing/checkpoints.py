@@ -144,8 +144,8 @@ class Checkpoints(Callback):
         trainer.save_checkpoint(self.folder / LAST)
         if self._failed(trainer):
             raise VLMoError(
-                f"{self.io.failure or 'the last checkpoint could not be written'}; make room and take the last steps "
-                "again with resume_during_training=True"
+                f"{self.io.failure or 'the last checkpoint could not be written'}; free some space and repeat the last "
+                "steps with resume_during_training=True"
             )
 
     # --- writing -----------------------------------------------------------------------------------------------------
@@ -248,6 +248,6 @@ class Checkpoints(Callback):
         if rank() == 0:
             requeue(number, self.settings.resume_during_training)
         message += self.io.failure or (
-            f"saved {path}; to go on, give the same command with resume_during_training=True, or resume_from={path}"
+            f"saved {path}; to continue, give the same command with resume_during_training=True, or resume_from={path}"
         )
         raise Stopped(message if rank() == 0 else "", number)

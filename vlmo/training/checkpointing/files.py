@@ -81,7 +81,7 @@ def newest_intact(settings: Settings, start: str) -> Path | None:
             if not (other := SavedRun.read(path).other_start(settings, start)):
                 return path
             foreign.add(path.parent)
-            log.warning(f"{other}; it is not gone on from")
+            log.warning(f"{other}; it is not resumed")
         except VLMoError as error:
             if is_refused(error.__cause__):
                 raise  # an older one would be gone on from although this one is whole

@@ -88,14 +88,14 @@ class SavedRun:
         if now != self.of_deepspeed:
             there, here = ("DeepSpeed's", "another strategy") if self.of_deepspeed else ("not DeepSpeed's", "it")
             raise VLMoError(
-                f"{self.path}: is {there}, and {here} cannot go on from it; give the strategy that it was trained "
+                f"{self.path}: is {there}, and {here} cannot resume it; give the strategy that it was trained "
                 f"with, or start from its weights with load_path={self.path}"
             )
         processes = len(list(self.path.glob("checkpoint/*optim_states.pt"))) if now else 0
         if now and processes != settings.devices * settings.num_nodes:
             raise VLMoError(
-                f"{self.path}: DeepSpeed goes on with as many processes as wrote it, {processes}; give num_gpus and "
-                f"num_nodes that make as many, or start from its weights with load_path={self.path}"
+                f"{self.path}: DeepSpeed resumes only with as many processes as wrote it, {processes}; give "
+                f"num_gpus and num_nodes that make as many, or start from its weights with load_path={self.path}"
             )
 
     def changed(self, settings: Settings) -> dict[str, tuple[Any, Any]]:
@@ -122,10 +122,10 @@ class SavedRun:
                     f"the optimizer; give {name}={then}, or start from its weights with load_path={self.path}"
                 )
         if other := self.other_start(settings, start):
-            log.warning(f"{other}: the run goes on from the former")
+            log.warning(f"{other}: the run continues from the checkpoint")
         if changed:
             said = ", ".join(f"{name}={now} (there {then})" for name, (now, then) in changed.items())
-            log.warning(f"the run goes on with other options than {self.path} was trained with: {said}")
+            log.warning(f"the run continues with options that differ from those of {self.path}: {said}")
 
 
 def apply_options(checkpoint: dict[str, Any], settings: Settings, groups: list[dict[str, Any]]) -> None:

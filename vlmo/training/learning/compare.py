@@ -37,7 +37,7 @@ def read_curves(path: Path) -> Curves:
                     if value and (tag == "train/loss" or "/train/" in tag) and not tag.endswith(LEFT_OUT):
                         curves.setdefault(tag, {})[int(row["step"]) + 1] = float(value)
     except (OSError, ValueError, KeyError) as error:
-        raise VLMoError(f"{path}: is no metrics.csv of a run ({error})") from error
+        raise VLMoError(f"{path}: is not the metrics.csv of a run ({error})") from error
     if not curves:
         raise VLMoError(f"{path}: has no curve of training; give the folder of a training run")
     return curves
@@ -65,7 +65,7 @@ class Expected:
             bands: Any = {metric: tuple(np.array(numbers).T) for metric, numbers in rows.items()}
             return cls(about["recipe"], about["options"], about["seeds"], bands)
         except (OSError, ValueError, KeyError) as error:
-            raise VLMoError(f"{path}: holds no expected curves ({error})") from error
+            raise VLMoError(f"{path}: has no expected curves ({error})") from error
 
 
 @dataclass(frozen=True)

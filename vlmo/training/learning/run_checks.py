@@ -115,7 +115,7 @@ class RunChecks:
         for tag, expected in tags.items():
             values = self._all(tag)
             if any(not math.isfinite(value) for value in values):
-                yield Finding("learning_rate_high", f"{tag} is no number: {remedy}, or set gradient_clip_val=1")
+                yield Finding("learning_rate_high", f"{tag} is inf or NaN: {remedy}, or set gradient_clip_val=1")
             elif len(values) >= 2 and min(values[-2:]) > max(1.3 * expected, 1.05 * self.first[tag]):
                 yield Finding(
                     "learning_rate_high",
