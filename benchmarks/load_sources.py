@@ -5,12 +5,14 @@ python -m benchmarks.load_sources [--images 3000] [--seconds 15] [--repeat 3] [-
 Three tables. First the work: processor time of an image from Arrow, tars, Parquet and webdataset's own loader, a batch
 of each in turn in one process, which makes the same of an image (crop, augmentations, tokens, masks). Then the waiting:
 images a second of one loader process from Arrow and from a loopback server that answers 20 ms late, measured after the
-first 5 seconds, in turn; the cache holds half of the data, so that every epoch is fetched anew. Last the memory of a
-process that takes 100,000 samples of small images from that server.
+first 5 seconds, in turn; the cache holds half of the data, so that every epoch is fetched anew. On Linux the loader
+process has the first core for itself, whatever it reads; the server and the process that takes the batches share the
+last. Last the memory of a process that takes 100,000 samples of small images from that server.
 """
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -42,6 +44,7 @@ WARM_UP = 5.0  # seconds
 SHARD = 250  # samples of a tar or Parquet file
 WINDOW = 512
 CLOCK = time.process_time
+CORES = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
 
 
 def write_forms(root: Path, images: int) -> None:
@@ -135,10 +138,19 @@ def compare_work(root: Path, rounds: int) -> None:
         print(f"{name:<14}{BATCH / statistics.median(times):>10.0f}{ratio:>10.2f}", flush=True)
 
 
+def use_core(place: int) -> None:
+    """Keeps this thread, and what it starts from here on, on the first core (0) or the last (-1)."""
+    if hasattr(os, "sched_setaffinity"):  # (Linux)
+        os.sched_setaffinity(0, {CORES[place]})
+
+
 def rate(kind: str, root: Path, url: str, seconds: float) -> float:
     """Images a second of a loader with one process, after the first seconds."""
+    use_core(0)
     size = sum(path.stat().st_size for path in root.glob("*.tar"))
     source = endless(open_loader(kind, root, url, 1, data_cache_gb=size / 2e9)[1])
+    next(source)  # (starts the loader process)
+    use_core(-1)
     start = time.perf_counter()
     while time.perf_counter() - start < WARM_UP:
         next(source)
@@ -160,6 +172,7 @@ def memory(root: Path, url: str, samples: int) -> list[float]:
 
 
 def serve(root: Path) -> None:
+    use_core(-1)
     server = FileServer(root)
     server.delay = LATENCY
     print(server.url, flush=True)
@@ -179,7 +192,8 @@ def report(options: argparse.Namespace) -> None:
             for _ in range(options.repeat):
                 for kind, rates in found.items():
                     rates.append(in_process(*me, "--rate", kind, folder, url, str(options.seconds)))
-            print(f"\n{'one worker':<14}{'images/s':>10}{'of arrow':>10}   (median of {options.repeat} times)")
+            heads = f"{'one worker':<14}{'images/s':>10}{'of arrow':>10}"
+            print(f"\n{heads}   (on a core of its own, median of {options.repeat} times)")
             for kind, rates in found.items():
                 ratio = statistics.median(new / old for old, new in zip(found["arrow"], rates, strict=True))
                 print(f"{kind:<14}{statistics.median(rates):>10.0f}{ratio:>10.2f}", flush=True)
