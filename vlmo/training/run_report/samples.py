@@ -1,6 +1,7 @@
 """A few samples of a run's data with what its model says of them."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,10 +15,27 @@ from vlmo.images import UndecodableImage, decode_image
 from vlmo.inference import Predictor
 from vlmo.modules.model import VLMoModel
 from vlmo.pages import image_uri
+from vlmo.settings import Settings
 
 COUNT = 12
 BARS = 3  # answers that are shown of each
 DRAWN = 320  # pixels of a picture of attention
+
+
+def samples_of_checkpoint(checkpoint: Path, settings: Settings) -> list[dict[str, Any]]:
+    """Makes the samples of a run from a checkpoint of it, as `sample_predictions` does.
+
+    Raises:
+        VLMoError: if the checkpoint cannot be loaded, or the data that the settings name are not there.
+    """
+    datamodule = MTDataModule(settings)
+    datamodule.setup("test" if settings.test_only else "fit")
+    return sample_predictions(VLMoModel.from_pretrained(checkpoint), datamodule, splits_of(settings))
+
+
+def splits_of(settings: Settings) -> tuple[str, ...]:
+    """Gives the splits that a run's samples may be of, held-out data first."""
+    return ("test", "val") if settings.test_only else ("val", "test", "train")
 
 
 def sample_predictions(
