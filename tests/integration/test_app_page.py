@@ -135,6 +135,7 @@ class Visitor:
 
     def done(self, name: str) -> None:
         """Looks at the whole, keeps a picture, and checks that nothing is wider than the window."""
+        self.page.wait_for_timeout(600)  # until what is new has faded in
         width = self.page.evaluate("document.documentElement.scrollWidth")
         assert width <= SIZES[self.size][0], (name, width)
         if place := os.environ.get("VLMO_SCREENSHOTS"):
@@ -230,7 +231,7 @@ def test_everything(folder, url, chromium, size):
 
     visitor.open("Negatives")
     visitor.press("Draw")
-    visitor.sees("image drawn against the text")
+    visitor.sees("image drawn against it")
     visitor.done("negatives")
     assert visitor.outside == []
 
@@ -247,6 +248,7 @@ def test_camera_and_clipboard(folder, url, chromium, size):
     visitor.open("Question")
     visitor.press("Capture from camera")
     visitor.panel.get_by_title("grant webcam access").get_by_role("button").click()
+    visitor.page.wait_for_function("document.querySelector('video')?.videoWidth > 0")
     visitor.panel.get_by_label("capture photo").click()
     visitor.panel.get_by_label("Remove Image").wait_for()
     visitor.panel.get_by_label("Question").fill("what is left ?")

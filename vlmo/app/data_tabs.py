@@ -18,7 +18,9 @@ def browse_tab(parts: Parts, browser: Browser) -> None:
         number = parts.gr.Number(0, label="Sample", precision=0, minimum=0)
         seed = parts.gr.Number(0, label="Epoch (seed of augmentation and masking)", precision=0, minimum=0)
     with parts.gr.Row():
-        back, show, forth = parts.gr.Button("←"), parts.gr.Button("Show", variant="primary"), parts.gr.Button("→")
+        back = parts.gr.Button("←", min_width=60)
+        show = parts.gr.Button("Show", variant="primary", min_width=60)
+        forth = parts.gr.Button("→", min_width=60)
     with parts.gr.Accordion("Search and filter", open=False):
         words = parts.gr.Textbox(label="Text has these words")
         kept = parts.gr.Dropdown(list(FILTERS), value=FILTERS[0], label="Only those")
@@ -86,18 +88,18 @@ def negatives_table(rows: Sequence[dict[str, Any]]) -> str:
     """Gives pairs with what was drawn against them, as markup."""
 
     def picture(image: Any) -> Html:
-        return Html(f'<img alt="" width="120" src="{image_uri(image)}">')
+        return Html(f'<img alt="" style="width: 7em" src="{image_uri(image)}">')
 
     cells = [
         [
             picture(row["image"]),
             row["text"],
             f"{row['other text']} ({row['chance of text']:.0%})",
-            Html(f"{picture(row['other image'])}<br>({row['chance of image']:.0%})"),
+            Html(f"{picture(row['other image'])} ({row['chance of image']:.0%})"),
         ]
         for row in rows
     ]
-    return table(["image", "text", "text drawn against the image", "image drawn against the text"], cells)
+    return table(["image", "text", "text drawn against it (chance)", "image drawn against it (chance)"], cells)
 
 
 def shown_sample(found: Sample) -> tuple[Any, ...]:

@@ -17,19 +17,26 @@ from vlmo.app.models import ABILITIES, Models, as_bars
 from vlmo.app.parts import Parts
 from vlmo.errors import InputError
 
+SHOWN_PAIRS = 3  # examples of two images
 MOST_WAITING = 32  # requests that wait for their turn; further ones are told to come again
 CSS = """
-.gradio-container { max-width: 60em !important; margin: auto }
+.gradio-container { width: 100%; max-width: 60em !important; margin: auto }
 .note { border-left: 4px solid #c33; padding: .5em .8em; background: #c331 }
-.note.working { border-color: #36c; background: #36c1 }
+.note.told { border-color: #36c; background: #36c1 } .note .note { border: 0; padding: 0; background: none }
 .token { display: inline-block; border: 1px solid #8886; border-radius: 3px; padding: 0 .3em; margin: .1em }
 .masked { background: #f8b26a88 } .another { background: #e5737388 } .kept { background: #81c78488 }
 .scroll { overflow-x: auto; overflow-wrap: anywhere; width: 0; min-width: 100% }
-.scroll td { padding: .3em .6em; vertical-align: top; min-width: 7em }
-.caption-label { white-space: normal !important; max-width: 100% !important }
+.scroll table { border: 0 !important }
+.scroll td, .scroll th { padding: .3em .6em; vertical-align: top; min-width: 7em; border: 0 !important;
+  border-bottom: 1px solid #8884 !important }
+.grid-wrap.fixed-height { min-height: 0 !important; max-height: none !important }
+.thumbnail-lg { display: flex; flex-direction: column; height: auto !important; aspect-ratio: auto !important }
+.thumbnail-lg > img { flex: 1; min-height: 0 } .grid-container { grid-auto-rows: auto !important }
+.caption-label { position: static !important; white-space: normal !important; max-width: 100% !important }
 @media (max-width: 640px) {
   .gradio-container { padding: .4em !important; overflow-x: clip } .gradio-container .row { flex-wrap: wrap }
   .grid-container { grid-template-columns: repeat(2, minmax(0, 1fr)) !important }
+  .scroll td, .scroll th { padding: .3em; min-width: 4.5em }
 }
 """
 TITLE = "VLMo"
@@ -60,7 +67,7 @@ class Page:
     def build(self) -> Any:
         """Gives the Blocks."""
         with self.gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(3600, 3600)) as page:
-            self.gr.Markdown(f"# {TITLE}\n{', '.join(self.models.by_name) or 'no checkpoint'}")
+            self.gr.Markdown(f"# {TITLE}\nCheckpoints: {', '.join(self.models.by_name) or 'none'}")
             with self.gr.Tabs():
                 if self.models.by_name:
                     for ability, (title, meaning) in ABILITIES.items():
@@ -158,8 +165,8 @@ class Page:
 
         self.parts.on([ask.click, text.submit], work, [model, left, right, text], [note, judged])
         if self.parts.examples:
-            pairs = list(zip(self.parts.examples, [*self.parts.examples[1:], self.parts.examples[0]], strict=True))
-            self.gr.Examples([list(pair) for pair in pairs], [left, right], label="Examples")
+            pairs = zip(self.parts.examples, [*self.parts.examples[1:], self.parts.examples[0]], strict=True)
+            self.gr.Examples([list(pair) for pair in pairs][:SHOWN_PAIRS], [left, right], label="Examples")
 
     def _fill_mask(self, model: Any) -> None:
         text = self.gr.Textbox(label="Text with [MASK]", placeholder="a [MASK] circle")

@@ -35,6 +35,7 @@ class Parts:
             height=300,
             elem_classes=name,
             buttons=["fullscreen"],
+            webcam_options=self.gr.WebcamOptions(mirror=False),  # (left would be right)
         )
         image.preprocess = lambda payload: payload.path if payload else None
         return image
@@ -67,8 +68,10 @@ class Parts:
         count = len(outputs) - 1
         stops = [] if stop is None else [stop]
 
-        def told(sentence: str, *values: Any, working: bool = False) -> tuple[Any, ...]:
-            note = self.gr.Markdown(sentence, visible=bool(sentence), elem_classes="note" + " working" * working)
+        def told(sentence: str, *values: Any, wrong: bool = False, working: bool = False) -> tuple[Any, ...]:
+            note = self.gr.Markdown(
+                sentence, visible=bool(sentence), elem_classes=["note"] if wrong else ["note", "told"]
+            )
             return note, *values, *(self.gr.Button(visible=working) for _ in stops)
 
         def answer(request: Any, *given: Any) -> Any:
@@ -79,7 +82,7 @@ class Parts:
                 if isinstance(found, Generator):
                     found = yield from self._bit_by_bit(found, told, count)
             except VLMoError as error:
-                yield told(str(error), *[None] * count)
+                yield told(str(error), *[None] * count, wrong=True)
             else:
                 yield told("", *(found if count > 1 else [found]))
 

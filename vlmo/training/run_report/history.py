@@ -130,7 +130,7 @@ def now() -> str:
 
 
 def time_of_day(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds).astimezone().isoformat(timespec="seconds")
+    return datetime.fromtimestamp(seconds).astimezone().isoformat(" ", "seconds")
 
 
 def read_metrics(path: Path) -> dict[str, Curve]:

@@ -169,11 +169,10 @@ def sample_pictures(samples: Iterable[Mapping[str, Any]]) -> Iterable[str]:
         for answer in sample["answers"]:
             lines.append(f"<small>{markup(answer['what'])}</small>")
             for text, score in answer["bars"]:
-                width = 100 * min(max(float(score), 0), 1)
-                lines.append(
-                    f'{markup(text)} <small>{score:.3f}</small><div class=score style="width:{width:.1f}%"></div>'
-                )
-        figures.append(f"<figure>{images}<figcaption>{'<br>'.join(lines)}</figcaption></figure>")
+                bar = f'<div class=score style="width:{100 * min(max(float(score), 0), 1):.1f}%"></div>'
+                lines.append(f"{markup(text)} <small>{score:.3f}</small>{bar}")
+        told = "".join(f"<div>{line}</div>" for line in lines)
+        figures.append(f"<figure>{images}<figcaption>{told}</figcaption></figure>")
     if figures:
         yield f"<h2>Samples</h2><div class=examples>{''.join(figures)}</div>"
 

@@ -147,7 +147,7 @@ def _answer(predictor: Predictor, use: Any, sample: dict[str, Any]) -> dict[str,
     except InputError:  # such as a word that is cut off
         return None
     if isinstance(result, float):
-        bars = [[f"{result:.1%}", result]]
+        bars = [["", result]]
     else:
         best = result[0] if result and isinstance(result[0], list) else result
         bars = [[each.text, each.score] for each in best[:BARS]]
@@ -161,5 +161,5 @@ def _rank(predictor: Predictor, read: Sequence[dict[str, Any]], shown: Sequence[
         order = ranking.texts[number].tolist()
         bars = [[read[other]["text"], max(float(ranking.scores[number, other]), 0)] for other in order[:BARS]]
         place["answers"].append(
-            {"what": f"nearest of {len(read)} texts (own: {order.index(number) + 1}.)", "bars": bars}
+            {"what": f"nearest of {len(read)} texts; its own is number {order.index(number) + 1}", "bars": bars}
         )
