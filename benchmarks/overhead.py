@@ -1,5 +1,5 @@
 """What surviving costs a training step: the time that its hooks take (place and random states kept, signals looked for,
-loss and gradients checked), as a share of the step; and what a checkpoint costs.
+loss and gradients checked), as a share of the step; what a checkpoint costs; and what the run's record and report do.
 
 python -m benchmarks.overhead [--size base] [--batch 4] [--accumulate 2] [--steps 3] [--device cpu] [--ema-decay 0.9999]
 
@@ -28,10 +28,12 @@ from vlmo.training.callbacks.ema import WeightAverages
 from vlmo.training.callbacks.skipping import NonFinite
 from vlmo.training.checkpointing.checkpoints import Checkpoints
 from vlmo.training.environment import choose_environment
+from vlmo.training.run_report import record as run_record
+from vlmo.training.run_report.record import RunRecord
 from vlmo.training.runner import Prepared, build_trainer
 from vlmo.utils.write_own_captions import make_arrow
 
-MEASURED = (Checkpoints, NonFinite, WeightAverages)
+MEASURED = (Checkpoints, NonFinite, WeightAverages, RunRecord)
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "blue", "green", "square"]
 WARM_UP = 1  # steps that are not counted
 
@@ -56,6 +58,7 @@ class Clock(Callback):
 
     def __init__(self) -> None:
         self.seconds: Counter[str] = Counter()
+        self.once: Counter[str] = Counter()
         self.steps = 0
         self._begun = 0.0
 
@@ -63,15 +66,19 @@ class Clock(Callback):
         """Times the hooks that run in every step."""
         for name in dir(callback):
             if name.startswith(("on_train_batch", "on_before")):
-                setattr(callback, name, self._timed(type(callback).__name__, getattr(callback, name)))
+                key = type(callback).__name__
+                setattr(callback, name, self.timed(self.seconds, key, getattr(callback, name)))
 
-    def _timed(self, key: str, function: Any) -> Any:
+    @staticmethod
+    def timed(seconds: Counter[str], key: str, function: Any) -> Any:
+        """Gives the function, with what it takes added to `seconds[key]`."""
+
         def timed(*arguments: Any, **named: Any) -> Any:
             synchronize()
             start = time.perf_counter()
             result = function(*arguments, **named)
             synchronize()
-            self.seconds[key] += time.perf_counter() - start
+            seconds[key] += time.perf_counter() - start
             return result
 
         return timed
@@ -120,8 +127,12 @@ def measure(options: argparse.Namespace, folder: Path) -> None:
     )
     settings = Settings.from_config(config)
     data, model = MTDataModule(settings), VLMo(config)
-    trainer = build_trainer(Prepared(settings, choose_environment(settings), data, model, folder / "run"))
+    environment = choose_environment(settings)
+    record = RunRecord(settings, environment, data, model)
+    trainer = build_trainer(Prepared(settings, environment, data, model, folder / "run"), [record])
     clock = Clock()
+    record.on_train_start = clock.timed(clock.once, "begun", record.on_train_start)  # type: ignore[method-assign]
+    run_record.sample_predictions = clock.timed(clock.once, "samples", run_record.sample_predictions)
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, MEASURED):
             clock.watch(callback)
@@ -137,6 +148,9 @@ def measure(options: argparse.Namespace, folder: Path) -> None:
         print(f"{name:<14}{1000 * seconds:>12.2f}{seconds / step:>10.3%}")
     (size,) = (path.stat().st_size for path in folder.rglob("measured.ckpt"))
     print(f"a checkpoint of {size / 2**20:,.0f} MiB: {clock.seconds['checkpoint']:.2f} s")
+    clock.timed(clock.once, "ended", record.end)(trainer, "ended", {})
+    begun, ended, samples = (clock.once[name] for name in ("begun", "ended", "samples"))
+    print(f"record and report: {begun:.2f} s at the start, {ended - samples:.2f} s at the end, {samples:.2f} s samples")
 
 
 def main() -> None:

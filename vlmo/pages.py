@@ -26,14 +26,18 @@ body { font: 15px/1.5 system-ui, sans-serif; max-width: 70em; margin: 2em auto; 
 table { border-collapse: collapse; margin: 1em 0 } .scroll { overflow-x: auto }
 td, th { padding: .15em .7em; text-align: right; border-bottom: 1px solid #ddd }
 td:nth-child(-n+2), th:nth-child(-n+2) { text-align: left } .bar { fill: #4a7ebb } .line { stroke: #999 }
-.plain td, .plain th { text-align: left; vertical-align: top; min-width: 5em }
-.examples { display: flex; flex-wrap: wrap; gap: 1em } img { max-width: 100% }
+td, th { overflow-wrap: normal } td:nth-child(n+3) { white-space: nowrap }
+.plain td, .plain th { text-align: left; vertical-align: top; min-width: 5em; white-space: normal }
+.plain td:nth-child(n+2) { overflow-wrap: anywhere; min-width: 8em }
+.examples { display: flex; flex-wrap: wrap; gap: 1.5em 1em } img { max-width: 100% }
 figure { width: 15em; margin: 0; font-size: 13px } figure.plot { width: 320px; max-width: 100% }
 .plot svg { max-width: 100%; height: auto } svg text { font: 11px system-ui, sans-serif; fill: #555 }
 .examples img { image-rendering: pixelated; width: 100% } .score { background: #4a7ebb; height: .5em; min-width: 1px }
+.what { display: block; padding-top: .4em }
 .key { white-space: nowrap; margin-right: 1em } .key b { display: inline-block; width: 1em; height: .6em }
 .confusion td, .confusion th { padding: .1em .3em; font-size: 12px } small { color: #666 }
-pre { background: #f4f4f4; padding: .7em; overflow-x: auto } .bad { color: #a12 } h2 { margin-top: 2em }
+pre { background: #f4f4f4; padding: .7em; white-space: pre-wrap } .bad { color: #a12 } h2 { margin-top: 2em }
+@media (max-width: 640px) { h1 { font-size: 1.4em } }
 """
 
 
@@ -60,11 +64,16 @@ def write_page(path: Path, content: str) -> None:
 
 
 def table(header: Sequence[Any], rows: Iterable[Sequence[Any]], plain: bool = False) -> str:
-    """Gives a table; `plain` is one of texts, else numbers follow after two columns of texts."""
+    """Gives a table, without its header if that is empty.
+
+    Args:
+        plain: of texts; else numbers follow after two columns of texts.
+    """
     start = "".join(f"<th>{markup(cell)}</th>" for cell in header)
+    start = f"<tr>{start}</tr>" if any(header) else ""
     lines = ["<tr>" + "".join(f"<td>{markup(cell)}</td>" for cell in row) + "</tr>" for row in rows]
     kind = " class=plain" if plain else ""
-    return f"<div class=scroll><table{kind}><tr>{start}</tr>{''.join(lines)}</table></div>"
+    return f"<div class=scroll><table{kind}>{start}{''.join(lines)}</table></div>"
 
 
 def image_uri(image: Image.Image, longer_side: int = THUMBNAIL) -> str:
@@ -143,7 +152,7 @@ class Chart:
         keys += [f'<span class=key><b style="background:#cde3b0"></b> {markup(each)}</span>' for each in self.bands]
         picture = f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" role="img">{"".join(drawn)}</svg>'
         caption = f"<b>{markup(self.title)}</b><br>{''.join(keys)}"
-        return f"<figure class=plot>{picture}<figcaption>{caption}</figcaption></figure>"
+        return f"<figure class=plot><figcaption>{caption}</figcaption>{picture}</figure>"
 
 
 class Scale:

@@ -3,7 +3,9 @@
 VLMO_SCREENSHOTS=FOLDER keeps a picture of every tab.
 """
 
+import base64
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -29,7 +31,9 @@ TASKS = {
     "nlvr2": "task_finetune_nlvr2_base",
 }
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-SIZES = {"desktop": (1200, 900), "phone": (390, 844)}
+ARGUMENTS += ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
+MAY = ["camera", "clipboard-read", "clipboard-write"]
+SIZES = {"desktop": (1280, 900), "phone": (390, 844)}
 
 
 def saved(folder: Path, name: str) -> str:
@@ -59,20 +63,24 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def url(folder):
     """Of the page with three checkpoints and data."""
-    yield from served(folder, [saved(folder, name) for name in TASKS], data=True)
+    yield from served(page_of(folder, [saved(folder, name) for name in TASKS], data=True))
 
 
-def served(folder: Path, checkpoints: list[str], data: bool):
-    from vlmo.app.page import launch
-
-    words = ["--checkpoint", *checkpoints, "--images", str(folder / "images"), "--cache", str(folder / "cache")]
+def page_of(folder: Path, checkpoints: list[str], data: bool = False, images: str = "images"):
+    words = ["--checkpoint", *checkpoints, "--images", str(folder / images), "--cache", str(folder / "cache")]
     words += ["--device", "cpu", "--requests-per-minute", "1000"]
     if data:
         options = {**tiny.SMALL, "tokenizer": folder / "data" / "vocab.txt"}
         options = {name: value for name, value in options.items() if name not in ("num_workers", "num_gpus")}
         words += ["--data", str(folder / "data"), "--config", TASKS["pairs"], 'datasets=["coco", "sbu"]']
         words += [f"{name}={value}" for name, value in options.items()]
-    blocks = launch(prepare(parser().parse_intermixed_args(words)), "127.0.0.1", 0, wait=False)
+    return prepare(parser().parse_intermixed_args(words))
+
+
+def served(page):
+    from vlmo.app.page import launch
+
+    blocks = launch(page, "127.0.0.1", 0, wait=False)
     yield blocks.local_url
     blocks.close()
 
@@ -91,7 +99,7 @@ class Visitor:
     def __init__(self, chromium, url: str, size: str) -> None:
         width, height = SIZES[size]
         self.size, self.outside = size, []
-        self.page = chromium.new_context(viewport={"width": width, "height": height}).new_page()
+        self.page = chromium.new_context(viewport={"width": width, "height": height}, permissions=MAY).new_page()
         self.page.set_default_timeout(20_000)
         own = (url, "data:", "blob:", url.replace("http", "ws"))
         self.page.on("request", lambda each: self.outside.append(each.url) if not each.url.startswith(own) else None)
@@ -127,6 +135,7 @@ class Visitor:
 
     def done(self, name: str) -> None:
         """Looks at the whole, keeps a picture, and checks that nothing is wider than the window."""
+        self.page.wait_for_timeout(600)  # until what is new has faded in
         width = self.page.evaluate("document.documentElement.scrollWidth")
         assert width <= SIZES[self.size][0], (name, width)
         if place := os.environ.get("VLMO_SCREENSHOTS"):
@@ -222,9 +231,82 @@ def test_everything(folder, url, chromium, size):
 
     visitor.open("Negatives")
     visitor.press("Draw")
-    visitor.sees("image drawn against the text")
+    visitor.sees("image drawn against it")
     visitor.done("negatives")
     assert visitor.outside == []
+
+
+COPY = """async data => {
+  const blob = await (await fetch("data:image/png;base64," + data)).blob();
+  await navigator.clipboard.write([new ClipboardItem({"image/png": blob})]);
+}"""
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_camera_and_clipboard(folder, url, chromium, size):
+    visitor = Visitor(chromium, url, size)
+    visitor.open("Question")
+    visitor.press("Capture from camera")
+    visitor.panel.get_by_title("grant webcam access").get_by_role("button").click()
+    visitor.page.wait_for_function("document.querySelector('video')?.videoWidth > 0")
+    visitor.panel.get_by_label("capture photo").click()
+    visitor.panel.get_by_label("Remove Image").wait_for()
+    visitor.panel.get_by_label("Question").fill("what is left ?")
+    visitor.press("Ask")
+    visitor.sees("yes")
+    visitor.done("camera")
+    visitor.panel.get_by_label("Remove Image").click()
+
+    data = (folder / "images" / "4.png").read_bytes()
+    visitor.page.evaluate(COPY, base64.b64encode(data).decode())
+    visitor.press("Paste from clipboard")
+    visitor.panel.get_by_label("Remove Image").wait_for()
+    visitor.press("Ask")
+    for best in answer_of(folder, "4.png", "what is left ?"):
+        visitor.sees(f"{best.score:.0%}")
+    visitor.done("clipboard")
+
+
+def test_a_folder_that_takes_long(folder, chromium):
+    """Embedding tells how far it is, lets others have their turn, and can be stopped; what was done is kept."""
+    (folder / "many").mkdir()
+    for seed in range(60):
+        picture(seed, (80, 60)).save(folder / "many" / f"{seed}.png")
+    page = page_of(folder, [saved(folder, "pairs"), saved(folder, "vqa")], images="many")
+    (searched,) = page.folders.values()
+    embed, seen = searched.predictor.embed_images, []
+
+    def slowly(images):
+        seen.extend(images)
+        time.sleep(0.7)
+        return embed(images)
+
+    searched.predictor.embed_images = slowly
+    running = served(page)
+    url = next(running)
+    visitor, other = Visitor(chromium, url, "desktop"), Visitor(chromium, url, "phone")
+    visitor.open("Search")
+    visitor.panel.get_by_label("Text", exact=True).fill("a red cat")
+    visitor.press("Search by text")
+    visitor.note("of 60 done")
+    visitor.done("embedding")
+    other.open("Match")
+    other.panel.locator("button:has(img), .gallery-item").first.click()
+    other.page.wait_for_timeout(800)
+    other.panel.get_by_label("Texts, one a line").fill("a red cat\na dog")
+    other.press("Compare")
+    other.panel.get_by_text("a dog", exact=True).first.wait_for()
+    visitor.press("Stop")
+    visitor.note("Stopped")
+    visitor.page.wait_for_timeout(1500)
+    done = len(seen)
+    assert 0 < done < 60 and len(set(seen)) == done
+    visitor.done("stopped")
+    visitor.press("Search by text")
+    visitor.note(f"of {60 - done} done")
+    visitor.panel.locator(".caption-label, .thumbnail-item").nth(8).wait_for()
+    assert sorted(seen) == sorted(str(path) for path in (folder / "many").iterdir())
+    next(running, None)
 
 
 def test_mistakes(folder, url, chromium):
@@ -247,7 +329,7 @@ def test_mistakes(folder, url, chromium):
 
 
 def test_a_checkpoint_without_the_head(folder, chromium):
-    page = served(folder, [saved(folder, "vqa")], data=False)
+    page = served(page_of(folder, [saved(folder, "vqa")]))
     visitor = Visitor(chromium, next(page), "phone")
     visitor.open("Match")
     visitor.sees("cannot do this: matching needs a checkpoint with itm_score")

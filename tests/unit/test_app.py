@@ -12,11 +12,11 @@ from tests.tables import VOCABULARY, picture
 from vlmo.app.__main__ import main
 from vlmo.app.attention import choices, layer_pictures, token_of
 from vlmo.app.browser import Browser
+from vlmo.app.data_tabs import negatives_table, tokens_line
 from vlmo.app.examples import painted
 from vlmo.app.image_folder import ImageFolder
 from vlmo.app.limits import Requests, checked_image, checked_text
 from vlmo.app.models import ABILITIES, LoadedModel, Models, key_of, short_name
-from vlmo.app.page import negatives_table, tokens_line
 from vlmo.errors import InputError, VLMoError
 from vlmo.inference import Predictor
 from vlmo.settings import Settings
@@ -110,6 +110,11 @@ def test_requests_of_a_minute():
     requests.count("a")
 
 
+def embedded(folder):
+    """How many images a refresh embeds, or finds to be none."""
+    return max((total for _, total in folder.refresh()), default=0)
+
+
 def test_features_of_a_folder_are_computed_once(tmp_path):
     folder, cache = tmp_path / "images", tmp_path / "cache"
     (folder / "more").mkdir(parents=True)
@@ -118,24 +123,43 @@ def test_features_of_a_folder_are_computed_once(tmp_path):
     (folder / "bad.png").write_text("no image")
     model = predictor("pairs")
     searched = ImageFolder(folder, model, "key", cache)
-    assert searched.refresh() == 4 and list(searched.unreadable) == [str(folder / "bad.png")]
+    assert embedded(searched) == 4 and list(searched.unreadable) == [str(folder / "bad.png")]
     query = model.embed_images([str(folder / "b.png")])[0]
     best, *_ = found = searched.search(query, 2)
     assert len(found) == 2 and best == (str(folder / "b.png"), pytest.approx(1, abs=1e-5))
 
     again = ImageFolder(folder, model, "key", cache)
-    assert again.refresh() == 1  # the one that is no image
+    assert embedded(again) == 1  # the one that is no image
     assert again.search(query, 3) == [
         (path, pytest.approx(score, abs=1e-6)) for path, score in searched.search(query, 3)
     ]
     picture(9).save(folder / "b.png")
     os.utime(folder / "b.png", (1, 1))
     (folder / "a.png").unlink()
-    assert again.refresh() == 1 and len(again.files) == 2
+    assert embedded(again) == 1 and len(again.files) == 2
     assert again.search(model.embed_images([picture(9)])[0], 1)[0][1] == pytest.approx(1, abs=1e-5)
-    assert ImageFolder(folder, model, "another checkpoint", cache).refresh() == 3
+    assert embedded(ImageFolder(folder, model, "another checkpoint", cache)) == 3
+    picture(3).save(folder / "bad.png")
+    assert embedded(again) == 1 and embedded(again) == 0 and len(again.files) == 3
     again.cache.write_bytes(b"damaged")
-    assert ImageFolder(folder, model, "key", cache).refresh() == 3
+    assert embedded(ImageFolder(folder, model, "key", cache)) == 3
+
+
+def test_a_refresh_that_is_stopped_keeps_what_it_has(tmp_path, monkeypatch):
+    monkeypatch.setattr("vlmo.app.image_folder.BATCH", 2)
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for seed in range(5):
+        picture(seed).save(folder / f"{seed}.png")
+    model = predictor("pairs")
+    stopped = ImageFolder(folder, model, "key", tmp_path).refresh()
+    assert [next(stopped), next(stopped)] == [(0, 5), (2, 5)]
+    stopped.close()
+    one, other = (ImageFolder(folder, model, "key", tmp_path), ImageFolder(folder, model, "key", tmp_path))
+    first, second = one.refresh(), one.refresh()
+    assert next(first) == next(second) == (0, 3)
+    assert [*first] == [*second] == [(2, 3)] and len(one.files) == 5  # each in turn, nothing twice
+    assert embedded(other) == 0
 
 
 def test_attention_is_drawn_layer_by_layer(models):

@@ -2,10 +2,8 @@
 
 import logging
 import os
-import threading
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +16,8 @@ from vlmo.inference.io import image_files
 
 log = logging.getLogger(__name__)
 
-CHUNK = 64  # images that are embedded before what is known is written
+BATCH = 8  # images that are embedded before somebody else has a turn
+WRITTEN = 256  # images that are embedded before what is known is written
 
 
 def cache_folder() -> Path:
@@ -46,32 +45,45 @@ class ImageFolder:
         self.unreadable: dict[str, str] = {}
         self.files: list[str] = []
         self._features = torch.empty(0, 0)
-        self._lock = threading.Lock()
+        self._known: dict[str, np.ndarray] | None = None
+        self._refused: set[str] = set()
 
-    def refresh(self, progress: Callable[[float], Any] = lambda share: None) -> int:
-        """Looks for new and changed images and embeds them; returns how many it embedded.
+    def refresh(self) -> Iterator[tuple[int, int]]:
+        """Looks for new and changed images and embeds them; yields how many of how many are done, every few images.
 
-        Args:
-            progress: is told the share that is done.
+        Whoever stops in between keeps what is embedded, and several may go on in turns.
         """
-        with self._lock:
-            known = self._read()
-            states = {state: path for path in image_files(str(self.folder)) if (state := _state(path))}
-            new = [state for state in states if state not in known and states[state] not in self.unreadable]
-            for start in range(0, len(new), CHUNK):
-                for state in new[start : start + CHUNK]:
-                    try:
-                        known[state] = self.predictor.embed_images([states[state]])[0].numpy()
-                    except InputError as error:
-                        self.unreadable[states[state]] = str(error)
+        known = self._known = self._read() if self._known is None else self._known
+        states = {state: path for path in image_files(str(self.folder)) if (state := _state(path))}
+        new = [state for state in states if state not in known and state not in self._refused]
+        written = len(known)
+        try:
+            for start in range(0, len(new), BATCH):
+                yield start, len(new)
+                batch = [state for state in new[start : start + BATCH] if state not in known]
+                self._embed(batch, [states[state] for state in batch], known)
+                if len(known) - written >= WRITTEN:
+                    self._write(known)
+                    written = len(known)
+        finally:
+            if len(known) > written:
                 self._write(known)
-                progress(min(start + CHUNK, len(new)) / len(new))
-            present = [state for state in states if state in known]
-            self.files = [states[state] for state in present]
-            self._features = (
-                torch.from_numpy(np.stack([known[each] for each in present])) if present else torch.empty(0)
-            )
-            return len(new)
+        present = [state for state in states if state in known]
+        self.files = [states[state] for state in present]
+        self._features = torch.from_numpy(np.stack([known[each] for each in present])) if present else torch.empty(0)
+
+    def _embed(self, states: Sequence[str], paths: Sequence[str], known: dict[str, np.ndarray]) -> None:
+        """Adds features to those that are known; where an image of several cannot be read, one by one."""
+        try:
+            known.update(zip(states, self.predictor.embed_images(paths).numpy(), strict=True))
+        except InputError as error:
+            if len(paths) > 1:
+                for state, path in zip(states, paths, strict=True):
+                    self._embed([state], [path], known)
+                return
+            self._refused.update(states)
+            self.unreadable[paths[0]] = str(error)
+            log.warning(f"left out of the search: {error}")
 
     def search(self, query: Tensor, number: int) -> list[tuple[str, float]]:
         """Gives the files nearest to a feature of unit length, (D,), with their cosines, best first."""
@@ -91,11 +103,10 @@ class ImageFolder:
             return {}
 
     def _write(self, known: dict[str, np.ndarray]) -> None:
-        if not known:
-            return
+        states, features = zip(*list(known.items()), strict=True)  # (at once: somebody else may be adding to them)
         try:
             with atomic_write(self.cache, by_several=True) as file:
-                np.savez(file, states=np.array(list(known)), features=np.stack(list(known.values())))
+                np.savez(file, states=np.array(states), features=np.stack(features))
         except OSError as error:
             log.warning(f"{self.cache}: cannot be written ({error.strerror or error}); the features are not kept")
 

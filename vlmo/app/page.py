@@ -4,37 +4,39 @@ other modules of this package.
 Nothing is fetched from outside: fonts are the system's, Gradio's own files come from this process.
 """
 
-import logging
-import os
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+from vlmo.app.attention import choices, layer_pictures
+from vlmo.app.browser import Browser
+from vlmo.app.data_tabs import browse_tab, negatives_tab
+from vlmo.app.image_folder import ImageFolder
+from vlmo.app.limits import MOST_BYTES, MOST_CLASSES, Requests, checked_image, checked_text
+from vlmo.app.models import ABILITIES, Models, as_bars
+from vlmo.app.parts import Parts
+from vlmo.errors import InputError
 
-from vlmo.app.attention import choices, layer_pictures  # noqa: E402
-from vlmo.app.browser import FILTERS, MOST_PAIRS, Browser, Sample  # noqa: E402
-from vlmo.app.image_folder import ImageFolder  # noqa: E402
-from vlmo.app.limits import MOST_BYTES, MOST_CLASSES, Requests, checked_image, checked_text  # noqa: E402
-from vlmo.app.models import ABILITIES, Models, as_bars  # noqa: E402
-from vlmo.errors import InputError, VLMoError  # noqa: E402
-from vlmo.pages import Html, image_uri, markup, table  # noqa: E402
-
-log = logging.getLogger(__name__)
-
+SHOWN_PAIRS = 3  # examples of two images
 MOST_WAITING = 32  # requests that wait for their turn; further ones are told to come again
 CSS = """
-.gradio-container { max-width: 60em !important; margin: auto }
+.gradio-container { width: 100%; max-width: 60em !important; margin: auto }
 .note { border-left: 4px solid #c33; padding: .5em .8em; background: #c331 }
+.note.told { border-color: #36c; background: #36c1 } .note .note { border: 0; padding: 0; background: none }
 .token { display: inline-block; border: 1px solid #8886; border-radius: 3px; padding: 0 .3em; margin: .1em }
 .masked { background: #f8b26a88 } .another { background: #e5737388 } .kept { background: #81c78488 }
 .scroll { overflow-x: auto; overflow-wrap: anywhere; width: 0; min-width: 100% }
-.scroll td { padding: .3em .6em; vertical-align: top; min-width: 7em }
-.caption-label { white-space: normal !important; max-width: 100% !important }
+.scroll table { border: 0 !important }
+.scroll td, .scroll th { padding: .3em .6em; vertical-align: top; min-width: 7em; border: 0 !important;
+  border-bottom: 1px solid #8884 !important }
+.grid-wrap.fixed-height { min-height: 0 !important; max-height: none !important }
+.thumbnail-lg { display: flex; flex-direction: column; height: auto !important; aspect-ratio: auto !important }
+.thumbnail-lg > img { flex: 1; min-height: 0 } .grid-container { grid-auto-rows: auto !important }
+.caption-label { position: static !important; white-space: normal !important; max-width: 100% !important }
 @media (max-width: 640px) {
   .gradio-container { padding: .4em !important; overflow-x: clip } .gradio-container .row { flex-wrap: wrap }
   .grid-container { grid-template-columns: repeat(2, minmax(0, 1fr)) !important }
+  .scroll td, .scroll th { padding: .3em; min-width: 4.5em }
 }
 """
 TITLE = "VLMo"
@@ -58,17 +60,14 @@ class Page:
         examples: Sequence[str],
         requests: Requests,
     ) -> None:
-        import gradio
-
-        self.gr = gradio
+        self.parts = Parts(examples, requests)
+        self.gr = self.parts.gr
         self.models, self.folders, self.browser = models, folders, browser
-        self.examples, self.requests = list(examples), requests
-        self._one_at_a_time = threading.Lock()  # the models are everybody's
 
     def build(self) -> Any:
         """Gives the Blocks."""
         with self.gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(3600, 3600)) as page:
-            self.gr.Markdown(f"# {TITLE}\n{', '.join(self.models.by_name) or 'no checkpoint'}")
+            self.gr.Markdown(f"# {TITLE}\nCheckpoints: {', '.join(self.models.by_name) or 'none'}")
             with self.gr.Tabs():
                 if self.models.by_name:
                     for ability, (title, meaning) in ABILITIES.items():
@@ -77,9 +76,9 @@ class Page:
                             self._tab(ability)
                 if self.browser:
                     with self.gr.Tab("Data", id="browse"):
-                        self._browse(self.browser)
+                        browse_tab(self.parts, self.browser)
                     with self.gr.Tab("Negatives", id="negatives"):
-                        self._negatives(self.browser)
+                        negatives_tab(self.parts, self.browser, self.models)
         return page
 
     def _tab(self, ability: str) -> None:
@@ -94,91 +93,50 @@ class Page:
         model = self.gr.Dropdown(able, value=able[0], label="Checkpoint", visible=len(able) > 1)
         getattr(self, f"_{ability}")(model)
 
-    # --- parts -------------------------------------------------------------------------------------------------------
-
-    def _image(self, label: str = "Image", name: str = "image") -> Any:
-        """An image is handed on as it was uploaded: it is looked at by `checked_image`, which says what is wrong."""
-        image = self.gr.Image(
-            label=label,
-            type="filepath",
-            image_mode=None,
-            sources=["upload", "clipboard", "webcam"],
-            height=300,
-            elem_classes=name,
-            buttons=["fullscreen"],
-        )
-        image.preprocess = lambda payload: payload.path if payload else None
-        return image
-
-    def _examples(self, image: Any, others: Sequence[Any] = (), values: Sequence[Any] = ()) -> None:
-        if self.examples:
-            rows = [[path, *values] for path in self.examples]
-            self.gr.Examples(rows, [image, *others], examples_per_page=8, label="Examples")
-
-    def _note(self) -> Any:
-        return self.gr.Markdown(elem_classes="note", visible=False)
-
-    def _on(
-        self, triggers: Sequence[Any], work: Callable[..., Any], inputs: Sequence[Any], outputs: Sequence[Any]
-    ) -> None:
-        """Has `work` done when any of the triggers fires; the first output is the note for what went wrong."""
-        count = len(outputs) - 1
-
-        def answer(request: Any, *given: Any) -> Any:
-            try:
-                self.requests.count(_visitor(request))
-                with self._one_at_a_time:
-                    found = work(*given)
-            except VLMoError as error:
-                return self.gr.Markdown(str(error), visible=True), *[None] * count
-            return self.gr.Markdown("", visible=False), *(found if count > 1 else [found])
-
-        answer.__annotations__["request"] = self.gr.Request  # (by which Gradio knows to hand it over)
-        self.gr.on(triggers, answer, inputs, outputs, api_visibility="private", concurrency_limit=2)
-
     # --- what a model can do -----------------------------------------------------------------------------------------
 
     def _answer(self, model: Any) -> None:
-        image = self._image()
+        image = self.parts.image()
         question = self.gr.Textbox(label="Question", placeholder="what color is the square?")
         ask = self.gr.Button("Ask", variant="primary")
-        note, answers = self._note(), self.gr.Label(label="Answers", num_top_classes=5)
+        note, answers = self.parts.note(), self.gr.Label(label="Answers", num_top_classes=5)
 
         def work(name: str, path: str, text: str) -> Any:
             picture, words = checked_image(path), checked_text(text, "question")
             return as_bars(self.models.get(name, "answer").answer(picture, words, top_k=5))
 
-        self._on([ask.click, question.submit], work, [model, image, question], [note, answers])
-        self._examples(image)
+        self.parts.on([ask.click, question.submit], work, [model, image, question], [note, answers])
+        self.parts.examples_of(image)
 
     def _match(self, model: Any) -> None:
-        image = self._image()
+        image = self.parts.image()
         texts = self.gr.Textbox(label="Texts, one a line", lines=3, placeholder="a red circle\na blue square")
         ask = self.gr.Button("Compare", variant="primary")
-        note, scores = self._note(), self.gr.Label(label="How well each fits, by itself")
+        note, scores = self.parts.note(), self.gr.Label(label="How well each fits, by itself")
 
         def work(name: str, path: str, text: str) -> Any:
             lines = [checked_text(line) for line in checked_text(text).splitlines() if line.strip()]
             found = self.models.get(name, "match").match(checked_image(path), lines)
             return as_bars(zip(lines, found, strict=True))
 
-        self._on([ask.click], work, [model, image, texts], [note, scores])
-        self._examples(image)
+        self.parts.on([ask.click], work, [model, image, texts], [note, scores])
+        self.parts.examples_of(image)
 
     def _search(self, model: Any) -> None:
         text = self.gr.Textbox(label="Text", placeholder="a red circle")
         by_text = self.gr.Button("Search by text", variant="primary")
         with self.gr.Accordion("or by an image", open=False):
-            image = self._image()
+            image = self.parts.image()
             by_image = self.gr.Button("Search by image", variant="primary")
-            self._examples(image)
+            self.parts.examples_of(image)
         number = self.gr.Slider(1, 24, 9, step=1, label="How many")
-        note, found = self._note(), self.gr.Gallery(label="Found", columns=3, object_fit="contain", height="auto")
+        note, stop = self.parts.note(), self.gr.Button("Stop", visible=False)
+        found = self.gr.Gallery(label="Found", columns=3, object_fit="contain", height="auto")
 
-        def search(name: str, number: float, embed: Callable[[Any], Any]) -> Any:
-            predictor = self.models.get(name, "search")
-            folder = self.folders[name]
-            folder.refresh()
+        def search(name: str, number: float, embed: Callable[[Any], Any]) -> Generator[str, None, Any]:
+            predictor, folder = self.models.get(name, "search"), self.folders[name]
+            for done, total in folder.refresh():
+                yield f"Images are embedded before they can be searched, each once: {done:,} of {total:,} done."
             hits = folder.search(embed(predictor)[0], int(number))
             return [(path, f"{score:.3f}  {Path(path).name}") for path, score in hits]
 
@@ -190,33 +148,33 @@ class Page:
             picture = checked_image(path)
             return search(name, number, lambda predictor: predictor.embed_images([picture]))
 
-        self._on([by_text.click, text.submit], by_words, [model, text, number], [note, found])
-        self._on([by_image.click], by_picture, [model, image, number], [note, found])
+        self.parts.on([by_text.click, text.submit], by_words, [model, text, number], [note, found], stop)
+        self.parts.on([by_image.click], by_picture, [model, image, number], [note, found], stop)
 
     def _compare(self, model: Any) -> None:
         with self.gr.Row():
-            left, right = self._image("Left image", "left"), self._image("Right image", "right")
+            left, right = self.parts.image("Left image", "left"), self.parts.image("Right image", "right")
         text = self.gr.Textbox(label="Statement", placeholder="there is a red circle in both pictures.")
         ask = self.gr.Button("Judge", variant="primary")
-        note, judged = self._note(), self.gr.Label(label="The statement is")
+        note, judged = self.parts.note(), self.gr.Label(label="The statement is")
 
         def work(name: str, one: str, other: str, statement: str) -> Any:
             pictures = checked_image(one, "a left image"), checked_image(other, "a right image")
             true = self.models.get(name, "compare").compare(*pictures, checked_text(statement, "statement"))
             return {"true": true, "false": 1 - true}
 
-        self._on([ask.click, text.submit], work, [model, left, right, text], [note, judged])
-        if self.examples:
-            pairs = list(zip(self.examples, [*self.examples[1:], self.examples[0]], strict=True))
-            self.gr.Examples([list(pair) for pair in pairs], [left, right], label="Examples")
+        self.parts.on([ask.click, text.submit], work, [model, left, right, text], [note, judged])
+        if self.parts.examples:
+            pairs = zip(self.parts.examples, [*self.parts.examples[1:], self.parts.examples[0]], strict=True)
+            self.gr.Examples([list(pair) for pair in pairs][:SHOWN_PAIRS], [left, right], label="Examples")
 
     def _fill_mask(self, model: Any) -> None:
         text = self.gr.Textbox(label="Text with [MASK]", placeholder="a [MASK] circle")
         with self.gr.Accordion("with an image, if you like", open=True):
-            image = self._image()
-            self._examples(image)
+            image = self.parts.image()
+            self.parts.examples_of(image)
         ask = self.gr.Button("Fill in", variant="primary")
-        note = self._note()
+        note = self.parts.note()
         found = [
             self.gr.Label(label=f"[MASK] {number}", num_top_classes=5, visible=number == 1) for number in (1, 2, 3)
         ]
@@ -230,13 +188,13 @@ class Page:
             shown = [self.gr.Label(value=each, visible=True) for each in bars]
             return [*shown, *(self.gr.Label(value=None, visible=False) for _ in range(len(found) - len(bars)))]
 
-        self._on([ask.click, text.submit], work, [model, text, image], [note, *found])
+        self.parts.on([ask.click, text.submit], work, [model, text, image], [note, *found])
 
     def _attention(self, model: Any) -> None:
-        image = self._image()
+        image = self.parts.image()
         text = self.gr.Textbox(label="Text", placeholder="a red circle")
         ask = self.gr.Button("Show", variant="primary")
-        note = self._note()
+        note = self.parts.note()
         word = self.gr.Dropdown([], label="Word", interactive=True)
         layers = self.gr.Gallery(label="Layer by layer", columns=3, object_fit="contain", height="auto")
         state = self.gr.State()
@@ -250,16 +208,16 @@ class Page:
         def redraw(shown: Any, choice: str) -> Any:
             return layer_pictures(shown, choice) if shown else None
 
-        self._on([ask.click, text.submit], work, [model, image, text], [note, state, word, layers])
-        self._on([word.input], redraw, [state, word], [note, layers])
-        self._examples(image)
+        self.parts.on([ask.click, text.submit], work, [model, image, text], [note, state, word, layers])
+        self.parts.on([word.input], redraw, [state, word], [note, layers])
+        self.parts.examples_of(image)
 
     def _classify(self, model: Any) -> None:
-        image = self._image()
+        image = self.parts.image()
         names = self.gr.Textbox(label="Classes, one a line or with commas", lines=3, placeholder="circle, square, star")
         template = self.gr.Textbox("a photo of a {}.", label="Sentence, with {} for the class")
         ask = self.gr.Button("Classify", variant="primary")
-        note, classes = self._note(), self.gr.Label(label="Classes", num_top_classes=10)
+        note, classes = self.parts.note(), self.gr.Label(label="Classes", num_top_classes=10)
 
         def work(name: str, path: str, given: str, sentence: str) -> Any:
             parts = [
@@ -273,122 +231,8 @@ class Page:
             sentence = sentence.replace("{}", "\0").replace("{", "{{").replace("}", "}}").replace("\0", "{}")
             return as_bars(predictor.classify([checked_image(path)], listed, [sentence])[0])
 
-        self._on([ask.click], work, [model, image, names, template], [note, classes])
-        self._examples(image)
-
-    # --- data --------------------------------------------------------------------------------------------------------
-
-    def _browse(self, browser: Browser) -> None:
-        names = browser.names
-        with self.gr.Row():
-            dataset = self.gr.Dropdown(names, value=names[0], label="Data set and split")
-            number = self.gr.Number(0, label="Sample", precision=0, minimum=0)
-            seed = self.gr.Number(0, label="Epoch (seed of augmentation and masking)", precision=0, minimum=0)
-        with self.gr.Row():
-            back, show, forth = self.gr.Button("←"), self.gr.Button("Show", variant="primary"), self.gr.Button("→")
-        with self.gr.Accordion("Search and filter", open=False):
-            words = self.gr.Textbox(label="Text has these words")
-            kept = self.gr.Dropdown(list(FILTERS), value=FILTERS[0], label="Only those")
-            look = self.gr.Button("Search from the sample on")
-            hits = self.gr.Textbox(label="Found", interactive=False, lines=2)
-        note = self._note()
-        images = self.gr.Gallery(label="Before and after augmentation", columns=2, object_fit="contain", height="auto")
-        text = self.gr.Textbox(label="Text", interactive=False)
-        tokens = self.gr.HTML(label="Tokens", show_label=True)
-        facts = self.gr.HTML()
-        outputs = [note, number, images, text, tokens, facts]
-
-        def open_at(step: int) -> Callable[..., Any]:
-            def work(name: str, at: float, epoch: float) -> Any:
-                place = min(max(int(at or 0) + step, 0), browser.size(name) - 1) if step else int(at or 0)
-                return place, *shown_sample(browser.sample(name, place, int(epoch or 0)))
-
-            return work
-
-        def search(name: str, text_has: str, only: str, at: float) -> Any:
-            found, end = browser.find(name, text_has or "", only, int(at or 0))
-            size = browser.size(name)
-            told = ", ".join(map(str, found)) or "nothing"
-            return f"{told} (looked at {int(at or 0):,} to {end - 1:,} of {size:,})", found[0] if found else int(
-                at or 0
-            )
-
-        self._on([show.click, number.submit, dataset.input], open_at(0), [dataset, number, seed], outputs)
-        self._on([back.click], open_at(-1), [dataset, number, seed], outputs)
-        self._on([forth.click], open_at(1), [dataset, number, seed], outputs)
-        self._on([look.click, words.submit], search, [dataset, words, kept, number], [note, hits, number])
-
-    def _negatives(self, browser: Browser) -> None:
-        able = self.models.able("search")
-        if not able:
-            self.gr.Markdown(
-                self.models.why_not("search")
-                or "Hard negatives are drawn by a contrast: start the page with a `--checkpoint` that has one."
-            )
-            return
-        model = self.gr.Dropdown(able, value=able[0], label="Checkpoint", visible=len(able) > 1)
-        with self.gr.Row():
-            dataset = self.gr.Dropdown(browser.names, value=browser.names[0], label="Data set and split")
-            start = self.gr.Number(0, label="First sample", precision=0, minimum=0)
-            size = self.gr.Slider(2, MOST_PAIRS, 8, step=1, label="Batch")
-        draw = self.gr.Button("Draw", variant="primary")
-        note = self._note()
-        drawn = self.gr.HTML()
-
-        def work(name: str, data: str, first: float, count: float) -> Any:
-            return negatives_table(
-                browser.negatives(data, int(first or 0), int(count), self.models.get(name, "search"))
-            )
-
-        self._on([draw.click], work, [model, dataset, start, size], [note, drawn])
-
-
-def tokens_line(tokens: Sequence[tuple[str, str]]) -> str:
-    """Gives tokens as markup, with what becomes of each."""
-    kinds = dict.fromkeys(kind for _, kind in tokens if kind)
-    legend = " ".join(f'<span class="token {kind}">{kind}</span>' for kind in kinds)
-    line = "".join(f'<span class="token {kind}">{markup(token)}</span>' for token, kind in tokens)
-    return f"{line}<br><small>{legend}</small>"
-
-
-def negatives_table(rows: Sequence[dict[str, Any]]) -> str:
-    """Gives pairs with what was drawn against them, as markup."""
-
-    def picture(image: Any) -> Html:
-        return Html(f'<img alt="" width="120" src="{image_uri(image)}">')
-
-    cells = [
-        [
-            picture(row["image"]),
-            row["text"],
-            f"{row['other text']} ({row['chance of text']:.0%})",
-            Html(f"{picture(row['other image'])}<br>({row['chance of image']:.0%})"),
-        ]
-        for row in rows
-    ]
-    return table(["image", "text", "text drawn against the image", "image drawn against the text"], cells)
-
-
-def shown_sample(found: Sample) -> tuple[Any, ...]:
-    """Gives images with captions, text, tokens and facts, as the page shows them.
-
-    Raises:
-        InputError: for a sample that cannot be read, saying why.
-    """
-    if found.problem:
-        raise InputError(f"Sample {found.facts['number']:,} cannot be read: {found.problem}")
-    before = [(image, f"as it is, {image.width} x {image.height}") for image in found.before]
-    after = [(image, f"as the model sees it, {image.width} x {image.height}") for image in found.after]
-    return (
-        [*before, *after],
-        found.text,
-        tokens_line(found.tokens),
-        table(["", ""], found.facts.items(), plain=True),
-    )
-
-
-def _visitor(request: Any) -> str:
-    return str(getattr(getattr(request, "client", None), "host", "") or getattr(request, "session_hash", ""))
+        self.parts.on([ask.click], work, [model, image, names, template], [note, classes])
+        self.parts.examples_of(image)
 
 
 def launch(page: Page, host: str, port: int, wait: bool = True) -> Any:
@@ -396,7 +240,7 @@ def launch(page: Page, host: str, port: int, wait: bool = True) -> Any:
     gr = page.gr
     fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
     blocks = page.build().queue(max_size=MOST_WAITING, api_open=False)
-    allowed = [str(each.folder) for each in page.folders.values()] + page.examples
+    allowed = [str(each.folder) for each in page.folders.values()] + page.parts.examples
     blocks.launch(
         server_name=host,
         server_port=port or None,

@@ -48,7 +48,7 @@ from vlmo.training.preparation import (
 )
 from vlmo.training.run_length import RunLength
 from vlmo.training.run_report.page import REPORT
-from vlmo.training.run_report.record import RunRecord
+from vlmo.training.run_report.record import RunRecord, how_it_failed
 from vlmo.training.run_report.warnings_heard import WarningsHeard
 from vlmo.training.strategy import build_strategy
 from vlmo.training.summary import results, summary
@@ -169,16 +169,15 @@ def execute(
         print(summary(settings, prepared.environment, model, _length(prepared)), flush=True)
     try:
         metrics = _evaluate(prepared, trainer) if settings.test_only else _train(prepared, trainer)
-    except RuntimeError as error:
-        watchdog = _own(trainer, ProcessWatchdog)
-        explained = watchdog.explain(error, trainer) if watchdog else error
-        record.end(trainer, f"failed: {explained}")
-        raise explained from error
     except Stopped as stopped:
         record.end(trainer, str(stopped), _metrics(trainer))
         raise
-    except VLMoError as error:
-        record.end(trainer, f"failed: {error}")
+    except BaseException as error:  # (Ctrl-C, too: the record says how the run ended, whatever ended it)
+        watchdog = _own(trainer, ProcessWatchdog) if isinstance(error, RuntimeError) else None
+        explained = watchdog.explain(error, trainer) if watchdog else error
+        record.end(trainer, how_it_failed(explained))
+        if explained is not error:
+            raise explained from error
         raise
     record.end(trainer, "ended", metrics)
     if trainer.is_global_zero:

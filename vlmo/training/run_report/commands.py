@@ -65,8 +65,13 @@ def next_steps(settings: Mapping[str, Any], folder: Path) -> dict[str, str]:
         found[use.purpose] = f"python -m vlmo.predict {use.command or use.name} --checkpoint {path} {columns}"
     if any(TASKS[name].provides == "contrast" for name in active):
         found["rank images"] = f'python -m vlmo.predict rank --checkpoint {path} --image FOLDER --text "a red cat"'
-    found["report again"] = f"python -m vlmo.report {shlex.quote(str(folder))}"
+    found["report again"] = report_command(folder)
     return found
+
+
+def report_command(folder: Path, *options: str) -> str:
+    """Gives the call of `vlmo report` for a run."""
+    return " ".join(["python -m vlmo.report", shlex.quote(str(folder)), *options])
 
 
 def _example(column: str) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vlmo.pages import charts, markup, page, table, write_page
+from vlmo.pages import charts, page, table, write_page
 from vlmo.training.run_report.commands import differences
 from vlmo.training.run_report.history import History
 from vlmo.training.run_report.page import results_table, shown
@@ -22,7 +22,7 @@ def write_comparison(
         more: parts of the page that come first, markup.
     """
     named = dict(zip(labels(histories), histories, strict=True))
-    reports = [[label, str(each.folder), f"{each.steps:,}", _status(each)] for label, each in named.items()]
+    reports = [[label, str(each.folder), f"{each.steps:,}", each.status] for label, each in named.items()]
     options = differing({label: each.settings for label, each in named.items()})
     facts = differing({label: _facts(each.record) for label, each in named.items()})
     parts = [
@@ -77,7 +77,3 @@ def _facts(record: Mapping[str, Any]) -> dict[str, str]:
     if record.get("weights_at_start"):
         facts["weights at load_path"] = record["weights_at_start"]
     return facts
-
-
-def _status(history: History) -> str:
-    return markup(history.record.get("status", "unknown"))

@@ -7,16 +7,21 @@ that was gone on from belongs to the later ones, what they logged after it does 
 import csv
 import json
 import math
+import re
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from vlmo.errors import VLMoError
+from vlmo.files import atomic_write
+from vlmo.training.run_report.process import is_alive
 
 RECORD = "record.json"  # what a run says of itself, in its folder
 LEARNING = "learning.jsonl"  # findings while it trained, where there are any
+RUNNING = "running"  # the status that a run begins with
 LISTS = ("unreadable_images.txt", "nonfinite_steps.txt")
 
 Curve = list[tuple[int, float]]  # steps done, and the value
@@ -69,9 +74,63 @@ class History:
 
     @property
     def steps(self) -> int:
-        """Steps done."""
+        """Steps done; of a run that was killed, up to what it logged or saved last."""
         logged = max((curve[-1][0] for tag, curve in self.curves.items() if curve and "/train/" in tag), default=0)
-        return max(self.record.get("steps") or 0, logged)
+        saved = [re.search(r"-step=(\d+)", path.name) for path in self.folder.glob("checkpoints/*.ckpt")]
+        return max(self.record.get("steps") or 0, logged, *(int(found[1]) for found in saved if found))
+
+    @property
+    def status(self) -> str:
+        """How the run ended, in a sentence; of one that has not said, whether its process is still there."""
+        return how_it_ended(self.record)
+
+    @property
+    def last_sign(self) -> str:
+        """When the run ended; of one that has not said, when it last logged something."""
+        logged = self.folder / "metrics.csv"
+        found = self.record.get("ended") or (time_of_day(logged.stat().st_mtime) if logged.is_file() else "?")
+        return str(found)
+
+    @property
+    def checkpoint(self) -> Path | None:
+        """The newest checkpoint of a training, what an evaluation evaluated; None if it is gone."""
+        last = self.folder / "checkpoints" / "last.ckpt"
+        place = Path(self.settings.get("load_path", "")) if self.settings.get("test_only") else last
+        return place if place.name and place.exists() else None
+
+    @property
+    def ended_parts(self) -> list[tuple[str, str]]:
+        """Name and end of each part."""
+        return [(part.name, how_it_ended(_json(part / RECORD))) for part in self.parts]
+
+
+def how_it_ended(record: Mapping[str, Any]) -> str:
+    """Gives how a run ended by its record, in a sentence."""
+    status = str(record.get("status", "unknown: of a version that kept no record"))
+    if status != RUNNING:
+        return status
+    process = record.get("process", {})
+    alive = is_alive(process)
+    if alive:
+        return f"still running at {now()}"
+    if alive is None:
+        where = f", process {process['pid']} on {process['host']}" if process else ""
+        return f"unknown: has not said how it ended, and from here it cannot be told whether it still runs{where}"
+    return "did not end: its process is gone, killed or out of memory"
+
+
+def write_record(folder: Path, record: Mapping[str, Any]) -> None:
+    """Writes what a run says of itself; raises OSError if it cannot be written."""
+    with atomic_write(folder / RECORD) as file:
+        file.write((json.dumps(record, indent=1) + "\n").encode("utf-8", "backslashreplace"))
+
+
+def now() -> str:
+    return time_of_day(datetime.now().timestamp())
+
+
+def time_of_day(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds).astimezone().isoformat(" ", "seconds")
 
 
 def read_metrics(path: Path) -> dict[str, Curve]:

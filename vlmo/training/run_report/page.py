@@ -8,14 +8,13 @@ from typing import Any
 from vlmo.errors import VLMoError
 from vlmo.pages import Html, charts, markup, page, table, write_page
 from vlmo.settings import Settings
-from vlmo.training.run_report.commands import differences, nearest_config, next_steps
+from vlmo.training.run_report.commands import differences, nearest_config, next_steps, report_command
 from vlmo.training.run_report.history import History
 from vlmo.training.run_report.panels import charts_of
 from vlmo.training.summary import result_rows
 
 REPORT = "report.html"
 SHOWN_LINES = 10  # of a list of what was skipped
-WAS_KILLED = "killed, or still running: it has not said how it ended"
 
 
 def write_report(history: History, path: Path) -> None:
@@ -31,7 +30,7 @@ def write_report(history: History, path: Path) -> None:
         "<h2>Curves</h2>",
         charts(charts_of(history)) if history.curves else "<p>No numbers were logged to metrics.csv.</p>",
         *_speed(history),
-        *sample_pictures(history.record.get("samples", [])),
+        *_samples(history),
         "<h2>What to do with it</h2>",
         *(f"<p>{markup(what)}</p><pre>{markup(line)}</pre>" for what, line in _commands(history).items()),
     ]
@@ -40,16 +39,15 @@ def write_report(history: History, path: Path) -> None:
 
 def _state(history: History) -> str:
     record = history.record
-    status = record.get("status", "unknown: of a version that kept no record")
-    status = WAS_KILLED if status == "running" else status
-    lines = [f"<b>{markup(status)}</b>, {history.steps:,} steps done"]
+    steps = f"{history.steps:,} steps done" if "ended" in record else f"last step known: {history.steps:,}"
+    lines = [f"<b>{markup(history.status)}</b>", steps]
     if record.get("started"):
-        lines.append(f"{record['started']} to {record.get('ended', '?')}")
+        lines.append(f"{record['started']} to {history.last_sign}")
     if len(history.parts) > 1:
-        lines.append("in parts: " + ", then ".join(markup(part.name) for part in history.parts))
-        lines.append(f"went on from {markup(record['resumed_from'])}, step {record['resumed_at']:,}")
-    elif record.get("resumed_from"):
-        lines.append(f"went on from {markup(record['resumed_from'])}, step {record['resumed_at']:,}; its log is gone")
+        lines += [f"{markup(name)}: {markup(ended)}" for name, ended in history.ended_parts]
+    if record.get("resumed_from"):
+        gone = "" if len(history.parts) > 1 else "; its log is gone"
+        lines.append(f"went on from {markup(record['resumed_from'])}, step {record['resumed_at']:,}{gone}")
     return f"<p>{'<br>'.join(lines)}</p>"
 
 
@@ -147,6 +145,21 @@ def _speed(history: History) -> Iterable[str]:
         yield table(["", ""], rows, plain=True)
 
 
+def _samples(history: History) -> Iterable[str]:
+    """Gives the samples, or why there are none and what makes them."""
+    if samples := history.record.get("samples"):
+        yield from sample_pictures(samples)
+        return
+    yield "<h2>Samples</h2>"
+    if samples is not None:
+        yield "<p>None: this model says nothing of a single sample that could be shown.</p>"
+        return
+    yield f"<p>None: {markup(history.record.get('no_samples', 'they are made when a run ends well'))}.</p>"
+    if history.checkpoint:
+        made_by = report_command(history.folder, "--samples")
+        yield f"<p>To have them made with {markup(history.checkpoint.name)}:</p><pre>{markup(made_by)}</pre>"
+
+
 def sample_pictures(samples: Iterable[Mapping[str, Any]]) -> Iterable[str]:
     """Gives samples with their images and what the model said of them."""
     figures = []
@@ -156,11 +169,10 @@ def sample_pictures(samples: Iterable[Mapping[str, Any]]) -> Iterable[str]:
         for answer in sample["answers"]:
             lines.append(f"<small>{markup(answer['what'])}</small>")
             for text, score in answer["bars"]:
-                width = 100 * min(max(float(score), 0), 1)
-                lines.append(
-                    f'{markup(text)} <small>{score:.3f}</small><div class=score style="width:{width:.1f}%"></div>'
-                )
-        figures.append(f"<figure>{images}<figcaption>{'<br>'.join(lines)}</figcaption></figure>")
+                bar = f'<div class=score style="width:{100 * min(max(float(score), 0), 1):.1f}%"></div>'
+                lines.append(f"{markup(text)} <small>{score:.3f}</small>{bar}")
+        told = "".join(f"<div>{line}</div>" for line in lines)
+        figures.append(f"<figure>{images}<figcaption>{told}</figcaption></figure>")
     if figures:
         yield f"<h2>Samples</h2><div class=examples>{''.join(figures)}</div>"
 

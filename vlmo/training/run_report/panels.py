@@ -82,5 +82,8 @@ def _by_name(lines: Sequence[Line]) -> list[Line]:
 
 
 def _ordered(titles: Iterable[str]) -> list[str]:
-    known = list(FIRST)
-    return sorted(titles, key=lambda title: (known.index(title) if title in known else len(known) - 2.5, title))
+    def place(title: str) -> float:
+        subject = title.partition(", ")[0]
+        return FIRST.index(subject) if subject in FIRST else len(FIRST) - 2.5
+
+    return sorted(titles, key=lambda title: (place(title), title))

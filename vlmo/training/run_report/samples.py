@@ -1,6 +1,7 @@
 """A few samples of a run's data with what its model says of them."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,10 +15,27 @@ from vlmo.images import UndecodableImage, decode_image
 from vlmo.inference import Predictor
 from vlmo.modules.model import VLMoModel
 from vlmo.pages import image_uri
+from vlmo.settings import Settings
 
 COUNT = 12
 BARS = 3  # answers that are shown of each
 DRAWN = 320  # pixels of a picture of attention
+
+
+def samples_of_checkpoint(checkpoint: Path, settings: Settings) -> list[dict[str, Any]]:
+    """Makes the samples of a run from a checkpoint of it, as `sample_predictions` does.
+
+    Raises:
+        VLMoError: if the checkpoint cannot be loaded, or the data that the settings name are not there.
+    """
+    datamodule = MTDataModule(settings)
+    datamodule.setup("test" if settings.test_only else "fit")
+    return sample_predictions(VLMoModel.from_pretrained(checkpoint), datamodule, splits_of(settings))
+
+
+def splits_of(settings: Settings) -> tuple[str, ...]:
+    """Gives the splits that a run's samples may be of, held-out data first."""
+    return ("test", "val") if settings.test_only else ("val", "test", "train")
 
 
 def sample_predictions(
@@ -129,7 +147,7 @@ def _answer(predictor: Predictor, use: Any, sample: dict[str, Any]) -> dict[str,
     except InputError:  # such as a word that is cut off
         return None
     if isinstance(result, float):
-        bars = [[f"{result:.1%}", result]]
+        bars = [["", result]]
     else:
         best = result[0] if result and isinstance(result[0], list) else result
         bars = [[each.text, each.score] for each in best[:BARS]]
@@ -143,5 +161,5 @@ def _rank(predictor: Predictor, read: Sequence[dict[str, Any]], shown: Sequence[
         order = ranking.texts[number].tolist()
         bars = [[read[other]["text"], max(float(ranking.scores[number, other]), 0)] for other in order[:BARS]]
         place["answers"].append(
-            {"what": f"nearest of {len(read)} texts (own: {order.index(number) + 1}.)", "bars": bars}
+            {"what": f"nearest of {len(read)} texts; its own is number {order.index(number) + 1}", "bars": bars}
         )
