@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tests import tiny
+from tests.processes import in_processes
 from tests.unit.test_no_host_reads import NoReads
 from vlmo.modules import block
 from vlmo.registry import TASKS
@@ -151,6 +152,9 @@ def test_chance_of_the_contrast_is_that_of_the_batch_over_all_processes():
     sizes = {"batch_size": 12, "per_gpu_batchsize": 6, "num_gpus": 2, "accelerator": "cpu"}
     assert chance("itc", batch, **sizes)["loss"] == pytest.approx(math.log(12))
     assert chance("itc", batch, **sizes)["t2i_accuracy"] == pytest.approx(1 / 12)
+    # of 11 samples, with one less in the other process
+    uneven = sizes | {"batch_size": 11, "layout_invariant": True}
+    assert chance("itc", batch, **uneven)["loss"] == pytest.approx(math.log(11))
 
 
 def test_chance_of_matching_and_of_masked_words():
@@ -293,11 +297,45 @@ def test_gauges_measure_without_reading_the_device(monkeypatch):
         update.before()
         optimizer.step()
         change = update.after()
+        measured = features.measure(torch.device("cpu"))
     everything = torch.stack([p.grad.norm() for p in model.parameters() if p.grad is not None]).norm()
     assert float(torch.stack(list(norms.values())).norm()) == pytest.approx(float(everything), rel=1e-4)
     assert 0 < float(change) < 1 and update.after() is None
-    assert float(features.measured["pooler/feature_norm"]) > 0
+    assert float(measured["pooler/feature_norm"]) > 0
+    assert not features.measure(torch.device("cpu"))  # (of passes since)
     features.remove()
+
+
+def features_of(rows, heads):
+    gauge = gauges.FeatureGauges(heads)
+    gauge.on = True
+    for name, each in rows.items():
+        heads[name](each)
+    measured = gauge.measure(torch.device("cpu"))
+    gauge.remove()
+    return measured
+
+
+def test_two_processes_measure_as_one(tmp_path):
+    """Also where one of them has no rows of a head; and they stop asking each other for samples together."""
+    torch.manual_seed(0)
+    rows = {"pooler": torch.randn(12, 8), "mlm_score": torch.randn(5, 6)}
+    heads = {"pooler": torch.nn.Linear(8, 2), "mlm_score": torch.nn.Linear(6, 2), "itm_score": torch.nn.Linear(4, 2)}
+    batch = samples(64)
+
+    def work(rank):
+        own = {"pooler": rows["pooler"][7 * rank : 7 + 7 * rank]} | ({} if rank else {"mlm_score": rows["mlm_score"]})
+        seen, asked = Seen(limit=64), []
+        for start in range(16 * rank, 64, 32):
+            seen.add({name: value[start : start + 16] for name, value in batch.items()}, 16)
+            asked.append(seen.fetch())
+        return features_of(own, heads), asked, seen.fetch(), sorted(seen.column("raw_index").tolist())
+
+    expected = features_of(rows, heads)
+    assert set(expected) == {f"{head}/{key}" for head in rows for key in ("feature_norm", "effective_rank", "spread")}
+    for found, asked, more, numbers in in_processes(work, tmp_path):
+        assert found == {name: pytest.approx(value, rel=1e-5) for name, value in expected.items()}
+        assert asked == [True, True] and not more and numbers == list(range(64))
 
 
 # --- one batch --------------------------------------------------------------------------------------------------------
