@@ -176,6 +176,7 @@ SABOTAGES = {
     # variants beyond the twelve
     "captions shifted by one row": Case(("unrelated_pairs",), tables=shifted_captions),
     "the same image for all": Case(("constant_images",), tables=one_image),
+    "a contrast of few pairs": Case(("few_negatives",), options={"per_gpu_batchsize": BATCH // 8}),
 }
 Kinds = Mapping[str, tuple[str, dict[str, Any]]]  # named config and options of healthy runs, by title
 ON_THE_DEMO: Kinds = {

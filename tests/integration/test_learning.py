@@ -14,6 +14,7 @@ from vlmo import doctor
 from vlmo.config import resolve
 from vlmo.training.runner import run
 
+STAGE3 = "task_mlm_itm_itc_base"
 MEASURED = {"itc/train/loss_chance", "itm/train/accuracy_chance", "train/update_ratio", "train/grad_norm/vl_expert"}
 MEASURED |= {"features/pooler/effective_rank", "itc/train/false_negatives", "train/duplicate_captions"}
 
@@ -70,17 +71,12 @@ def test_a_run_says_what_chance_is_and_what_is_wrong(options, capsys):
 def test_two_processes_look_at_the_whole_step(options, micro, strategy, tmp_path):
     """They log what one does of the same samples, and the first of them alone says what is wrong, once."""
     write_one_caption(options)
-    config = tiny.config(
-        "task_mlm_itm_itc_base",
-        **options | {"log_dir": str(tmp_path / "one"), "model_arch": micro, "loggers": ["csv"]},
-        **{"max_steps": 8, "log_every_n_steps": 4, "batch_size": 11, "per_gpu_batchsize": 4, "warmup_steps": 1},
-        learning_checks=True,
-        layout_invariant=True,
-    )
-    run(config)
-    together = config | {"log_dir": str(tmp_path / "two"), "strategy": strategy}
-    run_on(2, together, tmp_path / "processes")
-    one, two = (next((tmp_path / name).glob("*/version_*")) for name in ("one", "two"))
+    options |= {"model_arch": micro, "loggers": ["csv"], "learning_checks": True, "layout_invariant": True}
+    options |= {"max_steps": 4, "log_every_n_steps": 2, "batch_size": 11, "per_gpu_batchsize": 4, "warmup_steps": 1}
+    for world, how in ((1, "auto"), (2, strategy)):
+        config = tiny.config(STAGE3, **options | {"log_dir": str(tmp_path / how), "strategy": how})
+        run_on(world, config, tmp_path / f"{how} processes")
+    one, two = (next((tmp_path / how).glob("*/version_*")) for how in ("auto", strategy))
     expected, found = logged(one), logged(two)
     assert {tag for _, tag in expected} >= MEASURED and expected.keys() == found.keys()
     for key, value in expected.items():

@@ -14,7 +14,7 @@ from vlmo.settings import Settings
 from vlmo.training.learning import gauges
 from vlmo.training.learning.data_checks import data_findings, duplicate_captions, pairing_score
 from vlmo.training.learning.overfit import LossCurve, diagnosis
-from vlmo.training.learning.run_checks import RunChecks, frozen_findings
+from vlmo.training.learning.run_checks import RunChecks, few_negatives, frozen_findings
 from vlmo.training.learning.seen import Seen
 
 WORDS = [f"word{number}" for number in range(40)]
@@ -260,6 +260,16 @@ def test_frozen_parts():
     assert code == "frozen" and "text expert" in sentence
 
 
+def test_a_contrast_that_sees_one_pass_of_many():
+    def said(config="task_mlm_itm_itc_base", **options):
+        model = tiny.model(config, batch_size=64, **options)
+        return [code for code, _ in few_negatives(model.settings, model.tasks)]
+
+    assert said(per_gpu_batchsize=16) == ["few_negatives"]
+    assert said(per_gpu_batchsize=32) == said(per_gpu_batchsize=16, contrast_cache=True) == []
+    assert said("task_finetune_nlvr2_base", per_gpu_batchsize=16) == []
+
+
 def test_stage_2_freezes_on_purpose():
     model = tiny.model("task_textmlm_base")
     assert not list(frozen_findings(gauges.trained_parts(model), {id(p) for p in model.parameters()}))
@@ -313,7 +323,7 @@ def features_of(rows, heads):
         heads[name](each)
     measured = gauge.measure(torch.device("cpu"))
     gauge.remove()
-    return measured
+    return {name: float(value) for name, value in measured.items()}
 
 
 def test_two_processes_measure_as_one(tmp_path):
@@ -334,7 +344,7 @@ def test_two_processes_measure_as_one(tmp_path):
     expected = features_of(rows, heads)
     assert set(expected) == {f"{head}/{key}" for head in rows for key in ("feature_norm", "effective_rank", "spread")}
     for found, asked, more, numbers in in_processes(work, tmp_path):
-        assert found == {name: pytest.approx(value, rel=1e-5) for name, value in expected.items()}
+        assert found == pytest.approx(expected, rel=1e-5)
         assert asked == [True, True] and not more and numbers == list(range(64))
 
 

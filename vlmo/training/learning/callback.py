@@ -17,7 +17,7 @@ from vlmo.settings import Settings
 from vlmo.tasks.base import num_samples
 from vlmo.training.learning.data_checks import Finding, data_findings, duplicate_captions
 from vlmo.training.learning.gauges import FeatureGauges, UpdateGauge, gradient_norms, trained_parts
-from vlmo.training.learning.run_checks import RunChecks, frozen_findings
+from vlmo.training.learning.run_checks import RunChecks, few_negatives, frozen_findings
 from vlmo.training.learning.seen import Seen
 from vlmo.training.preparation import run_folder
 
@@ -60,6 +60,7 @@ class LearningChecks(Callback):
         self._update = UpdateGauge(self._parts)
         self._checks = RunChecks(self.settings, pl_module.tasks, int(trainer.estimated_stepping_batches))
         self._start()
+        self._tell(trainer.global_step, few_negatives(self.settings, pl_module.tasks))
         trained = {id(p) for each in trainer.optimizers for group in each.param_groups for p in group["params"]}
         meant = self.settings.freeze or self.settings.lora_rank
         if not meant and any(id(p) in trained for parameters in self._parts.values() for p in parameters.values()):
