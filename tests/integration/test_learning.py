@@ -21,7 +21,9 @@ MEASURED |= {"features/pooler/effective_rank", "itc/train/false_negatives", "tra
 
 @pytest.fixture
 def options(tmp_path):
-    tables.write_coco(tmp_path, rows=40)
+    tables.write_coco(tmp_path)
+    for first, split in ((100, "train"), (200, "restval")):
+        tables.write_captions(tmp_path, f"coco_caption_karpathy_{split}", 40, first=first)
     return {
         "data_root": str(tmp_path),
         "tokenizer": str(tables.write_vocabulary(tmp_path)),
