@@ -32,11 +32,14 @@ def options(tmp_path):
     }
 
 
-def write_one_caption(options):
-    """Training tables of 40 images that all have the same text."""
-    columns = {"image": [tables.png(row) for row in range(40)], "caption": [["a cat ."] * 2] * 40}
-    columns |= {"image_id": list(map(str, range(40))), "split": ["train"] * 40}
-    for split in ("train", "restval"):
+def write_unknown_words(options):
+    """Training tables of 80 images, each with two texts of its own that the vocabulary mostly does not know."""
+    words = [word for word in tables.WORDS if not word.startswith("#")]
+    for first, split in ((0, "train"), (80, "restval")):
+        texts = [f"☃ ☂ ☃ ☂ {words[n // len(words)]} {words[n % len(words)]}" for n in range(first, first + 80)]
+        columns = {"image": [tables.png(first + row) for row in range(40)]}
+        columns |= {"caption": [texts[2 * row : 2 * row + 2] for row in range(40)], "split": [split] * 40}
+        columns |= {"image_id": [str(first + row) for row in range(40)]}
         tables.write_table(Path(options["data_root"], f"coco_caption_karpathy_{split}.arrow"), columns)
 
 
@@ -58,21 +61,21 @@ def logged(folder):
 
 
 def test_a_run_says_what_chance_is_and_what_is_wrong(options, capsys):
-    write_one_caption(options)
+    write_unknown_words(options)
     steps = {"max_steps": 8, "log_every_n_steps": 4, "batch_size": 12, "per_gpu_batchsize": 6}
     run(tiny.config("task_mlm_itm_itc_base", **options, **steps, learning_checks=True, peak_teraflops=1.0))
     printed = capsys.readouterr().out
     assert "(chance 1.792)" in printed and "MFU" in printed and "seen 48" in printed
     (folder,) = Path(options["log_dir"]).glob("*/version_0")
     found = findings(folder)
-    assert "one_caption" in found and all(found.values())
+    assert "unknown_words" in found and all(found.values())
     assert {tag for _, tag in logged(folder)} >= MEASURED
 
 
 @pytest.mark.parametrize("strategy", ["ddp", pytest.param("fsdp2", marks=pytest.mark.slow)])
 def test_two_processes_look_at_the_whole_step(options, micro, strategy, tmp_path):
     """They log what one does of the same samples, and the first of them alone says what is wrong, once."""
-    write_one_caption(options)
+    write_unknown_words(options)
     options |= {"model_arch": micro, "loggers": ["csv"], "learning_checks": True, "layout_invariant": True}
     options |= {"max_steps": 4, "log_every_n_steps": 2, "batch_size": 11, "per_gpu_batchsize": 4, "warmup_steps": 1}
     for world, how in ((1, "auto"), (2, strategy)):
@@ -83,7 +86,7 @@ def test_two_processes_look_at_the_whole_step(options, micro, strategy, tmp_path
     assert {tag for _, tag in expected} >= MEASURED and expected.keys() == found.keys()
     for key, value in expected.items():
         assert found[key] == pytest.approx(value, rel=1e-4, abs=1e-6), key
-    assert findings(one) == findings(two) and "one_caption" in findings(two)
+    assert findings(one) == findings(two) and "unknown_words" in findings(two)
 
 
 def test_doctor_learn_names_data_and_overfits(options, capsys):
