@@ -12,6 +12,10 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # the default tier needs no networ
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 warnings.filterwarnings("ignore", message="pkg_resources is deprecated")
 
+# A process whose first backward pass comes after fake CUDA tensors starts a thread for that device, and what is forked
+# from it cannot compute gradients.
+torch.zeros((), requires_grad=True).backward()
+
 hypothesis.settings.register_profile("any machine", deadline=None)  # how long an example takes is no result
 hypothesis.settings.load_profile("any machine")
 

@@ -247,7 +247,8 @@ class ContrastTask(Task):
 
     def chance(self, batches: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         """Any of the texts that are contrasted over all processes could be the image's."""
-        size = max(num_samples(batch) for batch in batches) * self.options.devices * self.options.num_nodes
+        devices = self.options.devices * self.options.num_nodes
+        size = min(max(num_samples(batch) for batch in batches) * devices, self.options.joint_batch)
         loss = {"loss": math.log(size)} if self.options.contrast_loss == "softmax" else {}
         return loss | {key: 1 / size for key in self.metrics if key != "loss"}
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tests import tiny
+from tests.processes import in_processes
 from tests.unit.test_no_host_reads import NoReads
 from vlmo.modules import block
 from vlmo.registry import TASKS
@@ -13,7 +14,7 @@ from vlmo.settings import Settings
 from vlmo.training.learning import gauges
 from vlmo.training.learning.data_checks import data_findings, duplicate_captions, pairing_score
 from vlmo.training.learning.overfit import LossCurve, diagnosis
-from vlmo.training.learning.run_checks import RunChecks, frozen_findings
+from vlmo.training.learning.run_checks import RunChecks, few_negatives, frozen_findings
 from vlmo.training.learning.seen import Seen
 
 WORDS = [f"word{number}" for number in range(40)]
@@ -151,6 +152,9 @@ def test_chance_of_the_contrast_is_that_of_the_batch_over_all_processes():
     sizes = {"batch_size": 12, "per_gpu_batchsize": 6, "num_gpus": 2, "accelerator": "cpu"}
     assert chance("itc", batch, **sizes)["loss"] == pytest.approx(math.log(12))
     assert chance("itc", batch, **sizes)["t2i_accuracy"] == pytest.approx(1 / 12)
+    # of 11 samples, with one less in the other process
+    uneven = sizes | {"batch_size": 11, "layout_invariant": True}
+    assert chance("itc", batch, **uneven)["loss"] == pytest.approx(math.log(11))
 
 
 def test_chance_of_matching_and_of_masked_words():
@@ -256,6 +260,16 @@ def test_frozen_parts():
     assert code == "frozen" and "text expert" in sentence
 
 
+def test_a_contrast_that_sees_one_pass_of_many():
+    def said(config="task_mlm_itm_itc_base", **options):
+        model = tiny.model(config, batch_size=64, **options)
+        return [code for code, _ in few_negatives(model.settings, model.tasks)]
+
+    assert said(per_gpu_batchsize=16) == ["few_negatives"]
+    assert said(per_gpu_batchsize=32) == said(per_gpu_batchsize=16, contrast_cache=True) == []
+    assert said("task_finetune_nlvr2_base", per_gpu_batchsize=16) == []
+
+
 def test_stage_2_freezes_on_purpose():
     model = tiny.model("task_textmlm_base")
     assert not list(frozen_findings(gauges.trained_parts(model), {id(p) for p in model.parameters()}))
@@ -293,11 +307,45 @@ def test_gauges_measure_without_reading_the_device(monkeypatch):
         update.before()
         optimizer.step()
         change = update.after()
+        measured = features.measure(torch.device("cpu"))
     everything = torch.stack([p.grad.norm() for p in model.parameters() if p.grad is not None]).norm()
     assert float(torch.stack(list(norms.values())).norm()) == pytest.approx(float(everything), rel=1e-4)
     assert 0 < float(change) < 1 and update.after() is None
-    assert float(features.measured["pooler/feature_norm"]) > 0
+    assert float(measured["pooler/feature_norm"]) > 0
+    assert not features.measure(torch.device("cpu"))  # (of passes since)
     features.remove()
+
+
+def features_of(rows, heads):
+    gauge = gauges.FeatureGauges(heads)
+    gauge.on = True
+    for name, each in rows.items():
+        heads[name](each)
+    measured = gauge.measure(torch.device("cpu"))
+    gauge.remove()
+    return {name: float(value) for name, value in measured.items()}
+
+
+def test_two_processes_measure_as_one(tmp_path):
+    """Also where one of them has no rows of a head; and they stop asking each other for samples together."""
+    torch.manual_seed(0)
+    rows = {"pooler": torch.randn(12, 8), "mlm_score": torch.randn(5, 6)}
+    heads = {"pooler": torch.nn.Linear(8, 2), "mlm_score": torch.nn.Linear(6, 2), "itm_score": torch.nn.Linear(4, 2)}
+    batch = samples(64)
+
+    def work(rank):
+        own = {"pooler": rows["pooler"][7 * rank : 7 + 7 * rank]} | ({} if rank else {"mlm_score": rows["mlm_score"]})
+        seen, asked = Seen(limit=64), []
+        for start in range(16 * rank, 64, 32):
+            seen.add({name: value[start : start + 16] for name, value in batch.items()}, 16)
+            asked.append(seen.fetch())
+        return features_of(own, heads), asked, seen.fetch(), sorted(seen.column("raw_index").tolist())
+
+    expected = features_of(rows, heads)
+    assert set(expected) == {f"{head}/{key}" for head in rows for key in ("feature_norm", "effective_rank", "spread")}
+    for found, asked, more, numbers in in_processes(work, tmp_path):
+        assert found == pytest.approx(expected, rel=1e-5)
+        assert asked == [True, True] and not more and numbers == list(range(64))
 
 
 # --- one batch --------------------------------------------------------------------------------------------------------

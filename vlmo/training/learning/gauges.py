@@ -1,6 +1,9 @@
-"""What is measured of a step's features, gradients and update, on the device: nobody waits for a number here."""
+"""What is measured of a step's features, gradients and update, on the device: nobody waits for a number here.
 
-from collections.abc import Iterable, Mapping
+It is that of the whole step, over all processes, however samples and weights are shared out among them.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -8,6 +11,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.utils import get_total_norm
 
+from vlmo.distributed.collectives import all_gather_rows, gather_numbers, world_size
 from vlmo.modules.model import VLMoModel
 from vlmo.training.unused_parameters import unused_parameters
 
@@ -20,8 +24,7 @@ PARTS = {
     "text_embedding": ("text_embeddings.",),
     "image_embedding": ("patch_embed.", "cls_token", "pos_embed"),
 }
-ROWS = 256  # features of a batch that are looked at
-ELEMENTS = 1 << 16  # weights of a tensor whose update is looked at
+ROWS = 256  # features of a step that are looked at
 
 
 def part_of(name: str) -> str:
@@ -42,13 +45,16 @@ def trained_parts(model: VLMoModel) -> dict[str, dict[str, nn.Parameter]]:
 
 def gradient_norms(parts: Mapping[str, Mapping[str, nn.Parameter]]) -> dict[str, Tensor]:
     """Gives the norm of the gradient of each part that has one; all processes must call it."""
-    norms = {}
-    for part, parameters in parts.items():
-        gradients = [p.grad for p in parameters.values() if p.grad is not None]
-        if gradients:
-            norm = get_total_norm(gradients)
-            norms[part] = norm.full_tensor() if isinstance(norm, DTensor) else norm
-    return norms
+    gradients = {
+        part: [p.grad for p in parameters.values() if p.grad is not None] for part, parameters in parts.items()
+    }
+    return {part: _norm(each) for part, each in gradients.items() if each}
+
+
+def _norm(tensors: Iterable[Tensor]) -> Tensor:
+    """The norm of all together, of sharded ones that of the whole."""
+    norm = get_total_norm(tensors)
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
 def effective_rank(features: Tensor) -> Tensor:
@@ -62,11 +68,7 @@ def effective_rank(features: Tensor) -> Tensor:
 
 
 class FeatureGauges:
-    """Measures what each head reads, in the passes of steps in which it is `on`.
-
-    Attributes:
-        measured: "{head}/feature_norm", "{head}/effective_rank" and "{head}/spread" (variance over mean square).
-    """
+    """Keeps some of what each head reads, in the passes of steps in which it is `on`, and measures it."""
 
     def __init__(self, heads: Mapping[str, Any]) -> None:
         """
@@ -74,12 +76,9 @@ class FeatureGauges:
             heads: modules by name, those that read features (N, D) or (N, R, D).
         """
         self.on = False
-        self.measured: dict[str, Tensor] = {}
-        self._hooks = [
-            module.register_forward_pre_hook(self._hook(name))
-            for name, module in heads.items()
-            if isinstance(module, nn.Module)
-        ]
+        modules = {name: module for name, module in heads.items() if isinstance(module, nn.Module)}
+        self._rows: dict[str, list[Tensor]] = {name: [] for name in modules}
+        self._hooks = [module.register_forward_pre_hook(self._hook(name)) for name, module in modules.items()]
 
     def remove(self) -> None:
         """Takes the hooks off."""
@@ -87,52 +86,67 @@ class FeatureGauges:
             hook.remove()
 
     def _hook(self, name: str) -> Any:
-        def measure(module: nn.Module, arguments: tuple[Any, ...]) -> None:
-            if not self.on or not arguments or not module.training:
+        def keep(module: nn.Module, arguments: tuple[Any, ...]) -> None:
+            # (a pass without gradients is repeated with them)
+            if not self.on or not arguments or not module.training or not torch.is_grad_enabled():
                 return
-            features = arguments[0]
-            if isinstance(features, Tensor) and features.is_floating_point() and features.ndim >= 2:
-                with torch.no_grad(), torch.autocast(features.device.type, enabled=False):
-                    self._measure(name, features)
+            features, kept = arguments[0], self._rows[name]
+            room = max(ROWS // world_size(), 1) - sum(map(len, kept))
+            if room > 0 and isinstance(features, Tensor) and features.is_floating_point() and features.ndim >= 2:
+                kept.append(features.detach().flatten(0, -2)[:room].to(torch.float32, copy=True))
 
-        return measure
+        return keep
 
-    def _measure(self, name: str, features: Tensor) -> None:
-        rows = features.detach().float().flatten(0, -2)[:ROWS]
-        if len(rows) < 2:
-            return
-        square = rows.square().sum(1)
-        variance = (rows - rows.mean(0)).square().sum(1).mean()
-        self.measured[f"{name}/feature_norm"] = square.sqrt().mean()
-        self.measured[f"{name}/effective_rank"] = effective_rank(rows)
-        self.measured[f"{name}/spread"] = variance / square.mean().clamp_min(1e-30)
+    def measure(self, device: torch.device) -> dict[str, Tensor]:
+        """Gives "{head}/feature_norm", "{head}/effective_rank" and "{head}/spread" (variance over mean square).
+
+        They are of all processes' rows since the last call; all processes must call it.
+        """
+        own = {name: torch.cat(kept) if kept else torch.empty(0, 0, device=device) for name, kept in self._rows.items()}
+        shapes = gather_numbers([size for rows in own.values() for size in rows.shape])
+        found: dict[str, Tensor] = {}
+        for number, (name, kept) in enumerate(self._rows.items()):
+            kept.clear()
+            of_head = [shape[2 * number : 2 * number + 2] for shape in shapes]
+            if sum(count for count, _ in of_head) >= 2:
+                found |= {f"{name}/{key}": value for key, value in _measured(own[name], of_head).items()}
+        return found
+
+
+def _measured(own: Tensor, shapes: Sequence[Sequence[int]]) -> dict[str, Tensor]:
+    rows = all_gather_rows(own, shapes=shapes)
+    square = rows.square().sum(1)
+    variance = (rows - rows.mean(0)).square().sum(1).mean()
+    return {
+        "feature_norm": square.sqrt().mean(),
+        "effective_rank": effective_rank(rows),
+        "spread": variance / square.mean().clamp_min(1e-30),
+    }
 
 
 class UpdateGauge:
-    """Measures how much a step changes the weights of the blocks, relative to their size, by a sample of them."""
+    """Measures how much a step changes the weights of the blocks, relative to their size: the largest of each part."""
 
     def __init__(self, parts: Mapping[str, Mapping[str, nn.Parameter]]) -> None:
-        self.weights = [
+        largest = [
             max(parameters.values(), key=lambda p: p.numel())
             for part, parameters in parts.items()
             if part.endswith(("_expert", "attention"))
         ]
+        self.weights = [weight for weight in largest if weight.numel()]  # (DeepSpeed's stage 3 puts them away)
         self._before: list[Tensor] = []
 
     def before(self) -> None:
         """Remembers the weights as they are before the step."""
-        self._before = _sample(self.weights)
+        self._before = [weight.detach().clone() for weight in self.weights]
 
     def after(self) -> Tensor | None:
-        """Gives the relative change since `before`; None if that was not called, or there are no blocks."""
+        """Gives the relative change since `before`; None if that was not called, or there are no blocks.
+
+        All processes must call it.
+        """
         before, self._before = self._before, []
         if not before:
             return None
-        change = [new - old for new, old in zip(_sample(self.weights), before, strict=True)]
-        return get_total_norm(change) / get_total_norm(before).clamp_min(1e-30)
-
-
-def _sample(weights: Iterable[Tensor]) -> list[Tensor]:
-    """Copies of some elements of each, on the device; of sharded ones, this process's."""
-    local = [(each.to_local() if isinstance(each, DTensor) else each).detach() for each in weights]
-    return [each.flatten()[:ELEMENTS].float().clone() for each in local]
+        change = [weight.detach() - old for weight, old in zip(self.weights, before, strict=True)]
+        return _norm(change) / _norm(before).clamp_min(1e-30)

@@ -15,6 +15,7 @@ Chance = Mapping[str, Mapping[str, float]]  # by task and metric
 LAST = 3  # logged steps in a row that a finding wants
 BELOW = 0.97  # share of the loss at chance above which nothing has been learnt
 STEPS = 200  # after which a contrast that is still at chance is worth a word
+FEW_PASSES = 4  # passes a step from which on a contrast that sees but one is worth a word
 SLOWER = 10  # how many times as many steps the other losses are given: what builds upon a contrast waits for it
 
 
@@ -115,7 +116,9 @@ class RunChecks:
         for tag, expected in tags.items():
             values = self._all(tag)
             if any(not math.isfinite(value) for value in values):
-                yield Finding("learning_rate_high", f"{tag} is inf or NaN: {remedy}, or set gradient_clip_val=1")
+                yield Finding(
+                    "learning_rate_high", f"{tag} is inf or NaN: {remedy}, or set gradient_clip_val=1 or precision=bf16"
+                )
             elif len(values) >= 2 and min(values[-2:]) > max(1.3 * expected, 1.05 * self.first[tag]):
                 yield Finding(
                     "learning_rate_high",
@@ -175,6 +178,17 @@ class RunChecks:
                 f"{min(waits):.0%} of the time is spent waiting for data: raise num_workers="
                 f"{self.settings.num_workers}, or give decode_at_scale=True",
             )
+
+
+def few_negatives(settings: Settings, tasks: Sequence[Task]) -> Iterator[Finding]:
+    """Says where a contrast sees a small part of the batch that the optimizer sees: each pass has one of its own."""
+    pairs, batch = settings.joint_batch, settings.batch_size
+    if FEW_PASSES * pairs <= batch and any(task.provides == "contrast" for task in tasks):
+        yield Finding(
+            "few_negatives",
+            f"the contrast compares {pairs:,} pairs, those of a pass, not the {batch:,} of batch_size: give "
+            "contrast_cache=True, which compares all in the memory of a pass, or a greater per_gpu_batchsize",
+        )
 
 
 def frozen_findings(parts: Mapping[str, Mapping[str, Any]], trained: set[int]) -> Iterator[Finding]:

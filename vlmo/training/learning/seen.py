@@ -8,28 +8,35 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vlmo.distributed.collectives import gather_objects, world_size
+
 LIMIT = 2048  # samples: enough to know the words, the images' range and whether pairs belong together
 THUMBNAIL = 4  # pixels a side of what is kept of an image
 
 
 class Seen:
-    """Collects them without waiting for the device; `fetch` moves what is new to the CPU.
+    """Collects them without waiting for the device; `fetch` moves what is new to the CPU, of all processes together.
 
     Attributes:
-        batches: on the CPU, small fields by name, with `thumbnail` (B, 48), and the `spread` (standard deviation),
-            `lowest` and `highest` value (B,) of each sample's (first) image.
-        samples: of the batches, those that are not fetched yet included.
+        batches: of all processes, on the CPU: small fields by name, with `thumbnail` (B, 48), and the `spread`
+            (standard deviation), `lowest` and `highest` value (B,) of each sample's (first) image.
+        samples: of this process's batches, those that are not fetched yet included.
     """
 
     def __init__(self, limit: int = LIMIT) -> None:
+        """
+        Args:
+            limit: samples of all processes together, each of which keeps its share.
+        """
         self.limit, self.samples = limit, 0
         self.batches: list[dict[str, Tensor]] = []
         self._waiting: list[dict[str, Tensor]] = []
+        self._all_complete = False
 
     @property
     def complete(self) -> bool:
-        """Whether no more samples are wanted."""
-        return self.samples >= self.limit
+        """Whether no more samples of this process are wanted."""
+        return self.samples >= self.limit / world_size()
 
     def add(self, batch: Mapping[str, Any], size: int) -> None:
         """Keeps what is wanted of a batch of so many samples, on its device."""
@@ -48,9 +55,17 @@ class Seen:
         self.samples += size
 
     def fetch(self) -> bool:
-        """Waits for the device and moves what is new to the CPU; tells whether there was anything."""
-        new, self._waiting = self._waiting, []
-        self.batches += [{name: value.cpu() for name, value in batch.items()} for batch in new]
+        """Waits for the device and moves what is new to the CPU; tells whether there was anything.
+
+        All processes must call it. Once nothing more is wanted of any, nobody waits for the others.
+        """
+        if self._all_complete:
+            return False
+        own, self._waiting = [{name: value.cpu() for name, value in each.items()} for each in self._waiting], []
+        found = gather_objects([(self.complete, own)])
+        self._all_complete = all(complete for complete, _ in found)
+        new = [batch for _, batches in found for batch in batches]
+        self.batches += new
         return bool(new)
 
     def column(self, name: str) -> np.ndarray | None:
