@@ -57,9 +57,9 @@ ROWS = {
 }
 IMAGE_SIZE = {"demo": 32, "flickr8k": 64, "emoji": 64}  # pixels
 STEPS = {
-    "demo": {"retrieval": 500, "vqa": 500, "nlvr2": 400},
-    "flickr8k": {"retrieval": 400},
-    "emoji": {"retrieval": 400},
+    "demo": {"retrieval": 300, "vqa": 400, "nlvr2": 400},
+    "flickr8k": {"retrieval": 300},
+    "emoji": {"retrieval": 250},
 }
 QUICK_STEPS = 4
 TUNED_AS = {"mask": "vlmo", "positive": "vlmo"}  # the same model
@@ -251,7 +251,9 @@ def rates(contest: Contest, rows: list[str]) -> dict[str, float]:
             contestant = make(contest, row, 0, None, steps)
             train(contest, contestant, batches, rate)
             measured = {} if contest.kind == "retrieval" and row == "vilt" else measure(contest, contestant, "val")
-            tried[row][str(rate)] = sum(value for name, value in measured.items() if name.endswith(("r10", "accuracy")))
+            tried[row][str(rate)] = sum(
+                value for name, value in measured.items() if name.endswith(("_r1", "_r10", "accuracy"))
+            )
             path.write_text(json.dumps(tried, indent=1) + "\n")
     best = {row: float(max(found, key=lambda rate: found[rate])) for row, found in tried.items()}
     return {row: best[TUNED_AS.get(row, row).removesuffix(" pre-trained")] for row in rows}
