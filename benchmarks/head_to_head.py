@@ -251,9 +251,7 @@ def rates(contest: Contest, rows: list[str]) -> dict[str, float]:
             contestant = make(contest, row, 0, None, steps)
             train(contest, contestant, batches, rate)
             measured = {} if contest.kind == "retrieval" and row == "vilt" else measure(contest, contestant, "val")
-            tried[row][str(rate)] = sum(
-                value for name, value in measured.items() if name.endswith(("_r1", "_r10", "accuracy"))
-            )
+            tried[row][str(rate)] = sum(measured.get(name, 0.0) for name in head_to_head_report.MEASURES)
             path.write_text(json.dumps(tried, indent=1) + "\n")
     best = {row: float(max(found, key=lambda rate: found[rate])) for row, found in tried.items()}
     return {row: best[TUNED_AS.get(row, row).removesuffix(" pre-trained")] for row in rows}
