@@ -49,7 +49,7 @@ TASKS: dict[str, tuple[str, dict[str, Any]]] = {
     "vqa": ("task_finetune_vqa_base_image480", {}),
     "nlvr2": ("task_finetune_nlvr2_base", {}),
 }
-RATES = {"retrieval": (7.5e-4, 1.5e-3, 3e-3), "vqa": (2.5e-4, 5e-4, 1e-3), "nlvr2": (2.5e-4, 5e-4, 1e-3)}
+RATES = {"retrieval": (3.75e-4, 7.5e-4, 1.5e-3), "vqa": (2.5e-4, 5e-4, 1e-3), "nlvr2": (2.5e-4, 5e-4, 1e-3)}
 ROWS = {
     "retrieval": ("vlmo", "shared", "separate", "open_clip", "mask", "positive"),
     "vqa": ("vlmo", "shared", "separate", "vilt", "vlmo pre-trained", "vilt pre-trained"),
