@@ -21,7 +21,7 @@ import json
 import math
 import pickle
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -247,9 +247,7 @@ def rates(contest: Contest, rows: list[str]) -> dict[str, float]:
     batches: list[dict[str, Any]] = []
     for row in wanted:
         found = tried.setdefault(row, {})
-        waiting = [rate for rate in RATES[contest.kind] if str(rate) not in found]
-        while waiting:
-            rate = waiting.pop(0)
+        while rate := next_rate(found, RATES[contest.kind]):
             steps = contest.steps // 2
             batches = batches or list(contest.batches(0, steps))
             heading(f"{contest.world}, {contest.kind}, {row}: learning rate {rate:g}")
@@ -261,13 +259,18 @@ def rates(contest: Contest, rows: list[str]) -> dict[str, float]:
                 measured = measure(contest, contestant, "val")
                 found[str(rate)] = sum(measured.get(name, 0.0) for name in head_to_head_report.MEASURES)
             path.write_text(json.dumps(tried, indent=1) + "\n")
-            if not waiting:
-                best_so_far = max(found, key=lambda each: found[each])
-                beyond = {min(found, key=float): 0.5, max(found, key=float): 2.0}
-                if best_so_far in beyond:
-                    waiting.append(float(best_so_far) * beyond[best_so_far])
         best[row] = float(max(found, key=lambda rate: found[rate]))
     return {row: best[TUNED_AS.get(row, row).removesuffix(" pre-trained")] for row in rows}
+
+
+def next_rate(found: Mapping[str, float], grid: Sequence[float]) -> float | None:
+    """What to try next: all of the grid, then what is beyond it while the best is at an end; None: nothing more."""
+    for rate in grid:
+        if str(rate) not in found:
+            return rate
+    lowest, *_, highest = sorted(map(float, found))
+    best = float(max(found, key=lambda rate: found[rate]))
+    return best / 2 if best == lowest else best * 2 if best == highest else None
 
 
 @torch.inference_mode()

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from benchmarks import head_to_head_report as report
+from benchmarks.head_to_head import next_rate
 from benchmarks.head_to_head_models import OfOpenCLIP, OfViLT, OfVLMo, makers, matched_width, step_flops
 from tests import tiny
 
@@ -100,3 +101,18 @@ def test_the_table_compares_seed_by_seed(tmp_path, capsys):
 
 def test_two_seeds_have_no_interval():
     assert report._cell({1: {"accuracy": 0.5}, 2: {"accuracy": 0.6}}, {}, "accuracy", "vlmo") == "55.0"
+
+
+@pytest.mark.parametrize(
+    "found, rate",
+    [
+        ({}, 1.0),
+        ({"1.0": 0.5}, 2.0),
+        ({"1.0": 0.5, "2.0": 0.7, "4.0": 0.6}, None),
+        ({"1.0": 0.8, "2.0": 0.7, "4.0": 0.6}, 0.5),
+        ({"1.0": 0.5, "2.0": 0.6, "4.0": 0.7}, 8.0),
+        ({"0.5": 0.6, "1.0": 0.8, "2.0": 0.7, "4.0": 0.6}, None),
+    ],
+)
+def test_learning_rates_are_tried_until_the_best_has_neighbours(found, rate):
+    assert next_rate(found, (1.0, 2.0, 4.0)) == rate
