@@ -1,4 +1,4 @@
-"""The models of `head_to_head.py`: VLMo, three changes of it, open_clip's dual encoder and Hugging Face's ViLT.
+"""The models of `head_to_head.py`: VLMo, changes of it, open_clip's dual encoder and Hugging Face's ViLT.
 
 All are `Contestant`s, trained by one loop on the same batches. The width of those that differ in structure is chosen so
 that a training step costs as many operations as VLMo's, by torch's FlopCounterMode.
@@ -300,18 +300,21 @@ def makers(config: Mapping[str, Any], kind: str, separator: int) -> dict[str, Ca
         separator: id of [SEP].
     """
 
-    def shared(width: int) -> Contestant:
+    def wide(width: int, **changes: Any) -> Contestant:
         name = f"{config['model_arch']}_{width}"
         if name not in ARCHITECTURES:
             ARCHITECTURES.register(name)(ARCHITECTURES[config["model_arch"]] | {"embed_dim": width})
-        return OfVLMo({**config, "model_arch": name, "shared_ffn": True})
+        return OfVLMo({**config, "model_arch": name, **changes})
+
+    contrast_alone = {name: float(name == "itc") for name in config["loss_names"]}
 
     return {
         "vlmo": lambda: OfVLMo(config),
         "mask": lambda: OfVLMo({**config, "same_image": "mask"}),
         "positive": lambda: OfVLMo({**config, "same_image": "positive"}),
         "separate": lambda: OfVLMo(config, separate=True),
-        "shared": shared,
+        "shared": lambda width: wide(width, shared_ffn=True),
+        "itc": lambda width: wide(width, loss_names=contrast_alone),
         "open_clip": lambda width: OfOpenCLIP(config, width, separator),
         "vilt": lambda width: OfViLT(config, width, kind),
     }

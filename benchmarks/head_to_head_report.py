@@ -17,6 +17,7 @@ TITLES = {
     "shared": "shared feed-forward instead of experts",
     "separate": "separate attention of text and image",
     "open_clip": "open_clip's dual encoder",
+    "itc": "VLMo by ITC alone, wider",
     "mask": "VLMo, `same_image=mask`",
     "positive": "VLMo, `same_image=positive`",
     "vilt": "ViLT of transformers",

@@ -70,7 +70,9 @@ def test_vilt_reads_images_as_its_own_way_does():
     torch.testing.assert_close(model.logits(batch), model.head(own))
 
 
-@pytest.mark.parametrize("row", ["shared", "open_clip", "vilt"])
+@pytest.mark.parametrize(
+    "row", ["shared", *(pytest.param(row, marks=pytest.mark.slow) for row in ("open_clip", "itc", "vilt"))]
+)
 def test_a_width_costs_as_many_operations(row):
     if row == "open_clip":
         pytest.importorskip("open_clip")
