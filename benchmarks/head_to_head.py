@@ -57,7 +57,7 @@ ROWS = {
 }
 IMAGE_SIZE = {"demo": 32, "flickr8k": 64, "emoji": 64}  # pixels
 STEPS = {
-    "demo": {"retrieval": 300, "vqa": 400, "nlvr2": 400},
+    "demo": {"retrieval": 300, "vqa": 1000, "nlvr2": 400},
     "flickr8k": {"retrieval": 300},
     "emoji": {"retrieval": 250},
 }
@@ -363,8 +363,8 @@ def main() -> None:
     if options.device == "cpu":
         torch.set_num_threads(1)  # the sizes are too small for more
     asked = [] if options.report else contests(options)
-    for seed in options.seeds:
-        for contest in asked:
+    for contest in asked:
+        for seed in options.seeds:
             rows = list(ROWS[contest.kind])
             if contest.kind == "retrieval" and "vqa" in STEPS[contest.world]:
                 rows.append("vilt")  # what its fine-tuning starts from
