@@ -111,7 +111,8 @@ class Contest:
         """Of the rows that have one, found once and kept; ViLT's is that of VQA, for which it is pre-trained."""
         path = self.folder / f"{self.kind}_widths.json"
         found: dict[str, int] = json.loads(path.read_text()) if path.exists() else {}
-        rows = [row for row in WIDENED if row in ROWS[self.kind] and row not in found]
+        own = [row for row in WIDENED if row in ROWS[self.kind] and (row != "vilt" or self.kind == "vqa")]
+        rows = [row for row in own if row not in found]
         if rows:
             batches = [self.to_device(batch) for batch in self.batches(0, COUNTED)]
             build = makers(self.config(0, self.steps), self.kind, self.separator)

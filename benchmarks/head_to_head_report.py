@@ -26,6 +26,13 @@ TITLES = {
 }
 WORLDS = {"demo": "the demo's world", "flickr8k": "Flickr8k", "emoji": "emoji, held-out concepts in an unseen style"}
 KINDS = {"retrieval": "Retrieval after stage 3", "vqa": "VQA", "nlvr2": "NLVR2"}
+HEAD = [
+    "# Head to head",
+    "",
+    "Written by `python -m benchmarks.head_to_head`, whose documentation says how each figure comes about; every run's",
+    "figures are in `head_to_head.csv`. [Results](../results.md#head-to-head) says what they show and what they do not.",
+    "",
+]
 MEASURES = {
     "ir_r1": "text to image R@1",
     "tr_r1": "image to text R@1",
@@ -54,7 +61,7 @@ def write(out: Path, results: Path) -> None:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(("world", "kind", "row", "seed", "name", "value"))
         writer.writerows((*line[:-1], round(line[-1], 6)) for line in sorted(lines, key=lambda line: line[:5]))
-    (results / "head_to_head_tables.md").write_text("\n".join(tables))
+    (results / "head_to_head.md").write_text("\n".join([*HEAD, *tables]))
     print("\n".join(tables), flush=True)
 
 
@@ -66,13 +73,13 @@ def _table(folder: str, kind: str, rows: dict[str, dict[int, dict[str, Any]]]) -
     world, size, pixels = folder.split("_")
     names = [name for name in MEASURES if name in next(iter(reference.values()))]
     flops = statistics.mean(each["flops"] for each in reference.values())
-    yield f"### {KINDS[kind]}, {WORLDS[world]} ({size} size, {pixels[:-2]} px)"
+    yield f"## {KINDS[kind]}, {WORLDS[world]} ({size} size, {pixels[:-2]} px)"
     yield ""
     one = next(iter(reference.values()))
     yield (
         f"{one['samples']:,.0f} samples, {one['tokens']:,.0f} text tokens; VLMo's step: {flops / 1e9:.2f} GFLOP. "
-        "Per cent, with the 95 % bootstrap interval of the mean over the seeds; in brackets the change against VLMo, "
-        "seed by seed, in bold where its interval leaves out 0."
+        "Per cent, with the 95 % bootstrap interval of the mean over the seeds where there are three or more; in brackets "
+        "the change against VLMo, seed by seed, in bold where its interval leaves out 0."
     )
     yield ""
     head = ["model", *(MEASURES[name] for name in names), "operations a step", "parameters", "learning rate", "seeds"]
