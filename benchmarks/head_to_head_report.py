@@ -29,8 +29,8 @@ KINDS = {"retrieval": "Retrieval after stage 3", "vqa": "VQA", "nlvr2": "NLVR2"}
 HEAD = [
     "# Head to head",
     "",
-    "Written by `python -m benchmarks.head_to_head`, whose documentation says how each figure comes about; every run's",
-    "figures are in `head_to_head.csv`. [Results](../results.md#head-to-head) says what they show and what they do not.",
+    "Written by `python -m benchmarks.head_to_head`, whose documentation says how each figure comes about; the figures",
+    "of all runs: `head_to_head.csv`. [Results](../results.md#head-to-head) says what they show and what they do not.",
     "",
 ]
 MEASURES = {
@@ -78,8 +78,8 @@ def _table(folder: str, kind: str, rows: dict[str, dict[int, dict[str, Any]]]) -
     one = next(iter(reference.values()))
     yield (
         f"{one['samples']:,.0f} samples, {one['tokens']:,.0f} text tokens; VLMo's step: {flops / 1e9:.2f} GFLOP. "
-        "Per cent, with the 95 % bootstrap interval of the mean over the seeds where there are three or more; in brackets "
-        "the change against VLMo, seed by seed, in bold where its interval leaves out 0."
+        "Per cent, with the 95 % bootstrap interval of the mean over the seeds (of three or more); in brackets the "
+        "change against VLMo, seed by seed, in bold where its interval leaves out 0."
     )
     yield ""
     head = ["model", *(MEASURES[name] for name in names), "operations a step", "parameters", "learning rate", "seeds"]
