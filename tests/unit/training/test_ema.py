@@ -90,7 +90,7 @@ def test_weights_of_a_file(tmp_path):
     assert torch.equal(read(tmp_path / "run.ckpt", trained=True).tensors[name], state[name] + 1)
     convert(str(tmp_path / "run.ckpt"), str(tmp_path / "plain.pt"), trained_weights=True)
     assert torch.equal(read(tmp_path / "plain.pt").tensors[name], state[name] + 1)
-    with pytest.raises(VLMoError, match="no averages"):
+    with pytest.raises(VLMoError, match="no averaged weights"):
         read(tmp_path / "plain.pt", trained=True)
 
 
