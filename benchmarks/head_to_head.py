@@ -31,12 +31,13 @@ import torch
 from torch import Tensor
 
 from benchmarks import head_to_head_report, stages_worlds
-from benchmarks.head_to_head_models import REFERENCE, Batch, Contestant, makers, matched_width, step_flops
+from benchmarks.head_to_head_models import SIZES, SMALL, Batch, Contestant, makers, matched_width, step_flops
 from vlmo.config import resolve
 from vlmo.datamodules.multitask_datamodule import MTDataModule
 from vlmo.demo.run_demo import heading
 from vlmo.distributed.wire_format import from_bytes, to_bytes
 from vlmo.evaluation.retrieval import Encoded, best_ranks, recalls
+from vlmo.registry import ARCHITECTURES
 from vlmo.training.optimizer import build_optimizer, build_schedule, parameter_groups
 
 WEIGHT_DECAY = 0.01
@@ -325,6 +326,7 @@ def contests(options: argparse.Namespace) -> list[Contest]:
     """All that are asked for, pre-training before what starts from it."""
     found = []
     device = torch.device(options.device)
+    ARCHITECTURES[SIZES["small"]] = SMALL
     given = {"demo": {}, "flickr8k": {"flickr8k": options.flickr8k}, "emoji": {"emoji": options.emoji}}
     for name, source in given.items():
         if name not in options.worlds or not all(source.values()):
@@ -332,7 +334,7 @@ def contests(options: argparse.Namespace) -> list[Contest]:
         sources = {"flickr8k": None, "nlvr1": None, "emoji": None} | source
         world = stages_worlds.make(options.out, **sources, quick=options.quick)
         size = options.image_size or IMAGE_SIZE[name]
-        own = {"model_arch": REFERENCE[options.size], "image_size": size, "num_workers": 0}
+        own = {"model_arch": SIZES[options.size], "image_size": size, "num_workers": 0}
         withheld: Mapping[int, str] = {}
         if name == "demo":
             data = "demo_quick_data" if options.quick else "demo_data"
@@ -355,7 +357,7 @@ def main() -> None:
     parser.add_argument("--worlds", nargs="+", choices=STEPS, default=list(STEPS))
     parser.add_argument("--flickr8k", type=Path, metavar="ZIP")
     parser.add_argument("--emoji", type=Path, metavar="FOLDER")
-    parser.add_argument("--size", choices=REFERENCE, default="tiny")
+    parser.add_argument("--size", choices=SIZES, default="tiny")
     parser.add_argument("--image-size", type=int, help="pixels; default: 32 for the demo's world, else 64")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--quick", action="store_true", help="a few steps of everything: does it run?")

@@ -23,9 +23,8 @@ from vlmo.registry import ARCHITECTURES
 from vlmo.tasks.vqa import answer_loss, dense_targets
 
 Batch = Mapping[str, Any]
-REFERENCE = {"tiny": "vlmo_tiny_patch16", "small": "head_to_head_small"}
-# (the width of ViT-S, as deep as base)
-ARCHITECTURES.register(REFERENCE["small"])(dict(embed_dim=384, depth=12, num_heads=6, vl_start=10))
+SIZES = {"tiny": "vlmo_tiny_patch16", "small": "head_to_head_small"}
+SMALL = dict(embed_dim=384, depth=12, num_heads=6, vl_start=10)  # the width of ViT-S, as deep as base
 
 
 class Contestant(nn.Module):
@@ -302,8 +301,7 @@ def makers(config: Mapping[str, Any], kind: str, separator: int) -> dict[str, Ca
 
     def wide(width: int, **changes: Any) -> Contestant:
         name = f"{config['model_arch']}_{width}"
-        if name not in ARCHITECTURES:
-            ARCHITECTURES.register(name)(ARCHITECTURES[config["model_arch"]] | {"embed_dim": width})
+        ARCHITECTURES[name] = ARCHITECTURES[config["model_arch"]] | {"embed_dim": width}
         return OfVLMo({**config, "model_arch": name, **changes})
 
     contrast_alone = {name: float(name == "itc") for name in config["loss_names"]}

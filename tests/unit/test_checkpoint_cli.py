@@ -166,7 +166,7 @@ def test_refusals_are_one_line(tmp_path, run):
     torch.save({"conv.weight": torch.zeros(1)}, tmp_path / "resnet.pt")
     for arguments, message in {
         ("show", tmp_path / "absent.pt"): "no such file",
-        ("show", tmp_path / "text.pt"): "no file of torch",
+        ("show", tmp_path / "text.pt"): "not a file of torch",
         ("show", tmp_path / "resnet.pt"): "VLMo's or BEiT's",
         ("convert", tmp_path / "vqa.pt", tmp_path / "vqa.pt"): "exists; give a new name",
         ("convert", tmp_path / "vqa.pt", tmp_path): "exists; give a new name",

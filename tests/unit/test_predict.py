@@ -282,8 +282,8 @@ def test_an_unreadable_image_costs_only_its_row(folder, run, tmp_path):
         ("rank", "no/results.jsonl", "does not exist"),
         ("match", "file/results.jsonl", "does not exist"),
         ("attention", "a.xyz", ".png"),
-        ("attention", "file", "no folder"),
-        ("attention", "file/pictures", "no folder"),
+        ("attention", "file", "not a folder"),
+        ("attention", "file/pictures", "not a folder"),
     ],
 )
 def test_the_output_is_looked_at_before_the_model_is_loaded(folder, run, tmp_path, command, output, message):
