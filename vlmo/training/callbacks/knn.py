@@ -93,7 +93,7 @@ class NearestNeighbours(Callback):
             return
         began = time.monotonic()
         features = self._features(trainer, pl_module)
-        number = all_gather_rows(self.numbers.to(pl_module.device))
+        number = all_gather_rows(self.numbers.to(pl_module.device)[:, None])[:, 0]
         order = number.argsort()
         number, features = number[order].cpu(), features[order].cpu()
         test = number >= self.first_test

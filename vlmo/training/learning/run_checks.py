@@ -16,6 +16,7 @@ LAST = 3  # logged steps in a row that a finding wants
 BELOW = 0.97  # share of the loss at chance above which nothing has been learnt
 STEPS = 200  # after which a contrast that is still at chance is worth a word
 FEW_PASSES = 4  # passes a step from which on a contrast that sees but one is worth a word
+OTHER_CAPTIONS = 0.25  # a pair, from which on they are worth a word: the contrast cannot fall below log 2 times that
 SLOWER = 10  # how many times as many steps the other losses are given: what builds upon a contrast waits for it
 
 
@@ -97,7 +98,7 @@ class RunChecks:
                 continue
             self.false_negatives.append(share)
             mean = sum(self.false_negatives) / len(self.false_negatives)
-            if len(self.false_negatives) >= 2 * LAST and mean > 0.1:
+            if len(self.false_negatives) >= 2 * LAST and mean > OTHER_CAPTIONS:
                 yield Finding(
                     "false_negatives",
                     f"a pair meets {mean:.2f} other captions of its own image in a batch, which it is taught to be "
