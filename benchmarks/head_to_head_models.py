@@ -222,11 +222,14 @@ class OfViLT(Contestant):
             self.heads = ("head",)
 
     def loss(self, batch: Batch) -> Tensor:
-        if self.kind == "vqa":
+        if self.kind != "retrieval":
             logits = self.logits(batch)
-            return answer_loss(logits, dense_targets(batch["vqa_labels"], batch["vqa_scores"], logits.shape[1], "cpu"))
+        if self.kind == "vqa":
+            return answer_loss(
+                logits, dense_targets(batch["vqa_labels"], batch["vqa_scores"], logits.shape[1], logits.device)
+            )
         if self.kind == "nlvr2":
-            return F.cross_entropy(self.logits(batch), torch.as_tensor(batch["answers"]).long())
+            return F.cross_entropy(logits, torch.as_tensor(batch["answers"], device=logits.device).long())
         masked = self._encode(batch["text_ids_mlm"], batch["text_masks"], batch["image"]).last_hidden_state
         labels = batch["text_labels_mlm"]
         hidden = masked[:, : labels.shape[1]][labels != IGNORE_INDEX]
