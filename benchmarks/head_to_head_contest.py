@@ -15,7 +15,7 @@ from benchmarks.head_to_head_models import Batch, Contestant, makers, matched_wi
 from vlmo.config import resolve
 from vlmo.datamodules.multitask_datamodule import MTDataModule
 from vlmo.distributed.wire_format import from_bytes, to_bytes
-from vlmo.evaluation.retrieval import Encoded, best_ranks, recalls
+from vlmo.evaluation.retrieval import Encoded, best_ranks, recalls, to_device
 from vlmo.training.optimizer import build_optimizer, build_schedule, parameter_groups
 
 WEIGHT_DECAY = 0.01
@@ -116,8 +116,12 @@ class Contest:
             epoch += 1
 
     def to_device(self, batch: Batch) -> dict[str, Any]:
-        moved = {name: each.to(self.device) if isinstance(each, Tensor) else each for name, each in batch.items()}
-        return {name: from_bytes(each) if name in IMAGES else each for name, each in moved.items()}
+        """Moves a batch; images that are bytes (those of `batches`, not of an evaluation) become numbers again."""
+        moved = to_device(dict(batch), self.device)
+        return {
+            name: from_bytes(each) if isinstance(each, Tensor) and each.dtype == torch.uint8 else each
+            for name, each in moved.items()
+        }
 
 
 def train(contest: Contest, contestant: Contestant, batches: list[dict[str, Any]], rate: float) -> None:
@@ -170,7 +174,7 @@ def measure(contest: Contest, contestant: Contestant, split: str) -> dict[str, f
 def _encoded(contest: Contest, contestant: Contestant, loader: Any) -> Encoded:
     features, numbers = [], []
     for batch in loader:
-        batch = {name: each.to(contest.device) if isinstance(each, Tensor) else each for name, each in batch.items()}
+        batch = to_device(batch, contest.device)
         if "image" in batch:
             features.append(contestant.image_features(batch["image"]).float())
         else:

@@ -127,6 +127,13 @@ class Visitor:
     def press(self, name: str) -> None:
         self.panel.get_by_role("button", name=name, exact=True).click()
 
+    def matches_an_example(self) -> None:
+        self.panel.locator("button:has(img), .gallery-item").first.click()
+        self.page.wait_for_timeout(800)
+        self.panel.get_by_label("Texts, one a line").fill("a red cat\na dog")
+        self.press("Compare")
+        self.panel.get_by_text("a dog", exact=True).first.wait_for()
+
     def sees(self, text: str) -> None:
         self.panel.get_by_text(text).first.wait_for()
 
@@ -162,11 +169,7 @@ def test_everything(folder, url, chromium, size):
     visitor.done("question")
 
     visitor.open("Match")
-    visitor.panel.locator("button:has(img), .gallery-item").first.click()  # an example
-    visitor.page.wait_for_timeout(800)
-    visitor.panel.get_by_label("Texts, one a line").fill("a red cat\na dog")
-    visitor.press("Compare")
-    visitor.panel.get_by_text("a dog", exact=True).first.wait_for()
+    visitor.matches_an_example()
     visitor.done("match")
 
     visitor.open("Search")
@@ -291,11 +294,7 @@ def test_a_folder_that_takes_long(folder, chromium):
     visitor.note("of 60 done")
     visitor.done("embedding")
     other.open("Match")
-    other.panel.locator("button:has(img), .gallery-item").first.click()
-    other.page.wait_for_timeout(800)
-    other.panel.get_by_label("Texts, one a line").fill("a red cat\na dog")
-    other.press("Compare")
-    other.panel.get_by_text("a dog", exact=True).first.wait_for()
+    other.matches_an_example()
     visitor.press("Stop")
     visitor.note("Stopped")
     visitor.page.wait_for_timeout(1500)

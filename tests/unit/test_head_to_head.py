@@ -7,8 +7,10 @@ import torch
 
 from benchmarks import head_to_head_report as report
 from benchmarks.head_to_head import next_rate
+from benchmarks.head_to_head_contest import Contest
 from benchmarks.head_to_head_models import OfOpenCLIP, OfViLT, OfVLMo, makers, matched_width, step_flops
 from tests import tiny
+from vlmo.distributed.wire_format import from_bytes, to_bytes
 from vlmo.registry import ARCHITECTURES
 
 PRETRAINING = "task_mlm_itm_itc_base"
@@ -128,3 +130,10 @@ def test_two_seeds_have_no_interval():
 )
 def test_learning_rates_are_tried_until_the_best_has_neighbours(found, rate):
     assert next_rate(found, (1.0, 2.0, 4.0)) == rate
+
+
+def test_images_of_training_and_of_evaluation_reach_a_model_alike(tmp_path):
+    contest = Contest("demo", "vqa", 1, "val", {}, {}, tmp_path, torch.device("cpu"))
+    image = from_bytes(torch.arange(12, dtype=torch.uint8).reshape(1, 3, 2, 2))
+    for given in (image, to_bytes(image)):
+        assert torch.equal(contest.to_device({"image": given, "qid": [1]})["image"], image)
