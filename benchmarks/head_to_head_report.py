@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-RESAMPLES = 10_000
+from vlmo.evaluation.measures import interval
+
 FEWEST = 3  # seeds for an interval
 TITLES = {
     "vlmo": "VLMo",
@@ -101,18 +102,11 @@ def _cell(seeds: dict[int, dict[str, Any]], reference: dict[int, dict[str, Any]]
     values = {seed: 100 * each[name] for seed, each in seeds.items()}
     if len(values) < FEWEST:
         return f"{statistics.mean(values.values()):.1f}"
-    mean, low, high = interval(list(values.values()))
+    mean, (low, high) = statistics.mean(values.values()), interval(np.array(list(values.values())))
     cell = f"{mean:.1f} ({low:.1f} to {high:.1f})"
     changes = [value - 100 * reference[seed][name] for seed, value in values.items() if seed in reference]
     if row == "vlmo" or len(changes) < FEWEST:
         return cell
-    mean, low, high = interval(changes)
+    mean, (low, high) = statistics.mean(changes), interval(np.array(changes))
     change = f"{mean:+.1f}: {low:+.1f} to {high:+.1f}"
     return f"{cell} [{f'**{change}**' if low > 0 or high < 0 else change}]"
-
-
-def interval(values: list[float]) -> tuple[float, float, float]:
-    """Mean and its 95 % bootstrap interval."""
-    draws = np.random.default_rng(0).choice(values, (RESAMPLES, len(values))).mean(1)
-    low, high = np.percentile(draws, [2.5, 97.5])
-    return statistics.mean(values), float(low), float(high)

@@ -15,6 +15,7 @@ from matplotlib import pyplot as plt  # noqa: E402
 from matplotlib.axes import Axes  # noqa: E402
 
 from benchmarks.stages_worlds import World  # noqa: E402
+from vlmo.evaluation.measures import interval  # noqa: E402
 
 # title, runs, log tag, label; panels without data are left out
 STARTS = ("3", "2+3", "1+3", "1+2+3")
@@ -30,7 +31,6 @@ PANELS = (
     ("stage 3, other ways", ("3", "3 itc", "3 shared", "3 local"), "itc/train/i2t_accuracy", "accuracy in the batch"),
     ("VQA", ("none vqa", "3 vqa", "2+3 vqa", "1+3 vqa", "1+2+3 vqa"), "vqa/train/score", "score"),
 )
-RESAMPLES = 10_000
 COLORS = ("#444444", "#1f6fb4", "#e07b39", "#3a9d5d", "#8e5bb5")
 
 
@@ -99,8 +99,7 @@ def _differences(world: World, titles: Mapping[str, str], values: list[tuple[str
 def _interval(differences: list[float]) -> str:
     if len(differences) < 3:
         return "-"
-    draws = np.random.default_rng(0).choice(differences, (RESAMPLES, len(differences))).mean(1)
-    low, high = np.percentile(draws, [2.5, 97.5])
+    low, high = interval(np.array(differences))
     return f"{statistics.mean(differences):+.1f} ({low:+.1f} to {high:+.1f})"
 
 
