@@ -34,8 +34,8 @@ ROWS = {
     "nlvr2": ("vlmo", "shared", "separate", "vilt", "vlmo pre-trained", "vilt pre-trained"),
 }
 STEPS = {
-    "demo": {"retrieval": 300, "vqa": 1000, "nlvr2": 400},
-    "flickr8k": {"retrieval": 300},
+    "demo": {"retrieval": 300, "vqa": 600, "nlvr2": 400},
+    "flickr8k": {"retrieval": 200},
     "emoji": {"retrieval": 250},
 }
 WIDENED = ("shared", "open_clip", "itc", "vilt")  # until a step costs what VLMo's does

@@ -1,13 +1,13 @@
 """The training loader on the same pairs as Arrow, as tars and as Parquet, on a disk and behind a server.
 
-python -m benchmarks.load_sources [--images 3000] [--seconds 15] [--repeat 3] [--samples 100000]
+python -m benchmarks.load_sources [--images 4000] [--seconds 15] [--repeat 3] [--samples 100000]
 
 Three tables. First the work: processor time of an image from Arrow, tars, Parquet and webdataset's own loader, a batch
 of each in turn in one process, which makes the same of an image (crop, augmentations, tokens, masks). Then the waiting:
 images a second of one loader process from Arrow and from a loopback server that answers 20 ms late, measured after the
-first 5 seconds, in turn; the cache holds half of the data, so that every epoch is fetched anew. On Linux the loader
-process has the first core for itself, whatever it reads; the server and the process that takes the batches share the
-last. Last the memory of a process that takes 100,000 samples of small images from that server.
+first 5 seconds, in turn; the cache holds half of the data, which is four windows, so that every epoch is fetched anew.
+On Linux the loader process has the first core for itself, whatever it reads; the server and the process that takes the
+batches share the last. Last the memory of a process that takes 100,000 samples of small images from that server.
 """
 
 import argparse
@@ -213,7 +213,7 @@ def report(options: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=3000)
+    parser.add_argument("--images", type=int, default=4000)
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--seconds", type=float, default=15)
     parser.add_argument("--repeat", type=int, default=3)

@@ -2,7 +2,7 @@
 
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import pyarrow as pa
@@ -22,16 +22,26 @@ class Chunks(Protocol):
 
 
 class ParquetChunks:
-    """The row groups of a Parquet file."""
+    """The row groups of a Parquet file.
 
-    def __init__(self, path: str, file: ReadableFile) -> None:
+    Attributes:
+        metadata: of its footer.
+    """
+
+    def __init__(self, path: str, file: ReadableFile, metadata: pq.FileMetaData | None = None) -> None:
+        """
+        Args:
+            metadata: if it is known. Then nothing that is read of a remote file is kept in the cache.
+        """
+        read = file.read if metadata is None else file.read_once
         try:
-            self.file = pq.ParquetFile(path if not is_remote(path) else pa.PythonFile(_Stream(file), "r"))
+            source = pa.PythonFile(_Stream(read, file.size), "r") if is_remote(path) else path
+            self.file = pq.ParquetFile(source, metadata=metadata)
         except (pa.ArrowInvalid, OSError) as error:
             raise VLMoError(f"{path}: is no complete Parquet file ({error})") from error
         self.path, self.schema = path, self.file.schema_arrow
-        metadata = self.file.metadata
-        self.rows = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+        self.metadata = self.file.metadata
+        self.rows = [self.metadata.row_group(group).num_rows for group in range(self.metadata.num_row_groups)]
 
     def read(self, chunk: int, columns: Sequence[str]) -> pa.Table:
         try:
@@ -76,8 +86,8 @@ def _next_message(file: Any) -> Any:
 class _Stream(io.RawIOBase):
     """A file that is read by place, as one that is read from a position."""
 
-    def __init__(self, file: ReadableFile) -> None:
-        self.file, self.position = file, 0
+    def __init__(self, read_at: Callable[[int, int], bytes], size: int) -> None:
+        self.read_at, self.size, self.position = read_at, size, 0
 
     def readable(self) -> bool:
         return True
@@ -89,11 +99,11 @@ class _Stream(io.RawIOBase):
         return self.position
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        self.position = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self.position, os.SEEK_END: self.file.size}[whence]
+        self.position = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self.position, os.SEEK_END: self.size}[whence]
         return self.position
 
     def read(self, size: int = -1) -> bytes:
-        left = self.file.size - self.position
-        content = self.file.read(self.position, left if size < 0 else min(size, left))
+        left = self.size - self.position
+        content = self.read_at(self.position, left if size < 0 else min(size, left))
         self.position += len(content)
         return content

@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from vlmo.errors import VLMoError
 from vlmo.registry import SOURCES
@@ -190,7 +191,7 @@ class ParquetReader(ColumnReader):
 
     def __init__(
         self,
-        open_chunks: Callable[[], Chunks],
+        open_chunks: Callable[..., ParquetChunks],
         key: str,
         cache: DiskCache,
         header: Mapping[str, Any],
@@ -198,11 +199,13 @@ class ParquetReader(ColumnReader):
     ) -> None:
         """
         Args:
-            open_chunks: opens the file, anew for each row group, so that several threads can read.
+            open_chunks: opens the file, anew for each row group, so that several threads can read; takes its
+                metadata, if they are known.
             key: tells the file from others in the cache.
         """
         super().__init__(None, header, arrays)
         self.open_chunks, self.key, self.cache = open_chunks, key, cache
+        self._metadata: pq.FileMetaData | None = None
 
     def chunk(self, chunk: int) -> pa.Table:
         known = ParquetReader.mapped
@@ -220,7 +223,8 @@ class ParquetReader(ColumnReader):
 
     def _unpack(self, chunk: int) -> BinaryIO:
         def make() -> bytes:
-            table = self.open_chunks().read(chunk, self.columns)
+            self._metadata = self._metadata or self.open_chunks().metadata
+            table = self.open_chunks(self._metadata).read(chunk, self.columns)
             sink = pa.BufferOutputStream()
             with pa.ipc.new_file(sink, table.schema) as writer:
                 writer.write_table(table)
@@ -245,8 +249,14 @@ class Parquet(Columns):
     def files(self, location: str, split: str, options: SourceOptions) -> list[str]:
         return find(location, self.endings, options)
 
-    def chunks(self, path: str, identity: Mapping[str, Any], options: SourceOptions) -> Chunks:
-        return ParquetChunks(path, open_file(path, identity, options))
+    def chunks(
+        self,
+        path: str,
+        identity: Mapping[str, Any],
+        options: SourceOptions,
+        metadata: pq.FileMetaData | None = None,
+    ) -> ParquetChunks:
+        return ParquetChunks(path, open_file(path, identity, options), metadata)
 
     def open(
         self, path: str, header: Mapping[str, Any], arrays: Mapping[str, np.ndarray], options: SourceOptions

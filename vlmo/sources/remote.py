@@ -87,6 +87,10 @@ class RemoteFile:
             offset += length
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
+    def read_once(self, offset: int, size: int) -> bytes:
+        """As `read`, of the server alone: for who keeps what he makes of it."""
+        return _attempt(self.path, partial(self._ask, offset, min(offset + size, self.size)))
+
     def fetch(self, block: int) -> None:
         """Brings a block into the cache."""
         self._open(block).close()
@@ -99,17 +103,16 @@ class RemoteFile:
         return file
 
     def _open(self, block: int) -> BinaryIO:
-        start, stop = block * BLOCK_BYTES, min((block + 1) * BLOCK_BYTES, self.size)
+        start = block * BLOCK_BYTES
+        return self.cache.open(f"{self.key} {block}", lambda: self.read_once(start, BLOCK_BYTES))
 
-        def fetch() -> bytes:
-            content = _filesystem(self.path).cat_file(self.path, start=start, end=stop)
-            if len(content) > stop - start:
-                raise VLMoError(f"{self.path}: the server knows no ranges: it sends whole files; keep a copy on a disk")
-            if len(content) < stop - start:
-                raise OSError(f"{len(content)} bytes came for {stop - start}")
-            return content
-
-        return self.cache.open(f"{self.key} {block}", lambda: _attempt(self.path, fetch))
+    def _ask(self, start: int, stop: int) -> bytes:
+        content = _filesystem(self.path).cat_file(self.path, start=start, end=stop)
+        if len(content) > stop - start:
+            raise VLMoError(f"{self.path}: the server knows no ranges: it sends whole files; keep a copy on a disk")
+        if len(content) < stop - start:
+            raise OSError(f"{len(content)} bytes came for {stop - start}")
+        return content
 
 
 def _read(file: BinaryIO, offset: int, size: int) -> bytes:

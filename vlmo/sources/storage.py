@@ -22,6 +22,9 @@ class ReadableFile(Protocol):
     def read(self, offset: int, size: int) -> bytes:
         """Those bytes, fewer at the end of the file. Raises VLMoError if it cannot be read."""
 
+    def read_once(self, offset: int, size: int) -> bytes:
+        """The same; of a remote file, nothing is kept in the cache."""
+
 
 def is_remote(path: str) -> bool:
     return re.match(r"[a-z][a-z0-9+.-]*://", path) is not None
@@ -125,3 +128,5 @@ class LocalFile:
         except OSError as error:
             raise VLMoError(f"{self.path}: cannot be read ({error.strerror}); the file itself may be whole") from error
         return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    read_once = read

@@ -1,6 +1,7 @@
 """Parquet files and saved Hugging Face sets that are read in place, whole and broken ones."""
 
 import json
+import shutil
 
 import numpy as np
 import pyarrow as pa
@@ -8,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests import tables
+from tests.servers import serving
 from tests.source_files import images, save_stream, texts
 from vlmo.errors import VLMoError
 from vlmo.registry import DATASETS
@@ -126,3 +128,19 @@ def test_a_row_group_is_unpacked_once_and_bounded(tmp_path, read):
     assert len(blocks) == 6
     options = SourceOptions(cache=tmp_path / "small", cache_bytes=3 * blocks[0].stat().st_size)
     assert images(DATASETS[f"parquet:{tmp_path}/a.parquet"].open("train", options)) == PNG
+
+
+def test_a_row_group_from_a_server_is_cached_once(tmp_path, read):
+    files = tmp_path / "files"
+    files.mkdir()
+    large = [bytes(np.random.default_rng(n).integers(0, 256, 3 << 20, np.uint8)) for n in range(8)]
+    write(files / "a.parquet", 2, jpg=large, caption=["a"] * 8)
+    with serving(files) as server:
+        read(f"parquet:{server.url}/a.parquet")  # (makes the index, for which it reads all)
+        options = SourceOptions(cache=tmp_path / "other")
+        shutil.copytree(tmp_path / "cache" / "index", options.cache / "index")
+        server.fetched.clear()
+        assert images(DATASETS[f"parquet:{server.url}/a.parquet"].open("train", options)) == large
+    size, fetched = sum(map(len, large)), sum(last + 1 - first for _, first, last in server.fetched)
+    cached = sum(path.stat().st_size for path in (options.cache / "blocks").rglob("*") if path.is_file())
+    assert size <= cached < 1.5 * size and fetched < 1.5 * size  # (the footer's blocks are kept too)
