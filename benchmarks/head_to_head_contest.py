@@ -29,7 +29,7 @@ TASKS: dict[str, tuple[str, dict[str, Any]]] = {
     "nlvr2": ("task_finetune_nlvr2_base", {}),
 }
 ROWS = {
-    "retrieval": ("vlmo", "shared", "separate", "open_clip", "mask", "positive", "itc"),
+    "retrieval": ("vlmo", "shared", "separate", "open_clip", "mask", "positive"),
     "vqa": ("vlmo", "shared", "separate", "vilt", "vlmo pre-trained", "vilt pre-trained"),
     "nlvr2": ("vlmo", "shared", "separate", "vilt", "vlmo pre-trained", "vilt pre-trained"),
 }
