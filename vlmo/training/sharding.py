@@ -3,7 +3,7 @@
 Lightning's own ModelParallelStrategy does not carry it: it refuses 16-mixed, the default precision, and any plugin that
 writes checkpoints. So this is a `DDPStrategy`, whose processes it takes, with another model.
 
-Three private names of torch's FSDP2 stand here: `_get_fsdp_state` and of it `_lazy_init` and
+Private names of torch's FSDP2 stand here: `_get_fsdp_state`, of it `_lazy_init`, and before torch 2.14
 `_root_post_backward_final_callback`. `tests/unit/training/test_sharding.py` says which of them a new torch has changed.
 """
 
@@ -245,8 +245,11 @@ class WholeInEvaluation(Callback):
         for part in _shared(model):
             part.reshard()
             part.set_reshard_after_forward(part is not model, recurse=False)
-        # as after a backward pass: the order of the blocks in the evaluation is not that of the next step
-        model._get_fsdp_state()._root_post_backward_final_callback()
+        # the order of the blocks in the evaluation is not that of the next step
+        if hasattr(model, "reset_iter_state"):
+            model.reset_iter_state()
+        else:  # torch before 2.14: as after a backward pass
+            model._get_fsdp_state()._root_post_backward_final_callback()
 
 
 def _shared(model: nn.Module) -> Iterator[FSDPModule]:
