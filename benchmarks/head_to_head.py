@@ -34,6 +34,7 @@ from vlmo.registry import ARCHITECTURES
 
 RATES = {"retrieval": (3.75e-4, 7.5e-4, 1.5e-3), "vqa": (2.5e-4, 5e-4, 1e-3), "nlvr2": (2.5e-4, 5e-4, 1e-3)}
 IMAGE_SIZE = {"demo": 32, "flickr8k": 64, "emoji": 64}  # pixels
+BEYOND = 3  # rates that are tried outside of the grid
 QUICK_STEPS = 4
 TUNED_AS = {"mask": "vlmo", "positive": "vlmo"}  # the same model
 PRETRAINING = ("vlmo", "vilt")
@@ -96,10 +97,12 @@ def rates(contest: Contest, rows: list[str]) -> dict[str, float]:
 
 
 def next_rate(found: Mapping[str, float], grid: Sequence[float]) -> float | None:
-    """What to try next: all of the grid, then what is beyond it while the best is at an end; None: nothing more."""
+    """What to try next: all of the grid, then up to `BEYOND` others while the best is at an end; None: nothing more."""
     for rate in grid:
         if str(rate) not in found:
             return rate
+    if len(found) >= len(grid) + BEYOND:  # (where nothing is learnt, chance decides, and could go on for ever)
+        return None
     lowest, *_, highest = sorted(map(float, found))
     best = float(max(found, key=lambda rate: found[rate]))
     return best / 2 if best == lowest else best * 2 if best == highest else None

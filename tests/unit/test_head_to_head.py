@@ -126,6 +126,7 @@ def test_two_seeds_have_no_interval():
         ({"1.0": 0.8, "2.0": 0.7, "4.0": 0.6}, 0.5),
         ({"1.0": 0.5, "2.0": 0.6, "4.0": 0.7}, 8.0),
         ({"0.5": 0.6, "1.0": 0.8, "2.0": 0.7, "4.0": 0.6}, None),
+        ({"1.0": 0.1, "2.0": 0.2, "4.0": 0.3, "8.0": 0.4, "16.0": 0.5, "32.0": 0.6}, None),
     ],
 )
 def test_learning_rates_are_tried_until_the_best_has_neighbours(found, rate):
