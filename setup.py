@@ -49,7 +49,7 @@ setup(
         "trackio": ["trackio>=0.2"],
         "fast": ["simplejpeg>=1.7"],
         "ray": ["ray>=2.40"],
-        "remote": ["fsspec>=2024.6", "aiohttp>=3.9", "s3fs>=2025.5", "gcsfs>=2024.6"],
+        "remote": ["fsspec>=2025.5", "aiohttp>=3.9", "s3fs>=2025.5", "gcsfs>=2025.5"],
         "lora": ["peft>=0.14"],
         "sharded": ["deepspeed>=0.16", "fairscale>=0.4.13"],
     },

@@ -27,7 +27,7 @@ from typing import Any
 import torch
 
 from benchmarks import head_to_head_report, stages_worlds
-from benchmarks.head_to_head_contest import COUNTED, ROWS, STEPS, Contest, measure, train
+from benchmarks.head_to_head_contest import COUNTED, STEPS, Contest, measure, train
 from benchmarks.head_to_head_models import SIZES, SMALL, Contestant, makers, step_flops
 from vlmo.demo.run_demo import heading
 from vlmo.registry import ARCHITECTURES
@@ -199,11 +199,7 @@ def main() -> None:
     asked = [] if options.report else contests(options)
     for contest in asked:
         for seed in options.seeds:
-            rows = list(ROWS[contest.kind])
-            if contest.kind == "retrieval" and "vqa" in STEPS[contest.world]:
-                # the contrast alone, on the quickest world only; and what ViLT's fine-tuning starts from
-                rows += ["itc", "vilt"]
-            run_seed(contest, rows, rates(contest, rows), seed, contest.folder / f"seed{seed}")
+            run_seed(contest, contest.rows, rates(contest, contest.rows), seed, contest.folder / f"seed{seed}")
             head_to_head_report.write(options.out, options.results)
     head_to_head_report.write(options.out, options.results)
 

@@ -76,6 +76,12 @@ class Contest:
         data.setup("test")
         return data
 
+    @property
+    def rows(self) -> list[str]:
+        """What is compared; on the quickest world also the contrast alone, and what fine-tuned ViLTs start from."""
+        more = ["itc", "vilt"] if self.kind == "retrieval" and "vqa" in STEPS[self.world] else []
+        return [*ROWS[self.kind], *more]
+
     @cached_property
     def separator(self) -> int:
         return self.data.tokenizer.sep_token_id
@@ -85,7 +91,7 @@ class Contest:
         """Of the rows that have one, found once and kept; ViLT's is that of VQA, for which it is pre-trained."""
         path = self.folder / f"{self.kind}_widths.json"
         found: dict[str, int] = json.loads(path.read_text()) if path.exists() else {}
-        own = [row for row in WIDENED if row in ROWS[self.kind] and (row != "vilt" or self.kind == "vqa")]
+        own = [row for row in WIDENED if row in self.rows and (row != "vilt" or self.kind == "vqa")]
         rows = [row for row in own if row not in found]
         if rows:
             batches = [self.to_device(batch) for batch in self.batches(0, COUNTED)]

@@ -1,10 +1,12 @@
 """The head-to-head: what stands beside VLMo is what it says, and costs as many operations; the table's intervals."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from benchmarks import head_to_head_contest as contest_module
 from benchmarks import head_to_head_report as report
 from benchmarks.head_to_head import next_rate
 from benchmarks.head_to_head_contest import Contest
@@ -138,3 +140,15 @@ def test_images_of_training_and_of_evaluation_reach_a_model_alike(tmp_path):
     image = from_bytes(torch.arange(12, dtype=torch.uint8).reshape(1, 3, 2, 2))
     for given in (image, to_bytes(image)):
         assert torch.equal(contest.to_device({"image": given, "qid": [1]})["image"], image)
+
+
+def test_rows_that_are_wide_are_given_their_width(tmp_path, monkeypatch):
+    monkeypatch.setattr(Contest, "batches", lambda *_: iter(()))
+    monkeypatch.setattr(Contest, "separator", SEPARATOR)
+    monkeypatch.setattr(Contest, "made", lambda *_: lambda: SimpleNamespace(model=tiny_model))
+    tiny_model = SimpleNamespace(transformer=SimpleNamespace(num_heads=2))
+    monkeypatch.setattr(contest_module, "step_flops", lambda *_: 1.0)
+    monkeypatch.setattr(contest_module, "matched_width", lambda *_: 8)
+    for world in ("demo", "emoji"):
+        contest = Contest(world, "retrieval", 1, "val", {}, {}, tmp_path / world, torch.device("cpu"))
+        assert set(contest.widths) == set(contest.rows) & set(contest_module.WIDENED)
