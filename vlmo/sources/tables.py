@@ -1,6 +1,7 @@
 """Sources as tables: rows with an image and a list of captions, numbered through as those of Arrow files are."""
 
 import logging
+import resource
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
@@ -10,7 +11,6 @@ import numpy as np
 import pyarrow as pa
 
 from vlmo.errors import VLMoError
-from vlmo.sources.arrow_tables import allow_open_files
 from vlmo.sources.index import Contents, map_arrays, read_header
 from vlmo.sources.indexing import open_indices
 from vlmo.sources.options import SourceOptions
@@ -84,6 +84,21 @@ class SourceLocation(NamedTuple):
         """The sample's caption; None where the row has none."""
         texts = self.tables.reader(self.table).texts(self.row)
         return texts[self.item] if self.item < len(texts) else None
+
+
+def allow_open_files(number: int) -> int:
+    """Raises the limit of open files, of this process and those it starts, as far as it may, to what `number` files
+    of a source need, which stay open with their indices; so do those of other splits and sets.
+
+    Returns:
+        how many may be open at once.
+    """
+    needed = 4 * number + 1024
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        soft = max(soft, needed if hard == resource.RLIM_INFINITY else min(needed, hard))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    return number if soft == resource.RLIM_INFINITY or soft >= needed else max(soft // 8, 16)
 
 
 class SourceTables:

@@ -5,6 +5,7 @@ import resource
 
 import pytest
 
+from tests.source_files import sample, texts, write_tar
 from tests.tables import write_table
 from vlmo.checkpoints import files
 from vlmo.errors import VLMoError
@@ -24,35 +25,47 @@ def paths(tmp_path):
     return [write_table(tmp_path / f"{number}.arrow", {"caption": [["text"]]}) for number in range(150)]
 
 
-def test_the_limit_is_raised_for_the_tables(limit, paths):
-    limit(len(os.listdir("/dev/fd")) + 50)  # (tests before this one may have left some open)
+@pytest.fixture
+def tars(tmp_path, read):
+    """Opens a source of 60 tars of a sample each."""
+    for number in range(60):
+        write_tar(tmp_path / f"{number:02}.tar", sample(number, [f"text {number}"]))
+    return lambda: read(f"tar:{tmp_path}")
+
+
+def test_tables_are_not_kept_open(limit, paths):
+    limit(len(os.listdir("/dev/fd")) + 5)  # (tests before this one may have left some open)
     tables = ArrowTables(paths, "caption")
     assert [tables.text(number).list_item("caption") for number in range(150)] == ["text"] * 150
-    assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] >= 600
 
 
-def test_where_it_may_not_be_raised_some_are_closed_again(monkeypatch, paths):
+def test_the_limit_is_raised_for_a_source(limit, tars):
+    limit(len(os.listdir("/dev/fd")) + 50)
+    assert texts(tars()) == [f"text {number}" for number in range(60)]
+    assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] >= 240
+
+
+def test_where_it_may_not_be_raised_some_are_closed_again(monkeypatch, tars):
     monkeypatch.setattr(resource, "getrlimit", lambda _: (160, 160))
     monkeypatch.setattr(resource, "setrlimit", lambda *_: None)
-    tables = ArrowTables(paths, "caption")
-    before = len(os.listdir("/dev/fd"))
-    for number in [*range(150), *range(150)]:
-        assert tables.text(number).list_item("caption") == "text"
-    assert len(os.listdir("/dev/fd")) <= before + 20
+    data, before = tars(), len(os.listdir("/dev/fd"))
+    for _ in range(2):
+        assert texts(data) == [f"text {number}" for number in range(60)]
+    assert len(os.listdir("/dev/fd")) <= before + 2 * 20  # of each its index too
 
 
-def test_a_higher_limit_stays(limit, paths):
+def test_a_higher_limit_stays(limit, tars):
     highest = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     limit(highest)
-    ArrowTables(paths[:1], "caption")
+    tars()
     assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == highest
 
 
 def test_what_may_not_be_raised_is_told_and_no_damage(limit, paths):
     limit(100)
-    opened = []
+    _opened = _as_many_as_there_may_be(paths[0])
     with pytest.raises(VLMoError, match="ulimit -n") as error:
-        opened.extend(map(open_table, iter(paths)))
+        open_table(paths[1])
     assert "make it again" not in str(error.value)
 
 
