@@ -9,19 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from benchmarks.head_to_head_models import Batch, Contestant, makers, matched_width, step_flops
 from vlmo.config import resolve
 from vlmo.datamodules.multitask_datamodule import MTDataModule
-from vlmo.distributed.wire_format import from_bytes, to_bytes
+from vlmo.distributed.wire_format import with_pixels
 from vlmo.evaluation.retrieval import Encoded, best_ranks, recalls, to_device
 from vlmo.training.optimizer import build_optimizer, build_schedule, parameter_groups
 
 WEIGHT_DECAY = 0.01
 HEAD_RATE = 10  # a new classifier's learning rate over the model's
 COUNTED = 4  # batches on which operations are counted
-IMAGES = ("image", "image_0", "image_1")
 PAIRS = {"datasets": ["coco"]}
 TASKS: dict[str, tuple[str, dict[str, Any]]] = {
     "retrieval": ("task_mlm_itm_itc_base", PAIRS | {"get_recall_metric": True}),
@@ -117,17 +115,13 @@ class Contest:
         while steps:
             loader.sampler.set_epoch(epoch)  # type: ignore[union-attr]
             for batch, _ in zip(loader, range(steps), strict=False):
-                yield {name: to_bytes(value) if name in IMAGES else value for name, value in batch.items()}
+                yield dict(batch)
                 steps -= 1
             epoch += 1
 
     def to_device(self, batch: Batch) -> dict[str, Any]:
-        """Moves a batch; images that are bytes (those of `batches`, not of an evaluation) become numbers again."""
-        moved = to_device(dict(batch), self.device)
-        return {
-            name: from_bytes(each) if isinstance(each, Tensor) and each.dtype == torch.uint8 else each
-            for name, each in moved.items()
-        }
+        """Moves a batch; images that are bytes (those of `batches`, not of an evaluation) become pixels."""
+        return with_pixels(to_device(dict(batch), self.device))
 
 
 def train(contest: Contest, contestant: Contestant, batches: list[dict[str, Any]], rate: float) -> None:

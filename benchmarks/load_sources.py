@@ -103,7 +103,7 @@ def webdataset_loader(root: Path, module: MTDataModule) -> Iterator[Any]:
 
     files = sorted(map(str, root.glob("*.tar")))
     finish = [task.derive for task in module.tasks]
-    collator = Collator(module.fields, TEXT_LEN, 1, finish, getattr(part.transform, "gives_bytes", False))
+    collator = Collator(module.fields, TEXT_LEN, 1, finish)
 
     def collate(samples: list[dict[str, Any]]) -> Any:
         return collator([{name: each[name] for name in each if name[:2] != "__"} for each in samples])

@@ -27,6 +27,7 @@ from torch import Tensor
 from benchmarks import workload
 from benchmarks.flops import StepFlops, peak
 from benchmarks.reference import Reference, adamw_step
+from vlmo.distributed.wire_format import with_pixels
 from vlmo.modules import VLMo
 from vlmo.settings import Settings
 from vlmo.tasks import itm
@@ -64,10 +65,12 @@ class Trial:
 
     def losses(self, way: str, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """By task, of a batch on the CPU."""
-        moved = {
-            name: value.to(self.device, non_blocking=True) if isinstance(value, Tensor) else value
-            for name, value in batch.items()
-        }
+        moved = with_pixels(
+            {
+                name: value.to(self.device, non_blocking=True) if isinstance(value, Tensor) else value
+                for name, value in batch.items()
+            }
+        )
         dtype = DTYPES.get(self.precision[way])
         with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
             if way == "published":

@@ -62,9 +62,15 @@ FIELDS: dict[str, Field] = {
     "cap_index": NUMBER,
 }
 
+IMAGES = frozenset(name for name, field in FIELDS.items() if field is IMAGE)  # may be bytes
+
 
 class Batch(TypedDict, total=False):
-    """Keys of `FIELDS`; which of them are there depends on the data set and on what the tasks ask for."""
+    """Keys of `FIELDS`; which of them are there depends on the data set and on what the tasks ask for.
+
+    The training loader leaves images as bytes (uint8), a quarter of what workers hand over and a GPU is sent; on the
+    device, before a task sees them, they become pixels (`wire_format.with_pixels`).
+    """
 
     image: Tensor  # (B, 3, S, S) float, normalised to [-1, 1]
     image_0: Tensor  # (B, 3, S, S) the first of two images
@@ -79,7 +85,7 @@ class Batch(TypedDict, total=False):
     patch_mask: Tensor  # (B, P) bool, True where a patch is hidden
     patch_positions: Tensor  # (B, R) of the hidden patches, shorter rows filled up with 0
     patch_kept: Tensor  # (M,) which of the B * R are no filling
-    images_are_bytes: bool  # whether all images are bytes, normalised as `transforms.square.to_tensor` does
+    images_are_bytes: bool  # there and True where images are bytes, or the pixels that were made of them
     random_keys: Tensor  # (B,) int64: with `layout_invariant`, what this step's random numbers follow from
     image_key: Tensor  # (B,) equal where the encoded image is: see `images.image_key`
     raw_index: Tensor  # (B,) number of the sample

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from vlmo.batch import Batch, Field
+from vlmo.batch import IMAGES, Batch, Field
 from vlmo.datasets.base_dataset import Skipped
+from vlmo.distributed.wire_format import as_pixels
 from vlmo.errors import VLMoError
 
 
@@ -16,7 +17,7 @@ class Collator:
     """Makes a batch of samples: the fields that they have, as `fields` declares them.
 
     Beside them the batch has `text_masks` (1 where `text_ids` has a token), what `finish` adds, and
-        images_are_bytes: True, where they are
+        images_are_bytes: True, where all are: they stay uint8
         skipped: list with a line for each sample that is left out because its image cannot be decoded
         skipped_targets: list of their targets, each a dict of plain values
 
@@ -29,7 +30,6 @@ class Collator:
         max_text_len: int,
         text_multiple: int = 1,
         finish: Sequence[Callable[[Batch], dict[str, Tensor]]] = (),
-        images_are_bytes: bool = False,
     ):
         """
         Args:
@@ -37,10 +37,8 @@ class Collator:
             max_text_len: tokens; texts are not padded beyond.
             text_multiple: texts are padded to the longest of the batch, rounded up to a multiple of this.
             finish: each is called with the batch, and returns fields to add (`Task.derive`).
-            images_are_bytes: see `Batch`.
         """
         self.fields, self.max_text_len, self.text_multiple, self.finish = fields, max_text_len, text_multiple, finish
-        self.images_are_bytes = images_are_bytes
 
     def __call__(self, samples: Sequence[dict[str, Any] | Skipped]) -> Batch:
         kept = [sample for sample in samples if not isinstance(sample, Skipped)]
@@ -51,8 +49,12 @@ class Collator:
             masks = (torch.arange(batch[name].shape[1]) < lengths[:, None]).long()
             batch[name.removesuffix("ids") + "masks"] = masks
         if kept:
-            if self.images_are_bytes:
+            images = [name for name in batch if name.rpartition(".")[2] in IMAGES]
+            as_bytes = [name for name in images if batch[name].dtype == torch.uint8]
+            if as_bytes and as_bytes == images:
                 batch["images_are_bytes"] = True
+            elif as_bytes:  # (data sets of one's own may give pixels)
+                batch |= {name: as_pixels(batch[name]) for name in as_bytes}
             for derive in self.finish:
                 batch |= derive(cast(Batch, batch))
         batch |= {"skipped": [sample.reason for sample in skipped]}
@@ -69,7 +71,12 @@ class Collator:
             return values
         if not field.shape:
             return torch.tensor(values, dtype=field.dtype)
-        rows = [torch.as_tensor(value, dtype=field.dtype) for value in values]
+        rows = [torch.as_tensor(value) for value in values]
+        if field.dtype.is_floating_point and any(row.dtype == torch.uint8 for row in rows):  # images as bytes
+            if name.rpartition(".")[2] in IMAGES and all(row.dtype == torch.uint8 for row in rows):
+                return default_collate(rows)
+            rows = [as_pixels(row) for row in rows]
+        rows = [row.to(field.dtype) for row in rows]
         if field.padding is None:
             return default_collate(rows)  # in a worker it stacks into shared memory right away
         length = max(map(len, rows))

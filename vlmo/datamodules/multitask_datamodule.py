@@ -35,7 +35,7 @@ from vlmo.settings import PATCH_SIZE, Settings
 from vlmo.tasks.base import Task
 from vlmo.text import Tokenizer, TokenMasker, load_tokenizer
 from vlmo.transforms import keys_to_transforms
-from vlmo.transforms.square import CropAtScale
+from vlmo.transforms.square import CropAtScale, leave_bytes
 
 log = logging.getLogger(__name__)
 
@@ -171,8 +171,9 @@ class MTDataModule(LightningDataModule):
             s = self.settings
             keys = s.train_transform_keys if split == "train" else s.val_transform_keys
             (transform,) = keys_to_transforms(keys, s.image_size, s.autocontrast)
-            if split == "train" and s.decode_at_scale:
-                transform = CropAtScale(transform)
+            if split == "train":
+                transform = leave_bytes(transform)
+                transform = CropAtScale(transform) if s.decode_at_scale else transform
             files = {
                 name: split_tables(self.root, spec, split, s, self._without_text) for name, spec in self.specs.items()
             }
@@ -203,9 +204,7 @@ class MTDataModule(LightningDataModule):
             self._opened[split] = {name: dataset for name, dataset in opened.items() if len(dataset)}
         return self._opened[split]
 
-    def _loader(
-        self, dataset: Dataset, retrieval: bool = False, images_are_bytes: bool = False, **sampling: Any
-    ) -> DataLoader:
+    def _loader(self, dataset: Dataset, retrieval: bool = False, **sampling: Any) -> DataLoader:
         s = self.settings
         finish = [] if retrieval else [task.derived for task in self.tasks]
         if isinstance(dataset, ConcatDataset) and dataset.reads_on:
@@ -218,7 +217,7 @@ class MTDataModule(LightningDataModule):
             dataset,
             num_workers=s.num_workers,
             # (lengths of a multiple of 8 suit a GPU's matrix units; a CPU gains nothing from padding)
-            collate_fn=Collator(self.fields, s.max_text_len, 8 if on_gpu else 1, finish, images_are_bytes),
+            collate_fn=Collator(self.fields, s.max_text_len, 8 if on_gpu else 1, finish),
             pin_memory=on_gpu,
             prefetch_factor=s.prefetch_factor if s.num_workers else None,
             persistent_workers=s.num_workers > 0 and not retrieval,
@@ -275,6 +274,9 @@ class MTDataModule(LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         """Shuffled anew each epoch (with `group_by_length`, texts of similar length together), augmented.
 
+        Images are bytes, which become pixels on the device; of a loader used by itself, `wire_format.with_pixels`
+        makes them. (A transform of one's own that does not end with `to_tensor` gives what it gives.)
+
         Raises:
             VLMoError: if there are fewer samples than processes.
         """
@@ -292,7 +294,6 @@ class MTDataModule(LightningDataModule):
             sampler.skip(*self._seen)
         if len(sampler) == 0:
             raise VLMoError(f"{self.epoch_samples} training samples are too few for {world_size()} processes")
-        as_bytes = all(getattr(part.transform, "gives_bytes", False) for part in dataset.datasets)
         if s.layout_invariant:
             if self.epoch_samples < s.batch_size:
                 raise VLMoError(
@@ -300,14 +301,12 @@ class MTDataModule(LightningDataModule):
                     "layout_invariant=True every step takes as many; give at most that"
                 )
             steps = StepSampler(sampler, s.batch_size, rank(), world_size())
-            return self._loader(dataset, images_are_bytes=as_bytes, batch_sampler=steps)
+            return self._loader(dataset, batch_sampler=steps)
         full = len(sampler) >= s.training_batch
         if not full and rank() == 0:
             size = len(sampler) * world_size()
             log.warning(f"there are only {self.epoch_samples} training samples: a batch has {size} over all devices")
-        return self._loader(
-            dataset, images_are_bytes=as_bytes, batch_size=s.training_batch, sampler=sampler, drop_last=full
-        )
+        return self._loader(dataset, batch_size=s.training_batch, sampler=sampler, drop_last=full)
 
     def val_dataloader(self) -> DataLoader | list[DataLoader]:
         """Mixed, always in the same way, not augmented; no loader if none of the data sets has validation data."""

@@ -170,7 +170,7 @@ def pick_pairs(
     device = image_index.device
     if len(shapes) == 1 and image.device == device:
         return image[image_index], ids[text_index], masks[text_index]
-    packed = (to_bytes(image) if as_bytes else image.detach()).to(device)
+    packed = (to_bytes(image) if as_bytes and image.dtype != torch.uint8 else image.detach()).to(device)
     texts = pack_texts(ids.to(device), masks.to(device), vocab_size)
     packed = all_gather_rows(packed, shapes=[(count, packed.shape[-1]) for count, _ in shapes])
     texts = all_gather_rows(texts, shapes=[(count, length * text_width(vocab_size)) for count, length in shapes])

@@ -1,9 +1,12 @@
-"""How images and texts travel between processes: in few bytes, and without loss."""
+"""How images and texts travel between processes, and to a device: in few bytes, and without loss."""
+
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from vlmo.batch import PAD_ID
+from vlmo.batch import IMAGES, PAD_ID
 
 
 def to_bytes(image: Tensor) -> Tensor:
@@ -14,7 +17,17 @@ def to_bytes(image: Tensor) -> Tensor:
 def from_bytes(levels: Tensor) -> Tensor:
     """Float32 pixels of `to_bytes`: exactly those that it was given, if they came from a picture's bytes."""
     # divided by a tensor, as by a number a GPU multiplies with the reciprocal, which rounds the last bit otherwise
-    return (levels.float() / torch.full((), 255.0, device=levels.device) - 0.5) / 0.5
+    return levels.float().div_(torch.full((), 255.0, device=levels.device)).sub_(0.5).div_(0.5)
+
+
+def as_pixels(image: Tensor) -> Tensor:
+    """Normalised pixels of images that may be bytes."""
+    return from_bytes(image) if image.dtype == torch.uint8 else image
+
+
+def with_pixels(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """The batch with normalised pixels where it has images as bytes, as the training loader leaves them."""
+    return {name: as_pixels(value) if name.rpartition(".")[2] in IMAGES else value for name, value in batch.items()}
 
 
 def pack_texts(ids: Tensor, masks: Tensor, vocab_size: int) -> Tensor:

@@ -21,6 +21,7 @@ from vlmo.checkpoints.loading import load_weights, other_classes
 from vlmo.checkpoints.metadata import METADATA_KEY, resumed_names
 from vlmo.checkpoints.pretrained import metadata_of
 from vlmo.distributed.collectives import single_process, world_size
+from vlmo.distributed.wire_format import with_pixels
 from vlmo.modules.model import VLMoModel
 from vlmo.registry import TASKS
 from vlmo.settings import Settings
@@ -174,6 +175,12 @@ class VLMo(VLMoModel, pl.LightningModule):
         if self.whole_batch and self.trainer.training:
             return batch
         return super().transfer_batch_to_device(batch, device, dataloader_idx)
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Lightning's hook: images that came as bytes become pixels; of a whole batch, those of each chunk in turn."""
+        if "images_are_bytes" not in batch or (self.whole_batch and self.trainer.training):
+            return batch
+        return self.trainer.precision_plugin.convert_input(with_pixels(batch))
 
     def on_train_start(self) -> None:
         """Of a whole batch the gradients of all chunks are exchanged together: DDP must not do it at each."""

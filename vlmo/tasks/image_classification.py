@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlmo.batch import FIELDS, NUMBER, Batch
+from vlmo.distributed.wire_format import as_pixels
 from vlmo.files import atomic_write
 from vlmo.modules.model import Encode, Hidden
 from vlmo.registry import TASKS
@@ -152,7 +153,7 @@ class ImageClassification(Task):
         if "sample_key" not in batch or not (self.options.mixup or self.options.cutmix):
             return {}
         fields: Any = batch
-        image, targets = mixed(fields["image"], fields["label"], fields["sample_key"], self.options)
+        image, targets = mixed(as_pixels(fields["image"]), fields["label"], fields["sample_key"], self.options)
         return {"image": image, "targets": targets}
 
     def requests(self, step: Step) -> list[Encode]:

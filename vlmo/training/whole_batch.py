@@ -29,6 +29,7 @@ from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
 from vlmo.distributed.collectives import gather_numbers, mean_gradients
+from vlmo.distributed.wire_format import with_pixels
 from vlmo.modules.random import fold_in
 from vlmo.tasks.base import BatchSize, Step, Task, TaskOutput, compute_tasks, num_samples
 from vlmo.tasks.itc import ContrastTask
@@ -176,7 +177,8 @@ class WholeBatch:
         for chunk in self._parts(batch, sizes):
             for task in self.others:  # (on the CPU, where the chunk still lies)
                 chunk |= task.derived(chunk)  # type: ignore[arg-type]
-            yield {n: v.to(self.model.device) if isinstance(v, Tensor) else v for n, v in chunk.items()}
+            moved = {n: v.to(self.model.device) if isinstance(v, Tensor) else v for n, v in chunk.items()}
+            yield with_pixels(moved)
 
 
 def chunks(batch: Mapping[str, Any], size: int, most: int = 1) -> Iterator[dict[str, Any]]:

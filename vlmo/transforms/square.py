@@ -6,6 +6,7 @@ nor torchvision offers.
 """
 
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 from math import cos, radians, sin
 from typing import Any, NamedTuple
 
@@ -32,26 +33,25 @@ def warp(image: Image.Image, x_from: Row, y_from: Row) -> Image.Image:
     Output pixel (x, y) is read at (a x + b y + c, d x + e y + f) for `x_from` = (a, b, c) and `y_from` = (d, e, f).
     """
     width, height = image.size
-    # The three channels travel in one int64: red in bits 0-19, green in 20-39, blue in 40-59. A weighted sum of four
-    # neighbours, 1024 * 255 at most, takes 18 bits.
-    pack = np.array([1, 1 << 20, 1 << 40])
-    framed = np.full((height + 4, width + 4), FILL * pack.sum())
-    framed[2:-2, 2:-2] = np.asarray(image) @ pack
-    pixels, below = framed.ravel(), width + 4
+    places, weights = _neighbours(width, height, x_from, y_from)
+    framed = torch.full((height + 4, width + 4, 3), float(FILL))
+    framed[2:-2, 2:-2] = torch.from_numpy(np.array(image))
+    # four rows of a table, weighted and added: floats hold these sums exactly
+    warped = F.embedding_bag(places, framed.view(-1, 3), per_sample_weights=weights, mode="sum")
+    return Image.fromarray(warped.add_(0.5).byte().view(height, width, 3).numpy())
 
-    warped = np.empty((height, width, 3), np.uint8)
-    for top in range(0, height, 32):  # in strips: temporaries that fit the cache make it three times faster
-        rows, columns = np.ogrid[top : min(top + 32, height), :width]
-        x, y = _in_32nds(x_from, columns, rows), _in_32nds(y_from, columns, rows)
-        at = ((y >> 5).clip(-2, height) + 2) * below + (x >> 5).clip(-2, width) + 2
-        right, down = x & 31, y & 31
-        upper = pixels.take(at) * (32 - right) + pixels.take(at + 1) * right
-        lower = pixels.take(at + below) * (32 - right) + pixels.take(at + below + 1) * right
-        blended = upper * (32 - down) + lower * down + 512 * pack.sum()
-        for channel in range(3):
-            # / 1024; the cast to uint8 drops the bits of the higher channels
-            warped[top : top + 32, :, channel] = blended >> (20 * channel + 10)
-    return Image.fromarray(warped)
+
+@lru_cache(maxsize=4)  # an augmentation asks for two, one by sign
+def _neighbours(width: int, height: int, x_from: Row, y_from: Row) -> tuple[torch.Tensor, torch.Tensor]:
+    """What a warp makes each pixel of, both (H * W, 4): places in the framed image, int32, and weights, in 1/1024."""
+    rows, columns = np.ogrid[:height, :width]
+    x, y = _in_32nds(x_from, columns, rows), _in_32nds(y_from, columns, rows)
+    right, down, below = x & 31, y & 31, width + 4
+    first = ((y >> 5).clip(-2, height) + 2) * below + (x >> 5).clip(-2, width) + 2
+    places = np.stack([first, first + 1, first + below, first + below + 1], axis=-1)
+    left, up = 32 - right, 32 - down
+    weights = np.stack([left * up, right * up, left * down, right * down], axis=-1) / 1024
+    return torch.from_numpy(places.reshape(-1, 4)).int(), torch.from_numpy(weights.reshape(-1, 4)).float()
 
 
 def _in_32nds(row: Row, columns: np.ndarray, rows: np.ndarray) -> np.ndarray:
@@ -72,7 +72,7 @@ def shear_y(image: Image.Image, factor: float) -> Image.Image:
 
 
 def _shift_rows(image: Image.Image, factor: float) -> Image.Image:
-    """The same as `warp` with (1, -factor, 0), (0, 1, 0), in a fifth of its time.
+    """The same as `warp` with (1, -factor, 0), (0, 1, 0), in half its time.
 
     A row moves as a whole: the weights of the two neighbours are the same all along.
     """
@@ -211,6 +211,11 @@ def to_tensor(image: Image.Image) -> torch.Tensor:
     return values.div_(255).sub_(0.5).div_(0.5)
 
 
+def to_levels(image: Image.Image) -> torch.Tensor:
+    """RGB bytes as they are, (3, H, W) uint8, from which `wire_format.from_bytes` makes what `to_tensor` gives."""
+    return torch.from_numpy(np.asarray(image).transpose(2, 0, 1).copy())
+
+
 class RandomSquare:
     """A random crop of at least half the image, resized (bicubic, antialiased) to size x size.
 
@@ -247,21 +252,23 @@ def random_flip(image: Image.Image) -> Image.Image:
 
 
 class Compose:
-    """Applies transforms in turn.
-
-    Attributes:
-        gives_bytes: whether every value is a byte, normalised by `to_tensor`, so that images can travel as bytes.
-    """
+    """Applies transforms in turn."""
 
     def __init__(self, *transforms: Callable[[Any], Any]) -> None:
         self.transforms = transforms
-        self.gives_bytes = transforms[-1:] == (to_tensor,)
 
     def __call__(self, image: Image.Image) -> torch.Tensor:
         value: Any = image
         for transform in self.transforms:
             value = transform(value)
         return value
+
+
+def leave_bytes(transform: Transform) -> Transform:
+    """The same transform without the normalisation that ends it; one that ends otherwise as it is."""
+    if isinstance(transform, Compose) and transform.transforms[-1:] == (to_tensor,):
+        return Compose(*transform.transforms[:-1], to_levels)
+    return transform
 
 
 class CropAtScale(Compose):

@@ -7,17 +7,19 @@ import pytest
 import torch
 
 from tests import tables
-from vlmo.batch import Field
+from vlmo.batch import FIELDS, Field
 from vlmo.config import resolve
 from vlmo.datamodules import multitask_datamodule
+from vlmo.datamodules.collate import Collator
 from vlmo.datamodules.multitask_datamodule import MTDataModule
 from vlmo.datasets import base_dataset
 from vlmo.datasets.base_dataset import BaseDataset, DatasetSpec
+from vlmo.distributed.wire_format import from_bytes, with_pixels
 from vlmo.errors import VLMoError
 from vlmo.images import decode_image
 from vlmo.registry import DATASETS
 from vlmo.text import TokenMasker
-from vlmo.transforms.square import CropAtScale
+from vlmo.transforms.square import CropAtScale, square_transform
 
 
 @pytest.fixture
@@ -57,8 +59,7 @@ def test_pretraining_over_several_sets(make):
     assert sizes(batches) == [4] * 5  # 22 samples: 16 of coco, 6 of vg; the rest of 2 is left out
     batch = batches[0]
     assert batch["image"].shape == (4, 3, 32, 32)
-    assert batch["image"].dtype == torch.float32
-    assert -1 <= batch["image"].min() <= batch["image"].max() <= 1
+    assert batch["image"].dtype == torch.uint8 and batch["images_are_bytes"]
     longest = int(batch["text_masks"].sum(1).max())
     assert batch["text_ids"].shape == batch["text_labels_mlm"].shape == (4, longest)  # a CPU gains nothing from more
     assert batch["skipped"] == []
@@ -71,6 +72,39 @@ def test_pretraining_over_several_sets(make):
     order = [index for batch in val for index in batch["raw_index"].tolist()]
     assert sorted(order) == list(range(8)) != order  # mixed
     assert_same(val, list(module.val_dataloader()))
+
+
+def test_training_images_are_bytes_of_the_same_pixels(make, monkeypatch):
+    module, other = (make("task_mlm_itm_itc_base", datasets=["coco"]) for _ in range(2))
+    module.setup("fit")
+    monkeypatch.setattr(multitask_datamodule, "leave_bytes", lambda transform: transform)
+    other.setup("fit")
+    pixels = list(other.train_dataloader())
+    assert pixels[0]["image"].dtype == torch.float32 and "images_are_bytes" not in pixels[0]
+    assert -1 <= pixels[0]["image"].min() <= pixels[0]["image"].max() <= 1
+    batches = list(module.train_dataloader())
+    assert all(batch.pop("images_are_bytes") for batch in batches)
+    assert_same([with_pixels(batch) for batch in batches], pixels)
+
+
+def test_bytes_and_pixels_in_one_batch_are_pixels(make):
+    module = make("task_mlm_itm_itc_base", datasets=["coco", "vg"])
+    module.setup("fit")
+    module.train_dataset.datasets[1].transform = square_transform(32)
+    samples = [module.train_dataset[number, 0] for number in (0, 20)]
+    batch = module.train_dataloader().collate_fn(samples)
+    assert "images_are_bytes" not in batch
+    assert torch.equal(batch["image"], torch.stack([from_bytes(samples[0]["image"]), samples[1]["image"]]))
+
+
+def test_images_of_a_field_of_ones_own_become_pixels_in_the_loader():
+    collate = Collator(FIELDS | {"image_2": Field((3, "S", "S"), torch.float32)}, 8)
+    image = torch.arange(12, dtype=torch.uint8).reshape(3, 2, 2)
+    batch = collate([{"image": image, "image_2": image}])
+    assert batch["images_are_bytes"] and batch["image"].dtype == torch.uint8
+    assert torch.equal(batch["image_2"][0], from_bytes(image))
+    mixed = collate([{"image": image, "image_0": from_bytes(image)}])
+    assert "images_are_bytes" not in mixed and torch.equal(mixed["image"], mixed["image_0"])
 
 
 def _epoch(loader, epoch):

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from tests import tiny
+from vlmo.distributed.wire_format import from_bytes
 from vlmo.tasks.base import BatchSize, Step, num_samples
 from vlmo.tasks.itm import same_chunk
 from vlmo.training import whole_batch
@@ -71,6 +72,13 @@ def test_as_one_pass_over_all(name):
 def test_the_other_losses_of_stage_3(losses):
     # the negatives are the only random numbers here, and both draw them of all pairs
     assert_same(cached(pairs(), *losses), at_once(pairs(), *losses))
+
+
+def test_images_that_are_bytes_become_pixels_chunk_by_chunk():
+    batch, losses = pairs(), ("mlm", "itm", "itc")
+    levels = torch.randint(0, 256, batch["image"].shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    found = cached(batch | {"image": levels, "images_are_bytes": True}, *losses)
+    assert_same(found, cached(batch | {"image": from_bytes(levels)}, *losses))
 
 
 @pytest.mark.parametrize("mode", ["mask", "positive"])

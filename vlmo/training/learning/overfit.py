@@ -14,6 +14,7 @@ import torch
 from vlmo.checkpoints.loading import read
 from vlmo.datamodules.multitask_datamodule import MTDataModule
 from vlmo.datasets.base_dataset import Skipped
+from vlmo.distributed.wire_format import with_pixels
 from vlmo.errors import VLMoError
 from vlmo.modules import VLMo
 from vlmo.settings import Settings
@@ -123,7 +124,8 @@ def overfit(settings: Settings, model: VLMo, batch: Any, seconds: float, rate: f
     device = torch.device("cuda" if settings.num_gpus else "cpu")
     curves = {task.name: LossCurve(task.name, task.chance([batch]).get("loss")) for task in model.tasks}
     model.to(device).train()
-    batch = {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in batch.items()}
+    moved = {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in batch.items()}
+    batch = with_pixels(moved)
     optimizer = build_optimizer(settings.optim_type, model.parameter_groups(), rate, settings.adamw_betas)
     rates = [group["lr"] * rate / settings.learning_rate for group in optimizer.param_groups]
     end, step = time.monotonic() + seconds, 0

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vlmo.distributed.collectives import gather_objects, world_size
+from vlmo.distributed.wire_format import with_pixels
 
 LIMIT = 2048  # samples: enough to know the words, the images' range and whether pairs belong together
 THUMBNAIL = 4  # pixels a side of what is kept of an image
@@ -42,7 +43,7 @@ class Seen:
         """Keeps what is wanted of a batch of so many samples, on its device."""
         if self.complete or not size:
             return
-        tensors = {name: value for name, value in batch.items() if isinstance(value, Tensor)}
+        tensors = {name: value for name, value in with_pixels(batch).items() if isinstance(value, Tensor)}
         # (copies: what a worker shares holds a file open)
         kept = {name: value.detach().clone() for name, value in tensors.items() if value.ndim <= 2}
         image = next((value for value in tensors.values() if value.ndim == 4), None)
