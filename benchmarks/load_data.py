@@ -7,7 +7,8 @@ saved at quality 90, with captions, and make the same batches for stage 3: crops
 distribution of augmentations, texts with masked words. One thread, no worker processes; a round is a batch of each in
 turn, so that a busy machine is fair to all. Loaders: "published" as below; "vlmo"; "at scale", with decode_at_scale;
 "webdataset", if that is installed: its own loader on a tar of the same samples, transformed and put together as by
-"published".
+"published". Images of "vlmo" and "at scale" are bytes, which become pixels on the device: what that takes on a CPU is
+said below the table, and the ratio with it.
 
 The published way: the table read as a whole, Pillow for decoding, crop and augmentations, ToTensor, Normalize, a dict a
 sample with its text padded to max_text_len, images copied one by one into an empty batch.
@@ -36,6 +37,7 @@ from transformers import BertTokenizer
 
 from vlmo.config import resolve
 from vlmo.datamodules.multitask_datamodule import MTDataModule
+from vlmo.distributed.wire_format import with_pixels
 from vlmo.text import vocabulary_of
 
 SIZE, BATCH, TEXT_LEN = 224, 32, 40
@@ -236,6 +238,7 @@ def report(images: int, rounds: int, size: tuple[int, int], photos: Path | None)
         loaders = make_loaders(root)
         batches = {name: endless(loader) for name, loader in loaders.items()}
         seconds: dict[str, list[float]] = {name: [] for name in loaders}
+        on_device: list[float] = []
         for number in range(rounds + 2):  # the first two warm up
             for name, source in batches.items():
                 start = CLOCK()
@@ -243,6 +246,10 @@ def report(images: int, rounds: int, size: tuple[int, int], photos: Path | None)
                 if number >= 2:
                     seconds[name].append(CLOCK() - start)
                 assert batch["image"].shape == (BATCH, 3, SIZE, SIZE)
+                if name == "at scale":
+                    start = CLOCK()
+                    with_pixels(batch)
+                    on_device.append(CLOCK() - start)
     print(f"{size[0]} x {size[1]} -> {SIZE} px, batches of {BATCH}, one core, median of {rounds} rounds, ", end="")
     print(f"Python {sys.version[:4]}")
     print(f"{'loader':<12}{'images/s':>10}{'ms/image':>10}{'times published':>18}")
@@ -250,6 +257,11 @@ def report(images: int, rounds: int, size: tuple[int, int], photos: Path | None)
         middle = statistics.median(times) / BATCH
         ratio = statistics.median(old / new for old, new in zip(seconds["published"], times, strict=True))
         print(f"{name:<12}{1 / middle:>10.0f}{middle * 1e3:>10.2f}{ratio:>18.2f}")
+    pixels = statistics.median(on_device)
+    together = statistics.median(
+        old / (new + pixels) for old, new in zip(seconds["published"], seconds["at scale"], strict=True)
+    )
+    print(f"pixels of bytes, on a CPU: {pixels / BATCH * 1e3:.2f} ms/image; at scale with them {together:.2f}")
 
 
 def main() -> None:

@@ -298,7 +298,9 @@ def is_list(kind: pa.DataType) -> bool:
 
 # --- checks of offsets ------------------------------------------------------------------------------------------------
 
-BYTES = (pa.types.is_string, pa.types.is_binary, pa.types.is_large_string, pa.types.is_large_binary)
+LISTS = (pa.list_(pa.null()).id, pa.large_list(pa.null()).id)
+OFFSETS = {kind.id: np.dtype(np.int32) for kind in (pa.string(), pa.binary(), pa.list_(pa.null()))}
+OFFSETS |= {kind.id: np.dtype(np.int64) for kind in (pa.large_string(), pa.large_binary(), pa.large_list(pa.null()))}
 
 
 def check_range(array: pa.Array, start: int, stop: int) -> None:
@@ -308,10 +310,10 @@ def check_range(array: pa.Array, start: int, stop: int) -> None:
         pa.ArrowInvalid: if they lie outside of what the array has.
     """
     kind = array.type
-    if is_list(kind):
+    if kind.id in LISTS:
         first, last = _bounds(array, start, stop, len(array.values))
         check_range(array.values, first, last)
-    elif any(is_kind(kind) for is_kind in BYTES):
+    elif kind.id in OFFSETS:
         _bounds(array, start, stop, _size(array))
     elif not pa.types.is_primitive(kind) and not pa.types.is_null(kind):
         array.slice(start, stop - start).validate(full=True)  # (kinds that no converter writes)
@@ -328,8 +330,7 @@ def _bounds(array: pa.Array, start: int, stop: int, size: int) -> tuple[int, int
     buffer = array.buffers()[1]
     if start == stop or buffer is None:
         return 0, 0
-    wide = pa.types.is_large_list(array.type) or pa.types.is_large_string(array.type)
-    width = np.dtype(np.int64 if wide or pa.types.is_large_binary(array.type) else np.int32)
+    width = OFFSETS[array.type.id]
     start_byte = (array.offset + start) * width.itemsize
     number = stop - start + 1
     if start_byte + number * width.itemsize > buffer.size:

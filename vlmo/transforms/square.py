@@ -213,7 +213,8 @@ def to_tensor(image: Image.Image) -> torch.Tensor:
 
 def to_levels(image: Image.Image) -> torch.Tensor:
     """RGB bytes as they are, (3, H, W) uint8, from which `wire_format.from_bytes` makes what `to_tensor` gives."""
-    return torch.from_numpy(np.asarray(image).transpose(2, 0, 1).copy())
+    planes = bytearray().join(plane.tobytes() for plane in image.split())
+    return torch.frombuffer(planes, dtype=torch.uint8).view(3, image.height, image.width)
 
 
 class RandomSquare:
