@@ -26,6 +26,7 @@ setup(
             "mypy>=1.10",
             "aiohttp>=3.9",
             "s3fs>=2025.5",
+            "gcsfs>=2025.5",
             "moto[server]>=5",
             "eccv-caption>=0.1",
             "peft>=0.14",

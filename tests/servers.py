@@ -1,14 +1,16 @@
-"""Loopback servers of files: HTTP with ranges, that can be slow or fail, and S3."""
+"""Loopback servers of files: HTTP with ranges, that can be slow or fail, S3, and Google's storage."""
 
+import json
 import logging
 import re
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
 
@@ -54,7 +56,8 @@ class FileServer:
     def answer(self, request: BaseHTTPRequestHandler) -> None:
         time.sleep(self.delay)
         path = self.folder / request.path.lstrip("/")
-        status, content, headers = 404, b"", {}
+        status, content = 404, b""
+        headers: dict[str, str] = {}
         if self.fail_every and len(self.requests) % self.fail_every == self.fail_every - 1:
             status = 500
         elif self.refuse:
@@ -72,13 +75,17 @@ class FileServer:
                 self.fetched.append((request.path, start, last))
             else:
                 content = path.read_bytes()
+        self.send(request, status, headers, content)
+
+    def send(self, request: BaseHTTPRequestHandler, status: int, headers: dict[str, str], content: bytes) -> None:
         self.requests.append((request.command, request.path, status))
         request.send_response(status)
         for name, value in {**headers, "Content-Length": str(len(content))}.items():
             request.send_header(name, value)
         request.end_headers()
         if request.command == "GET":
-            request.wfile.write(content)
+            with suppress(ConnectionError):  # (a client may have learnt enough elsewhere)
+                request.wfile.write(content)
 
     def close(self) -> None:
         self._server.shutdown()
@@ -90,6 +97,48 @@ def serving(folder: Path) -> Iterator[FileServer]:
     server = FileServer(folder)
     try:
         yield server
+    finally:
+        server.close()
+
+
+class GoogleServer(FileServer):
+    """A folder as a bucket of Google's storage: of its JSON API what gcsfs asks, lists, sizes and ranges of objects."""
+
+    def answer(self, request: BaseHTTPRequestHandler) -> None:
+        address = urlsplit(request.path)
+        what, name = re.fullmatch(r"(/download)?/storage/v1/b/\w+/o/?(.*)", address.path).groups()  # type: ignore[union-attr]
+        name = unquote(name)
+        if what or self.refuse or not (self.folder / name).exists():
+            request.path = name
+            return super().answer(request)
+        prefix = name or parse_qs(address.query)["prefix"][0]
+        paths = sorted(path for path in self.folder.rglob("*") if path.is_file())
+        objects = [
+            {
+                "name": str(path.relative_to(self.folder)),
+                "size": path.stat().st_size,
+                "etag": str(path.stat().st_mtime_ns),
+            }
+            for path in paths
+        ]
+        found = [each for each in objects if each["name"].startswith(prefix)]
+        content = json.dumps(found[0] if name else {"items": found})
+        self.send(request, 200, {"Content-Type": "application/json"}, content.encode())
+
+
+@contextmanager
+def google_bucket(folder: Path) -> Iterator[GoogleServer]:
+    """A bucket `private` with the files of a folder, on a loopback server that the environment names.
+
+    Skips the test where a package is missing.
+    """
+    pytest.importorskip("gcsfs", reason="needs gcsfs")
+    server = GoogleServer(folder)
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("STORAGE_EMULATOR_HOST", server.url)
+            patch.setattr(remote, "_filesystems", {})  # (the address is that of the first use)
+            yield server
     finally:
         server.close()
 

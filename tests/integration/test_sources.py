@@ -8,7 +8,7 @@ import torch
 from tests import tiny
 from tests.integration.test_resume import Killed, content, content_of, same
 from tests.processes import run_on, start_on
-from tests.servers import s3_bucket, serving
+from tests.servers import google_bucket, s3_bucket, serving
 from tests.source_files import write_forms, write_tar
 from tests.tables import png
 from vlmo.doctor import examine
@@ -145,11 +145,13 @@ def test_killed_twice(go, forms, tmp_path, form):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("form", ["tar", "parquet"])
-def test_from_a_private_bucket(train, forms, form):
+@pytest.mark.parametrize("service", ["s3", "gs"])
+def test_from_a_bucket(train, forms, form, service):
     root, found = forms
     expected = content(train("arrow"))
-    with s3_bucket(root.glob("*-[01].*")) as bucket:
-        datasets = [name.replace(str(root), bucket) for name in found[form]]
+    with s3_bucket(root.glob("*-[01].*")) if service == "s3" else google_bucket(root) as bucket:
+        place = bucket if service == "s3" else "gs://private"
+        datasets = [name.replace(str(root), place) for name in found[form]]
         for workers in (0, 2):
             assert_same(expected, content(train(form, f"{workers}", datasets=datasets, num_workers=workers)))
 

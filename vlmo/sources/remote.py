@@ -21,6 +21,9 @@ CONNECT_SECONDS, SILENT_SECONDS = 30, 60  # that a server may take to answer, an
 PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "http": "aiohttp", "https": "aiohttp"}
 REFUSED, GONE = (401, 403), (404, 410)  # of HTTP
 NO_LOGIN = ("NoCredentialsError", "PartialCredentialsError", "TokenRetrievalError", "RefreshError")
+AWS = "AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; a public bucket: FSSPEC_S3_ANON=true"
+GOOGLE = "gcloud auth application-default login, or GOOGLE_APPLICATION_CREDENTIALS"
+LOGINS = {"s3": f" ({AWS})", "s3a": f" ({AWS})", "gs": f" ({GOOGLE})", "gcs": f" ({GOOGLE})"}
 
 _filesystems: dict[tuple[int, str], Any] = {}  # by process: a forked one cannot use its parent's connections
 _lock = threading.Lock()
@@ -130,7 +133,7 @@ def _filesystem(path: str) -> Any:
         if key not in _filesystems:
             try:
                 fsspec: Any = importlib.import_module("fsspec")
-                _filesystems[key] = fsspec.filesystem(scheme, skip_instance_cache=True, **_patience(scheme))
+                _filesystems[key] = fsspec.filesystem(scheme, skip_instance_cache=True, **_options(scheme))
             except ImportError as error:
                 package = PACKAGES.get(scheme, "fsspec")
                 raise VLMoError(f"{path}: needs the package {package}: pip install 'vlmo[remote]'") from error
@@ -139,8 +142,8 @@ def _filesystem(path: str) -> Any:
         return _filesystems[key]
 
 
-def _patience(scheme: str) -> dict[str, Any]:
-    """How long to wait for a server."""
+def _options(scheme: str) -> dict[str, Any]:
+    """What a file system is opened with: how long to wait for a server, above all."""
     if scheme in ("http", "https"):
         aiohttp: Any = importlib.import_module("aiohttp")
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=SILENT_SECONDS)
@@ -148,6 +151,9 @@ def _patience(scheme: str) -> dict[str, Any]:
         return {"client_kwargs": {"timeout": timeout, "read_bufsize": BUFFER_BYTES}}
     if scheme in ("s3", "s3a"):
         return {"config_kwargs": {"connect_timeout": CONNECT_SECONDS, "read_timeout": SILENT_SECONDS}}
+    if scheme in ("gs", "gcs"):
+        # without a login, what finds zonal buckets warns at every read; who has one can switch it on
+        os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
     return {}
 
 
@@ -166,13 +172,15 @@ def _attempt(path: str, call: Callable[[], Any]) -> Any:
             raise
         except Exception as problem:  # (each service raises its own)
             error = _true_cause(problem)
-            if isinstance(error, FileNotFoundError) or getattr(error, "status", None) in GONE:
+            status = getattr(error, "status", None) or getattr(error, "code", None)  # of aiohttp; of gcsfs
+            if isinstance(error, FileNotFoundError) or status in GONE:
                 raise VLMoError(f"{path}: is missing on the server") from error
-            refused = isinstance(error, PermissionError) or getattr(error, "status", None) in REFUSED
+            # (gcsfs calls 403 an OSError)
+            refused = isinstance(error, PermissionError) or status in REFUSED or str(error).startswith("Forbidden")
             if refused or type(error).__name__ in NO_LOGIN:
+                login = LOGINS.get(path.partition("://")[0], "")
                 raise VLMoError(
-                    f"{path}: the server refuses ({_line(error)}); log in as its own tools do (for S3: AWS_PROFILE, or "
-                    "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; a public bucket: FSSPEC_S3_ANON=true)"
+                    f"{path}: the server refuses ({_line(error)}); log in as its own tools do{login}"
                 ) from error
             last = error
     raise VLMoError(f"{path}: cannot be read after {ATTEMPTS} attempts; the last: {_line(last)}") from last

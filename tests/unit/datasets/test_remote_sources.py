@@ -8,7 +8,7 @@ import pytest
 
 from tests import tables
 from tests.processes import in_processes
-from tests.servers import s3_bucket, serving
+from tests.servers import google_bucket, s3_bucket, serving
 from tests.source_files import images, sample, texts, write_tar
 from vlmo.errors import VLMoError
 from vlmo.registry import DATASETS
@@ -179,3 +179,16 @@ def test_s3(tmp_path, server):
             check(DATASETS[f"tar:{bucket}{place}"].open("train", options))
         with pytest.raises(VLMoError, match=r"s3://private/pairs/2\.tar: is missing on the server"):
             DATASETS[f"tar:{bucket}/{{0..2}}.tar"].open("train", options)
+
+
+def test_google_storage(tmp_path, server):
+    options = SourceOptions(cache=tmp_path / "cache")
+    with google_bucket(server.folder.parent) as bucket:
+        for place in ("/*.tar", "/{0..1}.tar", ""):
+            check(DATASETS[f"tar:gs://private/served{place}"].open("train", options))
+        assert len(bucket.fetched) == len(set(bucket.fetched)) > 20
+        with pytest.raises(VLMoError, match=r"gs://private/served/2\.tar: is missing on the server"):
+            DATASETS["tar:gs://private/served/{0..2}.tar"].open("train", options)
+        bucket.refuse = True
+        with pytest.raises(VLMoError, match="the server refuses .*gcloud auth"):
+            DATASETS["tar:gs://private/served"].open("train", SourceOptions(cache=tmp_path / "other"))
