@@ -38,6 +38,8 @@ class Tokenizer:
 
     def __call__(self, text: str, truncation: bool = False, max_length: int | None = None) -> dict[str, list[int]]:
         """Gives `input_ids`: [CLS], the text's tokens and [SEP]; with `truncation` at most `max_length` of them."""
+        if not text.isascii():  # half surrogates, which UTF-8 cannot hold, become "?", as in converted tables
+            text = text.encode("utf-8", "replace").decode()
         ids = self._tokenizer.encode(text, add_special_tokens=False).ids
         if truncation and max_length is not None:
             ids = ids[: max(max_length - 2, 0)]

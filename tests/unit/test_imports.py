@@ -167,7 +167,7 @@ def test_every_module_can_be_imported_alone():
     failures = context.Queue()
     process = context.Process(target=import_each_alone, args=(failures,))
     process.start()
-    assert failures.get(timeout=60) == []
+    assert failures.get(timeout=300) == []  # (of a busy machine)
     process.join(60)
 
 

@@ -43,6 +43,10 @@ def test_word_pieces_lower_case_without_accents(tokenizer):
     assert tokenize(tokenizer, "", 40) == [2, 3]
 
 
+def test_half_surrogates_are_read_as_a_converter_writes_them(tokenizer):
+    assert tokens(tokenizer, "the \ud83d cat") == tokens(tokenizer, "the ? cat")
+
+
 def test_text_is_cut_with_its_ends_kept(tokenizer):
     assert tokens(tokenizer, "the cat the cat the cat", 5) == "[CLS] the cat the [SEP]"
     assert tokens(tokenizer, "the cat the cat the cat", 8) == "[CLS] the cat the cat the cat [SEP]"
