@@ -37,7 +37,13 @@ figure { width: 15em; margin: 0; font-size: 13px } figure.plot { width: 320px; m
 .key { white-space: nowrap; margin-right: 1em } .key b { display: inline-block; width: 1em; height: .6em }
 .confusion td, .confusion th { padding: .1em .3em; font-size: 12px } small { color: #666 }
 pre { background: #f4f4f4; padding: .7em; white-space: pre-wrap } .bad { color: #a12 } h2 { margin-top: 2em }
+.grid { stroke: #eee }
 @media (max-width: 640px) { h1 { font-size: 1.4em } }
+@media (prefers-color-scheme: dark) {
+  :root { color-scheme: dark } body { color: #ddd; background: #17191d } td, th { border-color: #3a3d43 }
+  a { color: #8ab4e8 } small { color: #999 } pre { background: #24272d } .bad { color: #f28b82 }
+  svg text { fill: #aaa } .grid { stroke: #33363c }
+}
 """
 
 
@@ -187,7 +193,7 @@ def _axes(across: Scale, up: Scale) -> str:
     parts = []
     for value in up.ticks():
         y = up(value)
-        parts.append(f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}" stroke="#eee"/>')
+        parts.append(f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}" class=grid />')
         parts.append(f'<text x="{LEFT - 5}" y="{y + 4:.1f}" text-anchor="end">{value:.6g}</text>')
     for value in across.ticks():
         parts.append(f'<text x="{across(value):.1f}" y="{HEIGHT - 8}" text-anchor="middle">{value:,.6g}</text>')

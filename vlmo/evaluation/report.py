@@ -113,6 +113,7 @@ h1 { font-size: 1.4em } h2 { border-bottom: 2px solid #4a7ebb }
 .number { fill: #cfdcee } .line { fill: none } .quiet { color: #666 }
 .confusion td, .confusion th { text-align: center } .confusion th:first-child { text-align: right }
 a { color: #2f5f9e; margin-right: 1em }
+@media (prefers-color-scheme: dark) { a { color: #8ab4e8 } .quiet { color: #999 } .number { fill: #34425a } }
 """
 )
 
