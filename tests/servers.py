@@ -11,6 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.request import Request, urlopen
 
 import pytest
 
@@ -162,6 +163,8 @@ def s3_bucket(files: Iterable[Path]) -> Iterator[str]:
             for name, value in login.items():
                 patch.setenv(name, value)
             patch.setattr(remote, "_filesystems", {})  # (the address is that of the first use)
+            # (what earlier tests of this process have stored is still there)
+            urlopen(Request(f"{login['AWS_ENDPOINT_URL']}/moto-api/reset", method="POST")).close()
             client = boto3.client("s3")
             client.create_bucket(Bucket="private")
             for path in files:
