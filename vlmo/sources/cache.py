@@ -40,14 +40,14 @@ class DiskCache:
     def open(self, key: str, make: Callable[[], bytes]) -> BinaryIO:
         """What `key` stands for, made if it is not there; to be closed by the caller, after which it may be removed."""
         name = hashlib.sha256(key.encode()).hexdigest()[:40]
-        path = self.folder / "blocks" / name[:2] / name
+        path = f"{self.folder}/blocks/{name[:2]}/{name}"
         if file := _open(path):
             return file
         with self._lock(name):
             if file := _open(path):
                 return file
             data = make()
-            return self._write(path, data) or io.BytesIO(data)
+            return self._write(Path(path), data) or io.BytesIO(data)
 
     def _write(self, path: Path, data: bytes) -> BinaryIO | None:
         for attempt in range(2):
@@ -107,9 +107,9 @@ class DiskCache:
                 file.close()
 
 
-def _open(path: Path) -> BinaryIO | None:
+def _open(path: str) -> BinaryIO | None:
     try:
-        file = path.open("rb")
+        file = open(path, "rb", buffering=0)  # noqa: SIM115 (read by place, and closed by who asked for it)
     except FileNotFoundError:
         return None
     with suppress(OSError):
