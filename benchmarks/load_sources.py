@@ -1,11 +1,11 @@
 """The training loader on the same pairs as Arrow, as tars and as Parquet, on a disk and behind a server.
 
-python -m benchmarks.load_sources [--images 4000] [--seconds 15] [--repeat 3] [--samples 100000]
+python -m benchmarks.load_sources [--images 10000] [--seconds 10] [--repeat 3] [--samples 100000]
 
 Three tables. First the work: processor time of an image from Arrow, tars, Parquet and webdataset's own loader, a batch
 of each in turn in one process, which makes the same of an image (crop, augmentations, tokens, masks). Then the waiting:
 images a second of one loader process from Arrow and from a loopback server that answers 20 ms late, measured after the
-first 5 seconds, in turn; the cache holds half of the data, which is four windows, so that every epoch is fetched anew.
+first 10 seconds, in turn; the cache holds four windows.
 On Linux the loader process has the first core for itself, whatever it reads; the server and the process that takes the
 batches share the last. Last the memory of a process that takes 100,000 samples of small images from that server.
 """
@@ -40,9 +40,9 @@ from vlmo.datasets.base_dataset import BaseDataset
 from vlmo.images import decode_image
 
 LATENCY = 0.02  # seconds
-WARM_UP = 5.0  # seconds
+WARM_UP = 10.0  # seconds: by then the cache is full
 SHARD = 250  # samples of a tar or Parquet file
-WINDOW = 512
+WINDOW = 1024
 CLOCK = time.process_time
 CORES = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
 
@@ -147,8 +147,8 @@ def use_core(place: int) -> None:
 def rate(kind: str, root: Path, url: str, seconds: float) -> float:
     """Images a second of a loader with one process, after the first seconds."""
     use_core(0)
-    size = sum(path.stat().st_size for path in root.glob("*.tar"))
-    source = endless(open_loader(kind, root, url, 1, data_cache_gb=size / 2e9)[1])
+    sizes = [path.stat().st_size for path in root.glob("*.tar")]
+    source = endless(open_loader(kind, root, url, 1, data_cache_gb=4 * WINDOW * max(sizes) / SHARD / 1e9)[1])
     next(source)  # (starts the loader process)
     use_core(-1)
     start = time.perf_counter()
@@ -214,9 +214,9 @@ def report(options: argparse.Namespace) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     # (so many that what is timed lies within an epoch: at its start the first window is waited for)
-    parser.add_argument("--images", type=int, default=12_000)
+    parser.add_argument("--images", type=int, default=10_000)
     parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--seconds", type=float, default=15)
+    parser.add_argument("--seconds", type=float, default=10)
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--samples", type=int, default=100_000)
     parser.add_argument("--serve", help=argparse.SUPPRESS)

@@ -3,7 +3,7 @@
 import os
 import queue
 import threading
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from itertools import chain
@@ -16,7 +16,6 @@ from vlmo.datasets.base_dataset import ConcatDataset
 from vlmo.errors import VLMoError
 
 THREADS = 8  # of a process, that fetch
-REMEMBERED = 65536  # units that have been announced and are not again
 
 
 class Announcing(NamedTuple):
@@ -27,7 +26,9 @@ class Announcing(NamedTuple):
 
 
 class AnnouncedBatches:
-    """Batches of another sampler, each with the units that the samples `ahead` of it need and none before has needed.
+    """Batches of another sampler, each with the units that the samples `ahead` of it need.
+
+    One that was needed within the last `ahead` samples is not named again; before that, the cache may have lost it.
 
     Attributes:
         sampler: of single samples; Lightning tells it the epoch.
@@ -47,16 +48,20 @@ class AnnouncedBatches:
 
     def __iter__(self) -> Iterator[Announcing]:
         waiting: deque[Announcing] = deque()
-        known: OrderedDict[tuple[int, int, int], None] = OrderedDict()
-        count = 0
+        needed: dict[tuple[int, int, int], int] = {}  # by which sample last, in this order
+        count = number = 0
         for batch in self.batches:
             keys = list(batch)
-            units = [unit for unit in self.dataset.units(_numbers(keys)) if unit not in known]
-            known.update(dict.fromkeys(units))
-            while len(known) > REMEMBERED:
-                known.popitem(last=False)
-            waiting.append(Announcing(keys, units))
+            units = self.dataset.units(_numbers(keys))
+            new = [unit for unit in units if unit not in needed]
+            for unit in units:
+                needed.pop(unit, None)
+                needed[unit] = number
+            while needed and number - needed[oldest := next(iter(needed))] > self.ahead:
+                del needed[oldest]
+            waiting.append(Announcing(keys, new))
             count += len(keys)
+            number += len(keys)
             if count > self.ahead:
                 first = waiting.popleft()
                 count -= len(first.keys)
