@@ -75,19 +75,22 @@ class DiskCache:
         if self._unseen < limit / LOOKS:
             return
         self._unseen = 0
-        files = []
-        for path in (self.folder / "blocks").glob("*/*"):
-            with suppress(FileNotFoundError):  # (another process removes too)
-                found = path.stat()
-                files.append((found.st_mtime_ns, found.st_size, path))
-        files.sort(key=lambda file: file[0])
+        files: list[tuple[int, int, str]] = []  # (pathlib takes nearly twice as long)
+        with suppress(FileNotFoundError):
+            for folder in os.scandir(self.folder / "blocks"):
+                for entry in os.scandir(folder):
+                    with suppress(FileNotFoundError):  # (another process removes too)
+                        found = entry.stat()
+                        files.append((found.st_mtime_ns, found.st_size, entry.path))
+        files.sort()
         excess = sum(file[1] for file in files) + size - limit
         if excess > 0:
             excess += int((1 - KEPT) * limit)
         for _, length, path in files:
             if excess <= 0:
                 break
-            path.unlink(missing_ok=True)
+            with suppress(FileNotFoundError):
+                os.unlink(path)
             excess -= length
 
     @contextmanager
