@@ -69,7 +69,7 @@ class Batch(TypedDict, total=False):
     """Keys of `FIELDS`; which of them are there depends on the data set and on what the tasks ask for.
 
     The training loader leaves images as bytes (uint8), a quarter of what workers hand over and a GPU is sent; on the
-    device, before a task sees them, they become pixels (`wire_format.with_pixels`).
+    device, before a callback or a task sees them, they become pixels (`wire_format.with_pixels`).
     """
 
     image: Tensor  # (B, 3, S, S) float, normalised to [-1, 1]

@@ -274,8 +274,8 @@ class MTDataModule(LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         """Shuffled anew each epoch (with `group_by_length`, texts of similar length together), augmented.
 
-        Images are bytes, which become pixels on the device; of a loader used by itself, `wire_format.with_pixels`
-        makes them. (A transform of one's own that does not end with `to_tensor` gives what it gives.)
+        Images are bytes, which become pixels on the device (the model takes both; `wire_format.with_pixels`). A
+        transform of one's own that does not end with `to_tensor` gives what it gives.
 
         Raises:
             VLMoError: if there are fewer samples than processes.

@@ -95,7 +95,8 @@ class BaseDataset(Dataset):
             tokenizer: BERT's, as `load_tokenizer` makes it.
             max_text_len: tokens, [CLS] and [SEP] included; longer texts are cut.
             masker: for masked language modelling.
-            transform: RGB image to (3, S, S); draws from torch's global generator only.
+            transform: RGB image to (3, S, S), pixels or, in training, bytes of them (uint8; `Batch`); draws from
+                torch's global generator only.
             wanted: names of the fields that somebody reads: other images are not decoded, nor are tokens masked for
                 nobody.
             image_decoding: as of `decode_image`.

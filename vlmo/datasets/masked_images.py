@@ -86,7 +86,7 @@ class MaskedImages(Dataset):
             paths: Arrow files, in this order; or the tables of a source.
             image_columns: columns with encoded images.
             masker: draws the patches to hide; None: none are.
-            transform: RGB image to (3, S, S); draws from torch's global generator only.
+            transform: as of `BaseDataset`.
             image_decoding: as of `decode_image`.
             targets: what else a sample holds, also one whose image cannot be decoded (`BaseDataset.image_targets`).
             wanted: names of the fields that somebody reads. With "sample_key", a sample of a key with a seed, which is

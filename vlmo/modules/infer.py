@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vlmo.distributed.wire_format import as_pixels
+
 
 def infer(
     model: Any, batch: Mapping[str, Any], mask_text: bool = False, image_token_type_idx: int = 1
@@ -83,7 +85,7 @@ def _all_ones(hidden: Tensor) -> Tensor:
 def _image(batch: Mapping[str, Any], token_type: int) -> Tensor:
     """Picks the image of that token type: of two, `image_0` or `image_1`, else `image`."""
     name = f"image_{token_type - 1}"
-    return batch[name] if name in batch else batch["image"]
+    return as_pixels(batch[name] if name in batch else batch["image"])
 
 
 def _text_fields(batch: Mapping[str, Any], mask_text: bool) -> dict[str, Any]:

@@ -118,7 +118,8 @@ class VLMo(VLMoModel, pl.LightningModule):
     def forward(self, batch: Batch) -> dict[str, TaskOutput]:
         """Computes all tasks that are on, by name; their losses are weighted by `loss_names`."""
         weights = self.settings.loss_names
-        outputs = compute_tasks(self, self.tasks, batch)
+        pixels: Any = with_pixels(batch)  # (a loader that is used by hand gives bytes)
+        outputs = compute_tasks(self, self.tasks, pixels)
         return {name: replace(output, loss=output.loss * weights[name]) for name, output in outputs.items()}
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:

@@ -43,7 +43,7 @@ def warp(image: Image.Image, x_from: Row, y_from: Row) -> Image.Image:
 
 @lru_cache(maxsize=4)  # an augmentation asks for two, one by sign
 def _neighbours(width: int, height: int, x_from: Row, y_from: Row) -> tuple[torch.Tensor, torch.Tensor]:
-    """What a warp makes each pixel of, both (H * W, 4): places in the framed image, int32, and weights, in 1/1024."""
+    """What a warp makes each pixel of, both (H * W, 4): places in the framed image, int32, and weights."""
     rows, columns = np.ogrid[:height, :width]
     x, y = _in_32nds(x_from, columns, rows), _in_32nds(y_from, columns, rows)
     right, down, below = x & 31, y & 31, width + 4

@@ -10,6 +10,7 @@ from tests import tiny
 from tests.conftest import GOLDENS
 from vlmo.checkpoints.metadata import METADATA_KEY
 from vlmo.checkpoints.pretrained import metadata_of
+from vlmo.distributed.wire_format import from_bytes
 from vlmo.errors import VLMoError
 from vlmo.modules import VLMo
 from vlmo.tasks.base import TaskOutput
@@ -303,6 +304,16 @@ def test_the_step_is_the_sum_of_the_losses():
     torch.manual_seed(0)
     assert model.training_step(batch, 0).item() == pytest.approx(sum(outputs.values()), rel=1e-6)
     assert all(isinstance(output, TaskOutput) for output in model(batch).values())
+
+
+def test_images_may_be_bytes():
+    model, batch = tiny.model("task_mlm_itm_itc_base"), tiny.batch()
+    levels = torch.randint(0, 256, batch["image"].shape, dtype=torch.uint8)
+    as_bytes, as_pixels = batch | {"image": levels}, batch | {"image": from_bytes(levels)}
+    losses = [{name: output.loss for name, output in model(each).items()} for each in (as_bytes, as_pixels)]
+    assert losses[0] == losses[1]
+    features = [model.infer(each)["cls_feats"] for each in (as_bytes, as_pixels)]
+    assert torch.equal(*features)
 
 
 def test_a_batch_without_any_readable_image():
