@@ -6,7 +6,12 @@ Importing the package imports nothing else; these are looked up when they are fi
 """
 
 import importlib
+import os
 from typing import Any
+
+# Lightning imports gcsfs where it is installed: with its support of zonal buckets it says so at every start, and warns
+# at every read without a login
+os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
 
 __version__ = "1.0.0"
 __all__ = ["Predictor", "VLMoModel", "resolve", "run"]  # noqa: F822  (looked up below)

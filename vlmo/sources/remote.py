@@ -133,7 +133,7 @@ def _filesystem(path: str) -> Any:
         if key not in _filesystems:
             try:
                 fsspec: Any = importlib.import_module("fsspec")
-                _filesystems[key] = fsspec.filesystem(scheme, skip_instance_cache=True, **_options(scheme))
+                _filesystems[key] = fsspec.filesystem(scheme, skip_instance_cache=True, **_patience(scheme))
             except ImportError as error:
                 package = PACKAGES.get(scheme, "fsspec")
                 raise VLMoError(f"{path}: needs the package {package}: pip install 'vlmo[remote]'") from error
@@ -142,8 +142,8 @@ def _filesystem(path: str) -> Any:
         return _filesystems[key]
 
 
-def _options(scheme: str) -> dict[str, Any]:
-    """What a file system is opened with: how long to wait for a server, above all."""
+def _patience(scheme: str) -> dict[str, Any]:
+    """How long to wait for a server."""
     if scheme in ("http", "https"):
         aiohttp: Any = importlib.import_module("aiohttp")
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=SILENT_SECONDS)
@@ -151,9 +151,6 @@ def _options(scheme: str) -> dict[str, Any]:
         return {"client_kwargs": {"timeout": timeout, "read_bufsize": BUFFER_BYTES}}
     if scheme in ("s3", "s3a"):
         return {"config_kwargs": {"connect_timeout": CONNECT_SECONDS, "read_timeout": SILENT_SECONDS}}
-    if scheme in ("gs", "gcs"):
-        # without a login, what finds zonal buckets warns at every read; who has one can switch it on
-        os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
     return {}
 
 
