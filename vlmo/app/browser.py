@@ -12,6 +12,7 @@ from vlmo.batch import IGNORE_INDEX
 from vlmo.datamodules.multitask_datamodule import MTDataModule
 from vlmo.datasets.base_dataset import BaseDataset, Skipped
 from vlmo.datasets.masked_images import MaskedImages
+from vlmo.distributed.wire_format import to_bytes
 from vlmo.errors import InputError
 from vlmo.images import UndecodableImage, decode_image
 from vlmo.inference import Predictor
@@ -235,10 +236,8 @@ def _sizes(location: Any, columns: Sequence[str]) -> Iterator[tuple[int, int] | 
 
 def _as_picture(values: torch.Tensor, hidden: Any = None) -> Image.Image:
     """What the model gets, in [-1, 1], (3, S, S), as a picture; patches that are hidden from it are grey."""
-    if values.dtype == torch.uint8:
-        pixels = values.permute(1, 2, 0).numpy().copy()
-    else:
-        pixels = ((values.permute(1, 2, 0) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).numpy()
+    levels = values if values.dtype == torch.uint8 else to_bytes(values)
+    pixels = levels.permute(1, 2, 0).numpy().copy()
     if hidden is not None:
         window = pixels.shape[0] // PATCH_SIZE
         grey = np.asarray(hidden, bool).reshape(window, window).repeat(PATCH_SIZE, 0).repeat(PATCH_SIZE, 1)

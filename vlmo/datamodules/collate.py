@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from vlmo.batch import IMAGES, Batch, Field
+from vlmo.batch import IMAGE, IMAGES, Batch, Field
 from vlmo.datasets.base_dataset import Skipped
 from vlmo.distributed.wire_format import as_pixels
 from vlmo.errors import VLMoError
@@ -72,7 +72,7 @@ class Collator:
         if not field.shape:
             return torch.tensor(values, dtype=field.dtype)
         rows = [torch.as_tensor(value) for value in values]
-        if field.dtype.is_floating_point and any(row.dtype == torch.uint8 for row in rows):  # images as bytes
+        if field == IMAGE and any(row.dtype == torch.uint8 for row in rows):  # as bytes
             if name.rpartition(".")[2] in IMAGES and all(row.dtype == torch.uint8 for row in rows):
                 return default_collate(rows)
             rows = [as_pixels(row) for row in rows]

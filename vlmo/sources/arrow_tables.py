@@ -293,7 +293,7 @@ def flat_columns(path: Path, *columns: str) -> Iterator[list[pa.Array]]:
 
 
 def is_list(kind: pa.DataType) -> bool:
-    return pa.types.is_list(kind) or pa.types.is_large_list(kind)
+    return kind.id in LISTS
 
 
 # --- checks of offsets ------------------------------------------------------------------------------------------------
@@ -310,7 +310,7 @@ def check_range(array: pa.Array, start: int, stop: int) -> None:
         pa.ArrowInvalid: if they lie outside of what the array has.
     """
     kind = array.type
-    if kind.id in LISTS:
+    if is_list(kind):
         first, last = _bounds(array, start, stop, len(array.values))
         check_range(array.values, first, last)
     elif kind.id in OFFSETS:

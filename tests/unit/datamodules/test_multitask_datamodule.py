@@ -103,6 +103,8 @@ def test_images_of_a_field_of_ones_own_become_pixels_in_the_loader():
     batch = collate([{"image": image, "image_2": image}])
     assert batch["images_are_bytes"] and batch["image"].dtype == torch.uint8
     assert torch.equal(batch["image_2"][0], from_bytes(image))
+    shares = Collator({"shares": Field(("K",), torch.float32, padding=0)}, 8)([{"shares": image[0, 0]}])
+    assert shares["shares"].tolist() == [[0, 1]]  # bytes that are no image are what they are
     mixed = collate([{"image": image, "image_0": from_bytes(image)}])
     assert "images_are_bytes" not in mixed and torch.equal(mixed["image"], mixed["image_0"])
 
